@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all their own set-up on a bare Debian with Python 3.11.
+PYTHON := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help demo run test check unit wheel lock clean
+
+help: ## list the goals
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## record and transcribe a sample call, and print the conversation
+	@scripts/setup run
+	@$(PYTHON) scripts/demo.py
+
+run: ## start the bridge with its embedded defaults, data in ./data
+	@scripts/setup run
+	@exec .venv/bin/siprec-bridge serve
+
+test: ## the whole suite: format, lint, types, layers, tests
+	@scripts/setup test
+	@$(MAKE) --no-print-directory check unit
+
+check:
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+unit:
+	$(PYTHON) -m pytest -m "not slow"
+
+wheel: ## build the wheel and run the suite against it, not against the checkout
+	@scripts/setup test
+	@scripts/test-wheel
+
+lock: ## pin the newest versions that pyproject.toml allows
+	scripts/lock
+
+clean: ## remove what the goals above made, but not ./data
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,249 @@
+"""Every setting of the bridge: name, type, default, meaning.
+
+A setting is an environment variable. The same names, in a TOML file (`http_port = 8080`, or
+`[http]` with `port = 8080`) and in `.env`, rank below it: defaults < TOML < .env < environment.
+`NAME_FILE` names a file that holds the value of `NAME`, for secrets. What begins with a
+provider's name (`WHISPER_…`) belongs to that provider, which reads it from `options`.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from siprec_bridge.provider import ConfigurationError, parse_duration
+
+
+def _ports(value: object) -> object:
+    """Split "5060,5070" at its commas; empty text is no port at all."""
+    if isinstance(value, str):
+        return [part for part in value.replace(" ", "").split(",") if part]
+    return value
+
+
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip().lower() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _duration(value: object) -> object:
+    return timedelta(seconds=parse_duration(value)) if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
+NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+class Settings(BaseModel):
+    """What the operator chose. Build it with `load`; attribute = variable in lower case."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    # Signalling
+    sip_host: str = Field("0.0.0.0", description="address that SIP listens on")
+    ports: PortList = Field((5060,), description="SIP ports, UDP and TCP; 0 picks a free one")
+    udp_ports: PortList | None = Field(None, description="SIP ports for UDP, instead of PORTS")
+    tcp_ports: PortList | None = Field(None, description="SIP ports for TCP, instead of PORTS")
+    external_ip: str | None = Field(
+        None, description="address that Contact and SDP announce (behind NAT); else the local one"
+    )
+
+    # Media
+    rtp_bind_ip: str | None = Field(
+        None, description="address that RTP is received on; else SIP_HOST"
+    )
+    rtp_port_min: Annotated[int, Field(ge=1024, le=65535)] = Field(
+        16384, description="first RTP port"
+    )
+    rtp_port_max: Annotated[int, Field(ge=1024, le=65535)] = Field(
+        32767, description="last RTP port"
+    )
+    rtp_timeout: Duration = Field(
+        timedelta(seconds=30), description="a stream without RTP for so long is reported as silent"
+    )
+    rtp_fast_path: bool = Field(True, description="receive with recvmmsg; false: plain sockets")
+
+    # Storage
+    data_dir: Path = Field(
+        Path("data"), description="folder of everything the bridge keeps on disk"
+    )
+    recording_dir: Path | None = Field(None, description="audio; else DATA_DIR/recordings")
+    database_url: str | None = Field(
+        None, description="database; else SQLite in DATA_DIR/siprec-bridge.db"
+    )
+
+    # Transcription
+    supported_vendors: NameList = Field(("whisper",), description="providers that may be used")
+    stt_default_vendor: str = Field("whisper", description="provider of a call that names none")
+    transcription_attempts: Annotated[int, Field(ge=1)] = Field(
+        5, description="runs before a job is parked as failed"
+    )
+    transcription_retry_delay: Duration = Field(
+        timedelta(seconds=5),
+        description="wait before the second run; doubles with each further one",
+    )
+
+    # Delivery
+    amqp_url: str | None = Field(
+        None, description="amqp://user:password@host:5672/vhost; none: no AMQP"
+    )
+    amqp_exchange: str = Field(
+        "siprec", min_length=1, description="topic exchange that is published to"
+    )
+
+    # Operation
+    http_host: str = Field(
+        "127.0.0.1",
+        description="address of API, page, metrics, health and WebSocket; "
+        "no login yet: open it to trusted networks only",
+    )
+    http_port: Port = Field(8080, description="port of the same; 0 picks a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged"
+    )
+    log_format: Literal["json", "console", "auto"] = Field(
+        "auto", description="auto: console on a terminal, else json"
+    )
+    shutdown_timeout: Duration = Field(
+        timedelta(seconds=20), description="longest wait for running work when told to stop"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lower_levels(cls, values: dict[str, object]) -> dict[str, object]:
+        return {
+            name: value.lower()
+            if name in ("log_level", "log_format", "stt_default_vendor") and isinstance(value, str)
+            else value
+            for name, value in values.items()
+        }
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.rtp_port_max - self.rtp_port_min < 3:
+            raise ValueError("RTP_PORT_MAX must be at least RTP_PORT_MIN + 3 (two RTP/RTCP pairs)")
+        if self.stt_default_vendor not in self.supported_vendors:
+            raise ValueError(
+                f"STT_DEFAULT_VENDOR={self.stt_default_vendor} is not among SUPPORTED_VENDORS="
+                + ",".join(self.supported_vendors)
+            )
+        if not (self.sip_udp_ports or self.sip_tcp_ports):
+            raise ValueError("PORTS: at least one UDP or TCP port is needed")
+        return self
+
+    @property
+    def sip_udp_ports(self) -> tuple[int, ...]:
+        """UDP ports to listen on."""
+        return self.ports if self.udp_ports is None else self.udp_ports
+
+    @property
+    def sip_tcp_ports(self) -> tuple[int, ...]:
+        """TCP ports to listen on."""
+        return self.ports if self.tcp_ports is None else self.tcp_ports
+
+    @property
+    def recordings(self) -> Path:
+        """Absolute folder of the audio."""
+        return (self.recording_dir or self.data_dir / "recordings").absolute()
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'siprec-bridge.db'}"
+
+
+def gather(
+    environment: Mapping[str, str],
+    *,
+    toml_file: Path | None = None,
+    dotenv_file: Path | None = None,
+) -> dict[str, str]:
+    """Merge all sources into one mapping of upper-case names to text; empty values are unset.
+
+    Raises ConfigurationError when a named file cannot be read.
+    """
+    merged: dict[str, str] = {}
+    if toml_file is not None:
+        try:
+            table = tomllib.loads(toml_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(str(toml_file), f"cannot be read: {error}") from error
+        merged |= _flatten(table)
+        _refuse_unknown(merged, toml_file)
+    if dotenv_file is not None and dotenv_file.is_file():
+        merged |= {
+            name.upper(): value for name, value in dotenv_values(dotenv_file).items() if value
+        }
+    merged |= {name: value for name, value in environment.items() if name.isupper()}
+    return {name: value for name, value in _read_secrets(merged).items() if value.strip()}
+
+
+def load(options: Mapping[str, str]) -> Settings:
+    """Check what `gather` found. Raises ConfigurationError that names variable, value, allowed."""
+    known = {
+        name: options[name.upper()] for name in Settings.model_fields if name.upper() in options
+    }
+    try:
+        return Settings.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # a rule over several settings: the text names them
+            raise ConfigurationError("settings", message) from error
+        name = str(first["loc"][0]).upper()
+        raise ConfigurationError(f"{name}={options.get(name, '')}", message) from error
+
+
+def from_environment(toml_file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """The settings of this process, and all options for the providers to pick theirs from."""
+    if toml_file is None and "SIPREC_BRIDGE_CONFIG" in os.environ:
+        toml_file = Path(os.environ["SIPREC_BRIDGE_CONFIG"])
+    options = gather(os.environ, toml_file=toml_file, dotenv_file=Path(".env"))
+    return load(options), options
+
+
+def _flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}".upper().replace("-", "_")
+        match value:
+            case dict():
+                flat |= _flatten(value, f"{name}_")
+            case bool():
+                flat[name] = "true" if value else "false"
+            case list():
+                flat[name] = ",".join(str(item) for item in value)
+            case _:
+                flat[name] = str(value)
+    return flat
+
+
+def _refuse_unknown(options: Mapping[str, str], toml_file: Path) -> None:
+    """A typo in our own file must not pass silently; the environment is shared with others."""
+    vendors = options.get("SUPPORTED_VENDORS", "whisper").upper().replace(" ", "").split(",")
+    prefixes = tuple(f"{vendor}_" for vendor in vendors)
+    known = {name.upper() for name in Settings.model_fields} | {"TMPDIR"}
+    for name in options:
+        if name.removesuffix("_FILE") not in known and not name.startswith(prefixes):
+            raise ConfigurationError(name, f"is not a setting of the bridge (in {toml_file})")
+
+
+def _read_secrets(options: Mapping[str, str]) -> dict[str, str]:
+    resolved = dict(options)
+    for name, path in options.items():
+        target = name.removesuffix("_FILE")
+        if target == name or target.lower() not in Settings.model_fields or target in options:
+            continue
+        try:
+            resolved[target] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{name}={path}", f"cannot be read: {error}") from error
+    return resolved

@@ -1,0 +1,124 @@
+"""Words, segments and the conversation they make: what the bridge delivers.
+
+Times are seconds as float. In a `Transcript` they count from the first sample of the audio
+file that was transcribed; in a `Conversation` from the start of the recording session, and
+each utterance also carries its wall-clock time (aware, UTC).
+"""
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """Frozen; unknown fields are ignored, so that a document of a newer version still reads."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Word(Value):
+    """One spoken word with its place and the recogniser's confidence (0..1) where it gives one."""
+
+    text: str
+    start: float
+    end: float
+    probability: float | None = None
+
+
+class Segment(Value):
+    """A stretch of speech as the recogniser cut it; the three gates are Whisper's own figures."""
+
+    text: str
+    start: float
+    end: float
+    words: tuple[Word, ...] = ()
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
+
+
+class Transcript(Value):
+    """What a provider heard in one audio file. No speech is a valid transcript: no segments."""
+
+    language: str | None = None
+    segments: tuple[Segment, ...] = ()
+    model: str | None = None  # as the recogniser names itself, where it does
+
+    @property
+    def text(self) -> str:
+        """All segments' text on one line."""
+        return " ".join(segment.text.strip() for segment in self.segments if segment.text.strip())
+
+
+class Participant(Value):
+    """A party of the communication session. RFC 7865 §6.4."""
+
+    id: str
+    name: str | None = None
+    aor: str | None = None
+
+
+class Leg(Value):
+    """One labelled stream of the recording session and its audio file."""
+
+    label: str
+    participants: tuple[Participant, ...] = ()
+    offset: float = 0.0  # of the file's first sample in the session
+    duration: float = 0.0
+    audio: str | None = None  # file name below the session's folder
+    language: str | None = None
+
+
+class Utterance(Value):
+    """A segment placed in its conversation: who, when, what."""
+
+    label: str
+    participant: Participant | None = None  # None: nobody known on this stream at that time
+    start: float
+    end: float
+    starts_at: datetime
+    ends_at: datetime
+    text: str
+    language: str | None = None
+    words: tuple[Word, ...] = ()
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
+
+
+class RunFacts(Value):
+    """How the text came about: one run of the recogniser. Status: success, error or timeout."""
+
+    provider: str
+    model: str
+    status: str
+    reason: str = "ok"  # short slug: ok, timeout, exit_code, no_output, bad_output, …
+    duration: float = 0.0
+    exit_code: int | None = None
+    stderr_tail: str = ""
+    temp_bytes: int = 0
+    output_format: str = "json"
+    files: int = 1  # audio files in the same invocation
+
+
+class Conversation(Value):
+    """One document per session: all legs merged on the wall clock, in order of start."""
+
+    session_id: str
+    sip_call_id: str
+    group_id: str | None = None
+    started_at: datetime
+    ended_at: datetime
+    duration: float
+    participants: tuple[Participant, ...] = ()
+    legs: tuple[Leg, ...] = ()
+    utterances: tuple[Utterance, ...] = ()
+    language: str | None = None  # None: no speech, or the legs differ
+    provider: str
+    model: str
+    run: RunFacts | None = None
+
+    @property
+    def text(self) -> str:
+        """All utterances' text, a line each, in order of start."""
+        return "\n".join(utterance.text for utterance in self.utterances)
