@@ -20,9 +20,9 @@ from siprec_bridge.provider import ConfigurationError, parse_duration
 
 
 def _ports(value: object) -> object:
-    """Split "5060,5070" at its commas; empty text is no port at all."""
+    """Split "5060,5070" at its commas; "none" is no port at all."""
     if isinstance(value, str):
-        return [part for part in value.replace(" ", "").split(",") if part]
+        return [part for part in value.replace(" ", "").split(",") if part and part != "none"]
     return value
 
 
@@ -50,8 +50,12 @@ class Settings(BaseModel):
     # Signalling
     sip_host: str = Field("0.0.0.0", description="address that SIP listens on")
     ports: PortList = Field((5060,), description="SIP ports, UDP and TCP; 0 picks a free one")
-    udp_ports: PortList | None = Field(None, description="SIP ports for UDP, instead of PORTS")
-    tcp_ports: PortList | None = Field(None, description="SIP ports for TCP, instead of PORTS")
+    udp_ports: PortList | None = Field(
+        None, description="SIP ports for UDP, instead of PORTS; none: no UDP"
+    )
+    tcp_ports: PortList | None = Field(
+        None, description="SIP ports for TCP, instead of PORTS; none: no TCP"
+    )
     external_ip: str | None = Field(
         None, description="address that Contact and SDP announce (behind NAT); else the local one"
     )

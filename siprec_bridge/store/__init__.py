@@ -1,0 +1,29 @@
+"""What must survive a crash: sessions, transcription jobs, transcripts, and events to deliver.
+
+Refuses to know what an event says, how audio is made and who listens; callers hand it plain
+values and get frozen rows. Audio itself lies in files beside the database.
+"""
+
+from siprec_bridge.store import jobs, outbox, recordings, transcripts
+from siprec_bridge.store.database import Database
+from siprec_bridge.store.errors import StoreError
+from siprec_bridge.store.jobs import Backlog, JobRow
+from siprec_bridge.store.outbox import Event, PendingEvent, SinkBacklog
+from siprec_bridge.store.recordings import SessionRow
+from siprec_bridge.store.transcripts import TranscriptRow
+
+__all__ = [
+    "Backlog",
+    "Database",
+    "Event",
+    "JobRow",
+    "PendingEvent",
+    "SessionRow",
+    "SinkBacklog",
+    "StoreError",
+    "TranscriptRow",
+    "jobs",
+    "outbox",
+    "recordings",
+    "transcripts",
+]

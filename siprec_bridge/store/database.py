@@ -1,0 +1,288 @@
+"""The engine and its transactions: one writer thread that groups commits, a few reader threads.
+
+SQLite lets one writer in at a time and an fsync costs milliseconds: so all works that wait
+share one commit, each in a savepoint of its own, and each caller returns when it is durable.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.store.errors import StoreError
+from siprec_bridge.store.migrations import upgrade
+from siprec_bridge.store.schema import insert_new, probe
+
+T = TypeVar("T")
+
+_GROUP_LIMIT = 500  # works that share one commit
+_QUEUE_LIMIT = 10_000  # works that may wait; each has a caller that waits with it
+_BUSY_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 10.0
+_FRESH_S = 5.0  # a commit this recent proves that the database is writable
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """A caller's transaction and, once done, its outcome."""
+
+    do: Callable[[Connection], object]
+    future: asyncio.Future[Any]
+    value: object = None
+    error: Exception | None = None
+
+
+class Database:
+    """Transactions for the event loop that called `start`. Use it from that loop only.
+
+    `on_commit_seconds` gets the duration of every COMMIT, in the writer's thread.
+    Raises ConfigurationError for a URL that cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        on_commit_seconds: Callable[[float], None] | None = None,
+        readers: int = 2,
+    ) -> None:
+        self._url, self.path = _sqlite_file(url)
+        self._on_commit_seconds = on_commit_seconds
+        self._reader_count = readers
+        self._listeners: list[Callable[[], None]] = []
+        self._queue: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._open = False
+        self._committed_at: float | None = None  # of the latest commit, if no failure followed
+
+    async def start(self) -> None:
+        """Create or migrate the database, under a lock, and open it. Raises StoreError."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._prepare)
+        self._write_engine = _engine(self._url)
+        self._read_engine = _engine(self._url, readers=self._reader_count)
+        self._readers = ThreadPoolExecutor(self._reader_count, thread_name_prefix="store-read")
+        self._open = True
+        self._writer = threading.Thread(target=self._run_writer, name="store-write", daemon=True)
+        self._writer.start()
+
+    async def stop(self) -> None:
+        """Finish what was handed in, then close. Further calls end in a StoreError."""
+        if not self._open:
+            return
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        self._read_engine.dispose()
+        self._write_engine.dispose()
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Call `listener` in the event loop after every group of commits.
+
+        It must not lead to a write each time, or the database never rests.
+        """
+        self._listeners.append(listener)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction and return its result once that is durable.
+
+        Raises StoreError when the database refused, or what `work` raised: then nothing of it
+        is stored. `work` runs in another thread and should be short. A caller that is cancelled
+        does not know whether it was done.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        with self._changed:
+            if not self._open:
+                raise StoreError("the database is closed")
+            if len(self._queue) >= _QUEUE_LIMIT:
+                raise StoreError(f"{_QUEUE_LIMIT} writes are waiting already")
+            self._queue.append(_Work(work, future))
+            self._changed.notify()
+        return await future
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` on a snapshot of what is committed; it cannot write. Raises as `write` does."""
+        if not self._open:
+            raise StoreError("the database is closed")
+        return await self._loop.run_in_executor(self._readers, self._read_now, work)
+
+    async def unwritable(self) -> str | None:
+        """Why nothing can be stored now (one line), or None. Writes a row unless just written."""
+        committed_at = self._committed_at
+        if self._open and committed_at is not None and time.monotonic() - committed_at < _FRESH_S:
+            return None
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await self.write(_touch_probe)
+        except StoreError as error:
+            return str(error)
+        except TimeoutError:
+            return f"no commit within {_PROBE_TIMEOUT_S:g} s"
+        return None
+
+    async def writable(self) -> bool:
+        """Whether a transaction can be committed now."""
+        return await self.unwritable() is None
+
+    def _prepare(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Without foreign keys: a migration may have to rebuild a table that others refer to.
+            engine = _engine(self._url, foreign_keys=False)
+            try:
+                upgrade(engine, self.path)
+            finally:
+                engine.dispose()
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreError(f"{self.path}: {_cause(error)}") from error
+
+    def _read_now(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._read_engine.begin() as connection:
+                return work(connection)
+        except SQLAlchemyError as error:
+            raise StoreError(_cause(error)) from error
+
+    def _run_writer(self) -> None:
+        while True:
+            with self._changed:
+                while self._open and not self._queue:
+                    self._changed.wait()
+                group = [self._queue.popleft() for _ in range(min(len(self._queue), _GROUP_LIMIT))]
+            if not group:
+                return  # closed, and nothing is left
+            # Cancelled before it began: then it shall not happen any more.
+            group = [work for work in group if not work.future.cancelled()]
+            if group:
+                self._commit(group)
+                with contextlib.suppress(RuntimeError):  # the loop is gone, and the callers too
+                    self._loop.call_soon_threadsafe(self._resolve, group)
+
+    def _commit(self, group: list[_Work]) -> None:
+        """Run the works in one transaction and note each one's outcome. Never raises."""
+        try:
+            with self._write_engine.connect() as connection:
+                try:
+                    with connection.begin():
+                        for work in group:
+                            _attempt(work, connection)
+                        begun = time.perf_counter()
+                    taken = time.perf_counter() - begun
+                except BaseException:
+                    # After a full disk or an I/O error SQLite has rolled back by itself: what
+                    # state its connection is in is not worth finding out.
+                    connection.invalidate()
+                    raise
+            self._committed_at = time.monotonic()
+        except Exception as error:  # noqa: BLE001  whatever it is, every caller must hear of it
+            self._committed_at = None
+            for work in group:
+                work.error = StoreError(_cause(error))
+                work.error.__cause__ = error
+        else:
+            if self._on_commit_seconds is not None:
+                self._on_commit_seconds(taken)
+
+    def _resolve(self, group: list[_Work]) -> None:
+        """Hand the outcomes to the callers, some of whom may have gone. In the event loop."""
+        for work in group:
+            if work.future.done():
+                continue
+            if work.error is not None:
+                work.future.set_exception(work.error)
+            else:
+                work.future.set_result(work.value)
+        if any(work.error is None for work in group):
+            for listener in self._listeners:
+                listener()
+
+
+def _attempt(work: _Work, connection: Connection) -> None:
+    """Run one work in its savepoint: its failure is its own.
+
+    Raises when the savepoint cannot be rolled back, which ends the whole group.
+    """
+    savepoint = connection.begin_nested()
+    try:
+        work.value = work.do(connection)
+    except SQLAlchemyError as error:
+        savepoint.rollback()
+        work.error = StoreError(_cause(error))
+        work.error.__cause__ = error
+    except StopIteration as error:  # a future cannot carry it
+        savepoint.rollback()
+        work.error = RuntimeError("the work raised StopIteration")
+        work.error.__cause__ = error
+    except Exception as error:  # noqa: BLE001  the caller's own error goes back to the caller
+        savepoint.rollback()
+        work.error = error
+    else:
+        savepoint.commit()
+
+
+def _touch_probe(connection: Connection) -> None:
+    at = datetime.now(UTC)
+    connection.execute(insert_new(connection, probe).values(id=1, at=at))
+    connection.execute(probe.update().values(at=at))
+
+
+def _cause(error: Exception) -> str:
+    """One line without SQL and without the values in it, which are callers' data."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+def _sqlite_file(url: str) -> tuple[sa.URL, Path]:
+    try:
+        parsed = sa.make_url(url)
+    except ArgumentError as error:
+        raise ConfigurationError("DATABASE_URL", "is not a URL such as sqlite:///PATH") from error
+    if parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            f"DATABASE_URL={parsed.get_backend_name()}", "only sqlite:///PATH is supported"
+        )
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigurationError("DATABASE_URL", "needs a file: sqlite:///PATH")
+    path = Path(parsed.database).absolute()
+    return parsed.set(drivername="sqlite+pysqlite", database=str(path)), path
+
+
+def _engine(url: sa.URL, *, readers: int = 0, foreign_keys: bool = True) -> Engine:
+    """An engine for SQLite with one writing connection, or with so many that only read."""
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.QueuePool,
+        pool_size=readers or 1,
+        max_overflow=0,
+        hide_parameters=True,
+        connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_S},
+    )
+
+    def prepare(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # the driver begins transactions late: we do it
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+        connection.execute(f"PRAGMA query_only = {'ON' if readers else 'OFF'}")
+
+    def begin(connection: Connection) -> None:
+        # A writer takes its lock at once: a transaction that begins by reading could not wait.
+        connection.exec_driver_sql("BEGIN" if readers else "BEGIN IMMEDIATE")
+
+    sa.event.listen(engine, "connect", prepare)
+    sa.event.listen(engine, "begin", begin)
+    return engine

@@ -1,0 +1,283 @@
+"""The outbox: events in the transaction of what they tell about, and each sink's deliveries.
+
+`seq` numbers all events in order of commit; it is the cursor of listeners. A delivery is
+pending until the sink has confirmed it, or parked when trying again would not help.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from siprec_bridge.store.schema import deliveries, events, insert_new, values_of
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened, as consumers get it. `body` is the JSON of the CloudEvent's data.
+
+    `id` is the same whenever the same event is built again. `seq` is given by the outbox.
+    """
+
+    id: str
+    session_id: str
+    type: str
+    at: datetime
+    body: str
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """An event that a sink has not confirmed, and how often it failed for reasons of its own."""
+
+    event: Event
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedEvent:
+    """An event that a sink gave up, and why."""
+
+    event: Event
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SinkBacklog:
+    """What one sink has not confirmed. `oldest_at`: when the oldest pending event was appended."""
+
+    pending: int
+    parked: int
+    oldest_at: datetime | None
+
+
+def append(
+    connection: Connection, new_events: Sequence[Event], sinks: Sequence[str]
+) -> list[Event]:
+    """Add events for these sinks; those whose id exists are ignored.
+
+    Returns what was added, with its seq, in the order given.
+    """
+    if not new_events:
+        return []
+    now = datetime.now(UTC)
+    added = connection.execute(
+        insert_new(connection, events).returning(events.c.seq, events.c.id),
+        [
+            {
+                "id": event.id,
+                "session_id": event.session_id,
+                "type": event.type,
+                "at": event.at,
+                "body": event.body,
+                "recorded_at": now,
+            }
+            for event in new_events
+        ],
+    ).all()
+    seqs = {event_id: seq for seq, event_id in added}
+    if seqs and sinks:
+        connection.execute(
+            deliveries.insert(),
+            [
+                {
+                    "seq": seqs[event.id],
+                    "sink": sink,
+                    "session_id": event.session_id,
+                    "state": "pending",
+                    "attempts": 0,
+                    "holds_back": True,
+                }
+                for event in new_events
+                if event.id in seqs
+                for sink in sinks
+            ],
+        )
+    return [
+        Event(event.id, event.session_id, event.type, event.at, event.body, seqs[event.id])
+        for event in new_events
+        if event.id in seqs
+    ]
+
+
+def pending(
+    connection: Connection,
+    sink: str,
+    limit: int,
+    now: datetime,
+) -> list[PendingEvent]:
+    """What is due for this sink, in order of seq.
+
+    An event waits while an earlier one of its session is pending for a later time, unless that
+    one was marked as not holding back; parked events hold nothing back.
+    """
+    earlier = deliveries.alias("earlier")
+    held_back = sa.exists().where(
+        earlier.c.sink == sink,
+        earlier.c.state == _PENDING,
+        earlier.c.session_id == deliveries.c.session_id,
+        earlier.c.seq < deliveries.c.seq,
+        earlier.c.not_before > now,
+        earlier.c.holds_back,
+    )
+    rows = connection.execute(
+        sa.select(events, deliveries.c.attempts)
+        .join(deliveries, deliveries.c.seq == events.c.seq)
+        .where(
+            deliveries.c.sink == sink,
+            deliveries.c.state == _PENDING,
+            sa.or_(deliveries.c.not_before.is_(None), deliveries.c.not_before <= now),
+            ~held_back,
+        )
+        .order_by(deliveries.c.seq)
+        .limit(limit)
+    ).mappings()
+    return [PendingEvent(_event(row), row["attempts"]) for row in rows]
+
+
+def next_due(connection: Connection, sink: str) -> datetime | None:
+    """When the first delivery that was put off is due again, or None."""
+    due: datetime | None = connection.scalar(
+        sa.select(sa.func.min(deliveries.c.not_before)).where(
+            deliveries.c.sink == sink, deliveries.c.state == _PENDING
+        )
+    )
+    return due
+
+
+def delivered(connection: Connection, sink: str, seqs: Iterable[int]) -> None:
+    """The sink confirmed these events."""
+    connection.execute(
+        _deliveries_of(sink, seqs).values(state="delivered", not_before=None, reason=None)
+    )
+
+
+def failed(
+    connection: Connection,
+    sink: str,
+    seq: int,
+    reason: str,
+    not_before: datetime,
+    *,
+    holds_back: bool = True,
+) -> None:
+    """Try an event again later; while it waits, it holds back its session's later events or not."""
+    connection.execute(
+        _deliveries_of(sink, [seq]).values(
+            attempts=deliveries.c.attempts + 1,
+            reason=reason,
+            not_before=not_before,
+            holds_back=holds_back,
+        )
+    )
+
+
+def park(connection: Connection, sink: str, seq: int, reason: str) -> None:
+    """Give an event up for this sink until `resend`."""
+    connection.execute(
+        _deliveries_of(sink, [seq]).values(
+            state="parked", attempts=deliveries.c.attempts + 1, reason=reason, not_before=None
+        )
+    )
+
+
+def parked(connection: Connection, sink: str, limit: int) -> list[ParkedEvent]:
+    """What this sink gave up, oldest first."""
+    rows = connection.execute(
+        sa.select(events, deliveries.c.attempts, deliveries.c.reason)
+        .join(deliveries, deliveries.c.seq == events.c.seq)
+        .where(deliveries.c.sink == sink, deliveries.c.state == _PARKED)
+        .order_by(deliveries.c.seq)
+        .limit(limit)
+    ).mappings()
+    return [ParkedEvent(_event(row), row["attempts"], row["reason"]) for row in rows]
+
+
+def resend(connection: Connection, sink: str, event_id: str | None = None) -> int:
+    """Make a parked event, or all of them, pending with all attempts anew; returns how many."""
+    query = deliveries.update().where(deliveries.c.sink == sink, deliveries.c.state == _PARKED)
+    if event_id is not None:
+        query = query.where(
+            deliveries.c.seq
+            == sa.select(events.c.seq).where(events.c.id == event_id).scalar_subquery()
+        )
+    return connection.execute(
+        query.values(state="pending", attempts=0, not_before=None, holds_back=True)
+    ).rowcount
+
+
+def backlog(connection: Connection, sink: str) -> SinkBacklog:
+    """How much this sink has not confirmed."""
+
+    def count(state: sa.ColumnElement[str]) -> int:
+        return (
+            connection.scalar(
+                sa.select(sa.func.count())
+                .select_from(deliveries)
+                .where(deliveries.c.sink == sink, deliveries.c.state == state)
+            )
+            or 0
+        )
+
+    first = (
+        sa.select(sa.func.min(deliveries.c.seq))
+        .where(deliveries.c.sink == sink, deliveries.c.state == _PENDING)
+        .scalar_subquery()
+    )
+    return SinkBacklog(
+        pending=count(_PENDING),
+        parked=count(_PARKED),
+        oldest_at=connection.scalar(sa.select(events.c.recorded_at).where(events.c.seq == first)),
+    )
+
+
+def since(
+    connection: Connection,
+    seq: int,
+    limit: int,
+    *,
+    session_id: str | None = None,
+    types: Sequence[str] = (),
+    until: int | None = None,
+) -> list[Event]:
+    """Events after `seq` (and up to `until`), in order; `types` are beginnings of type names."""
+    query = events.select().where(events.c.seq > seq)
+    if until is not None:
+        query = query.where(events.c.seq <= until)
+    if session_id is not None:
+        query = query.where(events.c.session_id == session_id)
+    if types:
+        query = query.where(
+            sa.or_(*(events.c.type.startswith(prefix, autoescape=True) for prefix in types))
+        )
+    rows = connection.execute(query.order_by(events.c.seq).limit(limit)).mappings()
+    return [_event(row) for row in rows]
+
+
+def last_seq(connection: Connection) -> int:
+    """The seq of the latest event; 0 when there is none."""
+    return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
+
+
+def seq_of(connection: Connection, event_id: str) -> int | None:
+    """The seq of the event with this id."""
+    return connection.scalar(sa.select(events.c.seq).where(events.c.id == event_id))
+
+
+# Literal SQL, not parameters: only then does SQLite know that the partial indexes apply.
+_PENDING: sa.ColumnElement[str] = sa.literal_column("'pending'", sa.String)
+_PARKED: sa.ColumnElement[str] = sa.literal_column("'parked'", sa.String)
+
+
+def _deliveries_of(sink: str, seqs: Iterable[int]) -> sa.Update:
+    return deliveries.update().where(deliveries.c.sink == sink, deliveries.c.seq.in_(list(seqs)))
+
+
+def _event(row: sa.RowMapping) -> Event:
+    values: dict[str, Any] = values_of(row)
+    return Event(**{name: values[name] for name in Event.__slots__})

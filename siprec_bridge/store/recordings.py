@@ -1,0 +1,113 @@
+"""Recording sessions: one row each, from the answer to the INVITE to the archived audio."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypedDict, Unpack
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from siprec_bridge.store.schema import sessions, values_of
+
+SessionState = Literal["recording", "finishing", "finished", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One recording session as stored. `document` and `audio` are JSON texts of their owners."""
+
+    id: str
+    sip_call_id: str
+    state: SessionState
+    started_at: datetime
+    peer: str
+    folder: str
+    document: str
+    ended_at: datetime | None = None
+    end_cause: str | None = None
+    audio: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class SessionFields(TypedDict, total=False):
+    """What `update` may change: all but identity and start."""
+
+    state: SessionState
+    ended_at: datetime | None
+    end_cause: str | None
+    peer: str
+    folder: str
+    document: str
+    audio: str | None
+    warnings: tuple[str, ...]
+
+
+def insert(connection: Connection, row: SessionRow) -> None:
+    """Add a session. An id that exists ends in a StoreError."""
+    values = {name: getattr(row, name) for name in SessionRow.__slots__}
+    connection.execute(sessions.insert().values(values | {"warnings": json.dumps(row.warnings)}))
+
+
+def update(connection: Connection, session_id: str, **fields: Unpack[SessionFields]) -> bool:
+    """Change the named fields; False when there is no such session."""
+    values: dict[str, Any] = dict(fields)
+    if "warnings" in fields:
+        values["warnings"] = json.dumps(fields["warnings"])
+    changed = connection.execute(
+        sessions.update().where(sessions.c.id == session_id).values(values)
+    )
+    return changed.rowcount == 1
+
+
+def get(connection: Connection, session_id: str) -> SessionRow | None:
+    """The session of this id."""
+    found = connection.execute(sessions.select().where(sessions.c.id == session_id)).mappings()
+    return next(map(_row, found), None)
+
+
+def unfinished(connection: Connection) -> list[SessionRow]:
+    """Sessions that were being recorded or archived, oldest first: what a start has to recover."""
+    return _rows(
+        connection,
+        sessions.select()
+        .where(sessions.c.state.in_(("recording", "finishing")))
+        .order_by(sessions.c.started_at, sessions.c.id),
+    )
+
+
+def listing(
+    connection: Connection,
+    limit: int,
+    *,
+    before: tuple[datetime, str] | None = None,
+    state: SessionState | None = None,
+    sip_call_id: str | None = None,
+) -> list[SessionRow]:
+    """Sessions, latest first. `before` = (started_at, id) of the last row of the page before."""
+    query = sessions.select()
+    if before is not None:
+        query = query.where(
+            sa.tuple_(sessions.c.started_at, sessions.c.id)
+            < sa.tuple_(
+                sa.literal(before[0], sessions.c.started_at.type),
+                sa.literal(before[1], sessions.c.id.type),
+            )
+        )
+    if state is not None:
+        query = query.where(sessions.c.state == state)
+    if sip_call_id is not None:
+        query = query.where(sessions.c.sip_call_id == sip_call_id)
+    return _rows(
+        connection,
+        query.order_by(sessions.c.started_at.desc(), sessions.c.id.desc()).limit(limit),
+    )
+
+
+def _rows(connection: Connection, query: sa.Select[Any]) -> list[SessionRow]:
+    return [_row(row) for row in connection.execute(query).mappings()]
+
+
+def _row(row: sa.RowMapping) -> SessionRow:
+    values = values_of(row)
+    return SessionRow(**(values | {"warnings": tuple(json.loads(values["warnings"]))}))

@@ -1,0 +1,174 @@
+"""The tables. A change here needs a migration; a test compares the two."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime. SQLite has no time zones: there it is stored as naive UTC text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC; raises ValueError for a naive time, whose meaning nobody knows."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the time its zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# Named constraints, so that later migrations can change them on every database.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("sip_call_id", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Column("end_cause", String),
+    Column("peer", String, nullable=False),
+    Column("folder", String, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("audio", Text),
+    Column("warnings", Text, nullable=False),  # a JSON list of texts
+    Index("ix_sessions_started_at_id", "started_at", "id"),
+    Index("ix_sessions_state_started_at_id", "state", "started_at", "id"),
+    Index("ix_sessions_sip_call_id", "sip_call_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", UtcDateTime),
+    Column("vendor", String, nullable=False),
+    Column("model", String),
+    Column("language", String),
+    Column("audio_seconds", Float, nullable=False),
+    Column("solo", Boolean(create_constraint=False), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("reason", String),
+    Column("exit_code", Integer),
+    Column("stderr_tail", Text),
+    Column("run_seconds", Float),
+    Column("temp_bytes", Integer),
+    Index("ix_jobs_state_created_at_id", "state", "created_at", "id"),
+    Index("ix_jobs_created_at_id", "created_at", "id"),
+    Index("ix_jobs_session_id", "session_id"),
+)
+
+transcripts = Table(
+    "transcripts",
+    metadata,
+    Column("session_id", ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("job_id", String, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+# No foreign key to sessions: what was promised to consumers outlives the session's removal.
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("session_id", String, nullable=False),
+    Column("type", String, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),  # `at` may be long before
+    Index("ix_events_session_id_seq", "session_id", "seq"),
+    sqlite_autoincrement=True,  # a listener's cursor must never meet a reused number
+)
+
+_PENDING = text("state = 'pending'")
+_PARKED = text("state = 'parked'")
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", ForeignKey("events.seq", ondelete="CASCADE"), primary_key=True),
+    Column("sink", String, primary_key=True),
+    Column("session_id", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", UtcDateTime),
+    Column("holds_back", Boolean(create_constraint=False), nullable=False),
+    Column("reason", String),
+    # Partial: what is delivered is most of the table and is never looked for.
+    Index("ix_deliveries_pending", "sink", "seq", sqlite_where=_PENDING, postgresql_where=_PENDING),
+    Index(
+        "ix_deliveries_pending_of_session",
+        "sink",
+        "session_id",
+        "seq",
+        sqlite_where=_PENDING,
+        postgresql_where=_PENDING,
+    ),
+    Index("ix_deliveries_parked", "sink", "seq", sqlite_where=_PARKED, postgresql_where=_PARKED),
+)
+
+probe = Table(
+    "probe",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
+
+def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that leaves rows alone whose key exists. Not standard SQL: one place per dialect."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()
+
+
+def values_of(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A result row as keyword arguments of its dataclass."""
+    return {str(name): value for name, value in row.items()}

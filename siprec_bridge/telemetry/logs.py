@@ -1,0 +1,84 @@
+"""The log pipeline: an event and fields, as JSON lines or for a terminal, secrets masked."""
+
+import logging
+import re
+import sys
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SECRET_FIELDS = re.compile(
+    r"(password|passwd|secret|token|authorization|crypto|inline|master_key|private_key)", re.I
+)
+_URL_PASSWORD = re.compile(r"(\w+://[^:/@\s]*):[^@/\s]+@")
+_SDES_KEY = re.compile(r"(inline:)[A-Za-z0-9+/=]+")
+_DIGEST = re.compile(r'((?:response|cnonce|nonce)=")[^"]*"', re.I)
+MASK = "***"
+
+
+def configure_logs(
+    level: Literal["debug", "info", "warning", "error"],
+    form: Literal["json", "console", "auto"],
+    stream: TextIO | None = None,
+) -> None:
+    """Set up structlog for this process; libraries' own logging goes the same way.
+
+    `auto`: for a terminal console lines, else JSON. Lines go to stderr unless told otherwise.
+    """
+    out = stream or sys.stderr
+    console = form == "console" or (form == "auto" and out.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if not console:
+        shared.append(structlog.processors.format_exc_info)
+    shared.append(mask_secrets)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=False,
+    )
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(colors=out.isatty())
+        if console
+        else structlog.processors.JSONRenderer(default=str)
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    # Libraries tell at INFO what only their authors want to know.
+    for name in ("aio_pika", "aiormq", "websockets", "aiohttp", "alembic", "asyncio"):
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Replace what must not be logged: passwords, keys, digests. A structlog processor."""
+    for name, value in event.items():
+        if _SECRET_FIELDS.search(name) and value is not None:
+            event[name] = MASK
+        elif isinstance(value, str):
+            event[name] = masked(value)
+    return event
+
+
+def masked(text: str) -> str:
+    """The text without passwords in URLs, SDES keys and digests."""
+    text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+    text = _SDES_KEY.sub(rf"\1{MASK}", text)
+    return _DIGEST.sub(rf'\1{MASK}"', text)

@@ -1,0 +1,174 @@
+"""The whole metric catalogue. An attribute is a metric's name without the prefix `siprec_`.
+
+No label ever holds a call, a number or a peer: the count of series does not grow with traffic.
+A metric whose label values are all known shows each from the start, so that a rate over the
+first event is not lost and a panel is never empty.
+"""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from siprec_bridge import __version__
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SESSION_OUTCOMES = ("completed", "abandoned", "recovered", "failed")
+JOB_OUTCOMES = ("done", "retried", "failed")
+DELIVERY_RESULTS = ("delivered", "retried", "returned", "parked")
+RUN_STATUSES = ("success", "error", "timeout")
+
+_SECONDS_OF_A_RUN = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
+_SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+_SECONDS_OF_A_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_BYTES_OF_TEMP_FILES = (1e4, 1e5, 1e6, 5e6, 1e7, 5e7, 1e8, 5e8, 1e9)
+
+
+class Metrics:
+    """One bridge's metrics in a registry of their own; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+
+        # Signalling
+        self.sip_requests_total = counter(
+            "sip_requests", "SIP requests received", ("transport", "method")
+        )
+        self.sip_responses_total = counter(
+            "sip_responses", "final SIP responses sent", ("method", "status")
+        )
+        self.sip_malformed_total = counter(
+            "sip_malformed", "SIP messages that could not be parsed", ("transport",)
+        )
+
+        # Recording
+        self.sessions_total = counter("sessions", "recording sessions ended", ("outcome",))
+        self.sessions_active = gauge("sessions_active", "sessions being recorded")
+        self.session_duration_seconds = histogram(
+            "session_duration_seconds", "length of a recording session", _SECONDS_OF_A_CALL
+        )
+        for outcome in SESSION_OUTCOMES:
+            self.sessions_total.labels(outcome=outcome)
+
+        # Media
+        self.streams_total = counter("streams", "streams recorded to their end")
+        self.streams_with_loss_total = counter(
+            "streams_with_loss", "of those, streams of which at least one packet was lost"
+        )
+        self.streams_active = gauge("streams_active", "streams being received")
+        self.rtp_packets_total = counter("rtp_packets", "RTP packets received")
+        self.rtp_octets_total = counter("rtp_octets", "octets of these packets, with header")
+        self.rtp_packets_lost_total = counter("rtp_packets_lost", "RTP packets that never came")
+        self.rtp_packets_duplicate_total = counter(
+            "rtp_packets_duplicate", "RTP packets that came again"
+        )
+        self.rtp_packets_malformed_total = counter(
+            "rtp_packets_malformed", "datagrams on an RTP port that are no RTP"
+        )
+        self.rtp_kernel_drops_total = counter(
+            "rtp_kernel_drops", "datagrams that the kernel dropped for want of room"
+        )
+        self.media_workers_alive = gauge("media_workers_alive", "media worker processes running")
+        self.media_worker_restarts_total = counter(
+            "media_worker_restarts", "media worker processes that died and were started again"
+        )
+        self.spool_disk_free_bytes = gauge(
+            "spool_disk_free_bytes", "room left on the file system of the recordings"
+        )
+
+        # Transcription
+        self.whisper_cli_duration_seconds = histogram(
+            "whisper_cli_duration_seconds",
+            "wall time of a recogniser run",
+            _SECONDS_OF_A_RUN,
+            ("model", "status"),
+        )
+        self.whisper_runs_total = counter(
+            "whisper_runs", "recogniser runs by what became of them", ("model", "reason")
+        )
+        self.whisper_timeouts_total = counter(
+            "whisper_timeouts", "recogniser runs ended by WHISPER_TIMEOUT", ("model",)
+        )
+        self.whisper_temp_file_bytes = histogram(
+            "whisper_temp_file_bytes", "temporary files of a recogniser run", _BYTES_OF_TEMP_FILES
+        )
+        self.whisper_output_format_total = counter(
+            "whisper_output_format", "recogniser outputs read, by format", ("format",)
+        )
+        self.whisper_runs_active = gauge("whisper_runs_active", "recogniser runs under way")
+        self.recogniser_available = gauge(
+            "recogniser_available", "1: the recogniser can be run; 0: it is missing"
+        )
+        self.jobs_total = counter(
+            "jobs", "transcription jobs, by what became of a try", ("outcome",)
+        )
+        self.jobs_backlog = gauge("jobs_backlog", "transcription jobs waiting or running")
+        self.jobs_backlog_audio_seconds = gauge(
+            "jobs_backlog_audio_seconds", "audio of the jobs waiting or running"
+        )
+        self.jobs_failed = gauge("jobs_failed", "jobs that were given up and wait for an operator")
+        self.transcription_delay_seconds = histogram(
+            "transcription_delay_seconds",
+            "from the end of a call to its stored transcript",
+            _SECONDS_OF_A_RUN,
+        )
+        for outcome in JOB_OUTCOMES:
+            self.jobs_total.labels(outcome=outcome)
+
+        # Delivery
+        self.deliveries_total = counter(
+            "deliveries", "events handed to a sink, by what became of the try", ("sink", "result")
+        )
+        self.outbox_backlog = gauge("outbox_backlog", "events a sink has not confirmed", ("sink",))
+        self.outbox_oldest_age_seconds = gauge(
+            "outbox_oldest_age_seconds", "age of the oldest of them", ("sink",)
+        )
+        self.amqp_connected = gauge("amqp_connected", "1: the broker is connected")
+        self.websocket_listeners = gauge("websocket_listeners", "WebSocket listeners connected")
+        self.websocket_events_sent_total = counter(
+            "websocket_events_sent", "events written to WebSocket listeners"
+        )
+        self.websocket_events_missed_total = counter(
+            "websocket_events_missed", "events that slow listeners were cut off from"
+        )
+
+        # Store and process
+        self.database_commit_seconds = histogram(
+            "database_commit_seconds", "duration of a commit", _SECONDS_OF_A_COMMIT
+        )
+        self.build_info = gauge("build_info", "1, with the version as label", ("version",))
+        self.build_info.labels(version=__version__).set(1)
+
+    def preset(self, *, model: str, sinks: Sequence[str]) -> None:
+        """Show the series of the configured recogniser and sinks before anything happens."""
+        self.whisper_timeouts_total.labels(model=model)
+        for status in RUN_STATUSES:
+            self.whisper_cli_duration_seconds.labels(model=model, status=status)
+        for sink in sinks:
+            self.outbox_backlog.labels(sink=sink)
+            self.outbox_oldest_age_seconds.labels(sink=sink)
+            for result in DELIVERY_RESULTS:
+                self.deliveries_total.labels(sink=sink, result=result)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes; its type is `CONTENT_TYPE`."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, what: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(f"siprec_{name}", what, labels, registry=self.registry)
+
+    def _gauge(self, name: str, what: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"siprec_{name}", what, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, what: str, buckets: Sequence[float], labels: Sequence[str] = ()
+    ) -> Histogram:
+        return Histogram(f"siprec_{name}", what, labels, buckets=buckets, registry=self.registry)

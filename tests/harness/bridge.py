@@ -1,0 +1,174 @@
+"""A real bridge in a process of its own, on free loopback ports, with a data folder of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from websockets.asyncio.client import connect
+
+PATIENCE_S = 30.0
+
+
+@dataclass
+class Bridge:
+    """The running process, where it listens, and what it logged."""
+
+    process: asyncio.subprocess.Process
+    log_file: Path
+    data: Path
+    ready: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def udp(self) -> tuple[str, int]:
+        """Address of the first SIP/UDP listener."""
+        return _address(self._listed("sip_udp"))
+
+    @property
+    def tcp(self) -> tuple[str, int]:
+        """Address of the first SIP/TCP listener."""
+        return _address(self._listed("sip_tcp"))
+
+    @property
+    def http(self) -> str:
+        """`http://host:port` of the API."""
+        return f"http://{self.ready['http']}"
+
+    @property
+    def websocket(self) -> str:
+        """URL of the transcript socket."""
+        return f"ws://{self.ready['http']}/ws/transcripts"
+
+    def _listed(self, name: str) -> str:
+        addresses = self.ready[name]
+        assert isinstance(addresses, list)
+        return str(addresses[0])
+
+    def log(self) -> list[dict[str, object]]:
+        """Every JSON line logged so far."""
+        lines = self.log_file.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def logged(self, event: str) -> list[dict[str, object]]:
+        """The lines whose event is (or holds) this text."""
+        return [line for line in self.log() if event in str(line.get("event"))]
+
+    async def wait_for_log(self, event: str, count: int = 1) -> dict[str, object]:
+        """The `count`-th line with this event, as soon as it is there."""
+        await eventually(lambda: len(self.logged(event)) >= count, f"log line {event!r}", self)
+        return self.logged(event)[count - 1]
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and body of a GET."""
+        async with aiohttp.ClientSession() as http, http.get(self.http + path) as answer:
+            return answer.status, await answer.text()
+
+    async def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+
+async def start_bridge(data: Path, **environment: str) -> Bridge:
+    """Start `siprec-bridge serve` on a data folder and wait until it says that it is ready."""
+    data.mkdir(parents=True, exist_ok=True)
+    log_file = data / f"bridge-{len(list(data.glob('bridge-*.log')))}.log"
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WHISPER_", "AMQP_", "HTTP_PORT", "SIP_", "PORTS", "DATA_DIR"))
+    }
+    settings = {
+        "DATA_DIR": str(data),
+        "SIP_HOST": "127.0.0.1",
+        "PORTS": "0",
+        "HTTP_PORT": "0",
+        "LOG_FORMAT": "json",
+        "TMPDIR": str(data / "tmp"),
+    }
+    (data / "tmp").mkdir(exist_ok=True)
+    with log_file.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "siprec_bridge", "serve",
+            env=clean | settings | environment, stdout=sink, stderr=sink, cwd=data,
+        )  # fmt: skip
+    bridge = Bridge(process, log_file, data)
+    ready = await bridge.wait_for_log("bridge.ready")
+    bridge.ready = ready
+    return bridge
+
+
+@asynccontextmanager
+async def running_bridge(data: Path, **environment: str) -> AsyncIterator[Bridge]:
+    """A bridge for one test; killed at the end when the test has not stopped it."""
+    bridge = await start_bridge(data, **environment)
+    try:
+        yield bridge
+    finally:
+        if bridge.process.returncode is None:
+            await bridge.stop()
+
+
+@asynccontextmanager
+async def listening(bridge: Bridge, query: str = "") -> AsyncIterator[list[dict[str, object]]]:
+    """A real WebSocket listener; the list grows as events arrive."""
+    received: list[dict[str, object]] = []
+    async with connect(bridge.websocket + query) as socket:
+        hello = json.loads(await socket.recv())
+        assert hello["type"] == "listener.ready", hello
+
+        async def read() -> None:
+            async for frame in socket:
+                received.append(json.loads(frame))
+
+        reader = asyncio.create_task(read())
+        try:
+            yield received
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+
+async def eventually(
+    condition: Callable[[], bool],
+    what: str,
+    bridge: Bridge | None = None,
+    patience: float = PATIENCE_S,
+) -> None:
+    """Wait until the condition holds; fail with the end of the bridge's log when it does not."""
+    try:
+        async with asyncio.timeout(patience):
+            while not condition():
+                dead = bridge is not None and bridge.process.returncode is not None
+                assert not dead, f"the bridge ended while waiting for {what}{_tail(bridge)}"
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"no {what} within {patience} s{_tail(bridge)}") from None
+
+
+def of_type(events: list[dict[str, object]], kind: str) -> list[dict[str, object]]:
+    """The events of one type."""
+    return [event for event in events if event.get("type") == kind]
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _tail(bridge: Bridge | None) -> str:
+    return (
+        "" if bridge is None else "\n" + "\n".join(bridge.log_file.read_text().splitlines()[-25:])
+    )

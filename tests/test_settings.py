@@ -1,0 +1,112 @@
+"""What an operator writes, and what the bridge makes of it or says against it."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.settings import Settings, gather, load
+
+
+def test_with_nothing_configured_everything_has_a_default_under_one_data_folder() -> None:
+    settings = load({})
+
+    assert settings.recordings == Path("data/recordings").absolute()
+    assert settings.database == f"sqlite:///{Path('data/siprec-bridge.db').absolute()}"
+    assert settings.amqp_url is None
+
+
+def test_udp_and_tcp_share_the_ports_unless_they_are_named_apart() -> None:
+    shared = load({"PORTS": "5060, 5070"})
+    apart = load({"PORTS": "5060", "TCP_PORTS": "5080", "UDP_PORTS": "none"})
+
+    assert (shared.sip_udp_ports, shared.sip_tcp_ports) == ((5060, 5070), (5060, 5070))
+    assert (apart.sip_udp_ports, apart.sip_tcp_ports) == ((), (5080,))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("250ms", 0.25), ("7", 7)]
+)
+def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> None:
+    assert load({"RTP_TIMEOUT": text}).rtp_timeout == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "setting", "allowed"),
+    [
+        ({"HTTP_PORT": "abc"}, "HTTP_PORT=abc", "integer"),
+        ({"HTTP_PORT": "70000"}, "HTTP_PORT=70000", "65535"),
+        ({"PORTS": "5060,x"}, "PORTS=5060,x", "integer"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL=loud", "'debug', 'info', 'warning' or 'error'"),
+        ({"RTP_TIMEOUT": "soon"}, "RTP_TIMEOUT=soon", "90s, 20m or 1h30m"),
+        ({"RTP_PORT_MIN": "9000", "RTP_PORT_MAX": "9001"}, "settings", "RTP_PORT_MAX must be"),
+        ({"STT_DEFAULT_VENDOR": "x"}, "settings", "not among SUPPORTED_VENDORS"),
+        ({"UDP_PORTS": "none", "TCP_PORTS": "none"}, "settings", "at least one"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(
+    options: dict[str, str], setting: str, allowed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        load(options)
+
+    assert refusal.value.setting == setting
+    assert allowed in refusal.value.reason
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_environment_outranks_dotenv_which_outranks_toml(tmp_path: Path) -> None:
+    toml = tmp_path / "bridge.toml"
+    toml.write_text('log_level = "error"\n[http]\nport = 1\nhost = "toml"\n[amqp]\nurl = "toml"\n')
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("HTTP_PORT=2\nHTTP_HOST=dotenv\n")
+
+    options = gather({"HTTP_PORT": "3"}, toml_file=toml, dotenv_file=dotenv)
+
+    assert options == {
+        "LOG_LEVEL": "error",
+        "HTTP_PORT": "3",
+        "HTTP_HOST": "dotenv",
+        "AMQP_URL": "toml",
+    }
+
+
+def test_a_provider_reads_its_own_names_from_the_same_file(tmp_path: Path) -> None:
+    toml = tmp_path / "bridge.toml"
+    toml.write_text('[whisper]\nmodel = "small"\nextra_args = "--beam_size 5"\n')
+
+    options = gather({}, toml_file=toml)
+
+    assert options["WHISPER_MODEL"] == "small"
+    assert options["WHISPER_EXTRA_ARGS"] == "--beam_size 5"
+
+
+def test_a_name_in_the_toml_file_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    toml = tmp_path / "bridge.toml"
+    toml.write_text("htpp_port = 1\n")
+
+    with pytest.raises(ConfigurationError, match="HTPP_PORT: is not a setting of the bridge"):
+        gather({}, toml_file=toml)
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("= 1")
+
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        gather({}, toml_file=tmp_path / "missing.toml")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        gather({}, toml_file=tmp_path / "broken.toml")
+
+
+def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
+    secret = tmp_path / "amqp"
+    secret.write_text("amqp://user:secret@broker/\n")
+
+    assert gather({"AMQP_URL_FILE": str(secret)})["AMQP_URL"] == "amqp://user:secret@broker/"
+    with pytest.raises(ConfigurationError, match="AMQP_URL_FILE"):
+        gather({"AMQP_URL_FILE": str(tmp_path / "missing")})
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
