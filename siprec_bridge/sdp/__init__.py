@@ -1,0 +1,22 @@
+"""Session descriptions and offer/answer for a party that only receives. RFC 8866, RFC 3264.
+
+Refuses to know SIP, sockets and what is done with the media.
+"""
+
+from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, offer, plan
+from siprec_bridge.sdp.codecs import STATIC, Codec
+from siprec_bridge.sdp.session import MalformedSdp, Media, SessionDescription, parse
+
+__all__ = [
+    "STATIC",
+    "Codec",
+    "MalformedSdp",
+    "Media",
+    "MediaPolicy",
+    "SessionDescription",
+    "StreamPlan",
+    "answer",
+    "offer",
+    "parse",
+    "plan",
+]

@@ -1,0 +1,175 @@
+"""An offer and what we can record: the answer. RFC 3264 §6, RFC 7866 §7.1 and §8.
+
+First `plan` says what becomes of each m-line; then, once ports are there, `answer` writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from siprec_bridge.sdp.codecs import STATIC, Codec
+from siprec_bridge.sdp.session import Attribute, Media, SessionDescription
+
+_PROTOCOLS = ("RTP/AVP", "RTP/AVPF")
+_EVENTS = "TELEPHONE-EVENT"
+# We only receive: what the offerer sends is ours to take, what it does not send is inactive.
+_ANSWER_DIRECTION = {
+    "sendrecv": "recvonly",
+    "sendonly": "recvonly",
+    "recvonly": "inactive",
+    "inactive": "inactive",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPolicy:
+    """What is recorded. `codecs` in order of our preference, which yields to the offerer's."""
+
+    codecs: tuple[str, ...] = ("PCMU", "PCMA")
+    telephone_event: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """What becomes of one m-line. `reason` says why it is refused; `direction` is the answer's."""
+
+    index: int
+    label: str | None
+    accepted: bool
+    reason: str = ""
+    direction: str = "recvonly"
+    codecs: tuple[Codec, ...] = ()
+    remote: tuple[str, int] = ("", 0)
+    rtcp: tuple[str, int] = ("", 0)
+    rtcp_mux: bool = False
+    ptime: int | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether the SRC sends nothing on it for now. RFC 7866 §7.1.1.1."""
+        return self.accepted and self.direction == "inactive"
+
+
+def plan(offer: SessionDescription, policy: MediaPolicy) -> tuple[StreamPlan, ...]:
+    """Decide on every m-line, in order."""
+    return tuple(_plan_one(index, media, policy) for index, media in enumerate(offer.media))
+
+
+def answer(
+    offer: SessionDescription,
+    plans: Sequence[StreamPlan],
+    local: Mapping[int, int],
+    *,
+    address: str,
+    session_id: int,
+    version: int,
+    name: str = "siprec-bridge",
+) -> SessionDescription:
+    """Write the answer: same m-lines in the same order, labels echoed, refused ones at port 0.
+
+    `local` maps the index of each accepted m-line to our RTP port at `address`.
+    """
+    media = tuple(
+        _answer_one(line, one, local.get(one.index, 0), address)
+        for line, one in zip(offer.media, plans, strict=True)
+    )
+    return SessionDescription(
+        origin=_origin(session_id, version, address), name=name, connection=address, media=media
+    )
+
+
+def offer(
+    policy: MediaPolicy,
+    local: Sequence[int],
+    *,
+    address: str,
+    session_id: int,
+    version: int,
+    name: str = "siprec-bridge",
+) -> SessionDescription:
+    """Our offer to an INVITE without one: a recvonly audio line for each port in `local`."""
+    by_name = {codec.name: codec for codec in STATIC.values() if codec.channels == 1}
+    codecs = tuple(by_name[name] for name in policy.codecs if name in by_name)
+    if policy.telephone_event:
+        codecs += (Codec(101, _EVENTS, 8000, fmtp="0-16"),)
+    media = tuple(
+        Media(
+            kind="audio",
+            port=port,
+            protocol="RTP/AVP",
+            formats=tuple(str(codec.payload_type) for codec in codecs),
+            connection=address,
+            direction="recvonly",
+            attributes=(*_codec_attributes(codecs), ("label", str(index + 1))),
+        )
+        for index, port in enumerate(local)
+    )
+    return SessionDescription(
+        origin=_origin(session_id, version, address), name=name, connection=address, media=media
+    )
+
+
+def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
+    def refused(reason: str) -> StreamPlan:
+        return StreamPlan(index, media.label, False, reason, "inactive")
+
+    if media.port == 0:
+        return refused("offered at port 0")
+    if media.kind != "audio":
+        return refused(f"{media.kind} is not recorded")
+    if media.protocol not in _PROTOCOLS:
+        return refused(f"{media.protocol} is not supported")
+    voice = tuple(codec for codec in media.codecs if codec.name in policy.codecs)
+    if not voice:
+        return refused("no codec in common")
+    events = tuple(
+        codec for codec in media.codecs if codec.name == _EVENTS and policy.telephone_event
+    )
+    host = media.connection or ""
+    ptime = media.attribute("ptime") or ""
+    # An address of all zeros is the hold of RFC 2543.
+    held = host in ("0.0.0.0", "::")
+    return StreamPlan(
+        index=index,
+        label=media.label,
+        accepted=True,
+        direction="inactive" if held else _ANSWER_DIRECTION[media.direction],
+        codecs=voice + events,
+        remote=(host, media.port),
+        rtcp=(host, media.rtcp_port),
+        rtcp_mux=media.rtcp_mux,
+        ptime=int(ptime) if ptime.isascii() and ptime.isdecimal() else None,
+    )
+
+
+def _answer_one(line: Media, one: StreamPlan, port: int, address: str) -> Media:
+    label: tuple[Attribute, ...] = (("label", one.label),) if one.label is not None else ()
+    if not one.accepted:
+        return Media(
+            line.kind, 0, line.protocol, line.formats[:1] or ("0",), None, "inactive", label
+        )
+    mux: tuple[Attribute, ...] = (("rtcp-mux", ""),) if one.rtcp_mux else ()
+    return Media(
+        kind=line.kind,
+        port=port,
+        protocol=line.protocol,
+        formats=tuple(str(codec.payload_type) for codec in one.codecs),
+        connection=address,
+        direction=one.direction,
+        attributes=(*_codec_attributes(one.codecs), *label, *mux),
+    )
+
+
+def _codec_attributes(codecs: Sequence[Codec]) -> tuple[Attribute, ...]:
+    maps: list[Attribute] = []
+    for codec in codecs:
+        name = codec.name.lower() if codec.name == _EVENTS else codec.name
+        channels = f"/{codec.channels}" if codec.channels > 1 else ""
+        maps.append(("rtpmap", f"{codec.payload_type} {name}/{codec.clock_rate}{channels}"))
+        if codec.fmtp:
+            maps.append(("fmtp", f"{codec.payload_type} {codec.fmtp}"))
+    return tuple(maps)
+
+
+def _origin(session_id: int, version: int, address: str) -> str:
+    family = "IP6" if ":" in address else "IP4"
+    return f"siprec-bridge {session_id} {version} IN {family} {address}"

@@ -1,0 +1,183 @@
+"""Session descriptions, from text and to text. RFC 8866; labels RFC 4574; rtcp RFC 3605 and 5761.
+
+Liberal in reading: what a recorder does not need is kept as it came, or passed over.
+"""
+
+from dataclasses import dataclass, replace
+
+from siprec_bridge.sdp.codecs import Codec, codec_of
+
+DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
+_MAX_LINES = 5000
+_MAX_MEDIA = 256
+
+
+class MalformedSdp(Exception):
+    """Bytes that are no session description."""
+
+
+Attribute = tuple[str, str]  # name, and value or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One m-line with its attributes. `connection` is its own or the session's address."""
+
+    kind: str
+    port: int
+    protocol: str
+    formats: tuple[str, ...]
+    connection: str | None = None
+    direction: str = "sendrecv"
+    attributes: tuple[Attribute, ...] = ()
+
+    def attribute(self, name: str) -> str | None:
+        """The value of the first attribute of this name; "" for a flag."""
+        return next((value for key, value in self.attributes if key == name), None)
+
+    @property
+    def label(self) -> str | None:
+        """What the metadata calls this stream. RFC 4574."""
+        value = self.attribute("label")
+        return value.strip() if value is not None and value.strip() else None
+
+    @property
+    def rtcp_mux(self) -> bool:
+        """RTP and RTCP share a port. RFC 5761."""
+        return self.attribute("rtcp-mux") is not None
+
+    @property
+    def rtcp_port(self) -> int:
+        """Where its RTCP is received. RFC 3605."""
+        first = (self.attribute("rtcp") or "").split()[:1]
+        if first and first[0].isascii() and first[0].isdecimal() and int(first[0]) < 65536:
+            return int(first[0])
+        return self.port if self.rtcp_mux else self.port + 1
+
+    @property
+    def codecs(self) -> tuple[Codec, ...]:
+        """The formats that are known payload types, in order of preference."""
+        maps = self._by_payload_type("rtpmap")
+        params = self._by_payload_type("fmtp")
+        found: list[Codec] = []
+        for text in self.formats:
+            if not (text.isascii() and text.isdecimal() and int(text) < 128):
+                continue
+            codec = codec_of(int(text), maps.get(int(text)), params.get(int(text), ""))
+            if codec is not None and codec not in found:
+                found.append(codec)
+        return tuple(found)
+
+    def _by_payload_type(self, name: str) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for key, value in self.attributes:
+            number, _, rest = value.strip().partition(" ")
+            if key == name and number.isascii() and number.isdecimal():
+                found.setdefault(int(number), rest.strip())
+        return found
+
+    def lines(self) -> list[str]:
+        """Its lines, connection and direction included."""
+        out = [f"m={self.kind} {self.port} {self.protocol} {' '.join(self.formats)}"]
+        if self.connection is not None:
+            out.append(f"c=IN {_family(self.connection)} {self.connection}")
+        out += [f"a={name}:{value}" if value else f"a={name}" for name, value in self.attributes]
+        out.append(f"a={self.direction}")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDescription:
+    """An SDP body. `origin` is the text of the o-line."""
+
+    origin: str
+    name: str = "-"
+    connection: str | None = None
+    attributes: tuple[Attribute, ...] = ()
+    media: tuple[Media, ...] = ()
+
+    def write(self) -> bytes:
+        """Its text. Directions and addresses stand in the media, where nothing overrides them."""
+        lines = ["v=0", f"o={self.origin}", f"s={self.name}"]
+        if self.connection is not None:
+            lines.append(f"c=IN {_family(self.connection)} {self.connection}")
+        lines.append("t=0 0")
+        lines += [f"a={name}:{value}" if value else f"a={name}" for name, value in self.attributes]
+        for media in self.media:
+            shown = media
+            if media.connection == self.connection:
+                shown = replace(media, connection=None)
+            lines += shown.lines()
+        return ("\r\n".join(lines) + "\r\n").encode("utf-8", "surrogateescape")
+
+
+def parse(data: bytes) -> SessionDescription:
+    """Read a session description. Raises MalformedSdp, and nothing else, for any bytes."""
+    text = data.decode("utf-8", "surrogateescape")
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    if len(lines) > _MAX_LINES:
+        raise MalformedSdp("too many lines")
+    if not any(line.startswith("v=") for line in lines[:2]):
+        raise MalformedSdp("no v= line")
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line.startswith("m="):
+            sections.append([])
+        sections[-1].append(line)
+    if len(sections) - 1 > _MAX_MEDIA:
+        raise MalformedSdp("too many m-lines")
+    head = sections[0]
+    connection = _connection(head, None)
+    attributes, direction = _attributes(head, "sendrecv")
+    return SessionDescription(
+        origin=_value(head, "o") or "-",
+        name=_value(head, "s") or "-",
+        connection=connection,
+        attributes=attributes,
+        media=tuple(_read_media(one, connection, direction) for one in sections[1:]),
+    )
+
+
+def _read_media(lines: list[str], connection: str | None, direction: str) -> Media:
+    parts = lines[0][2:].split()
+    port = parts[1].partition("/")[0] if len(parts) > 1 else ""
+    if len(parts) < 3 or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise MalformedSdp("bad m-line")
+    attributes, own_direction = _attributes(lines[1:], direction)
+    return Media(
+        kind=parts[0].lower(),
+        port=int(port),
+        protocol=parts[2].upper(),
+        formats=tuple(parts[3:]),
+        connection=_connection(lines, connection),
+        direction=own_direction,
+        attributes=attributes,
+    )
+
+
+def _attributes(lines: list[str], direction: str) -> tuple[tuple[Attribute, ...], str]:
+    """The attributes but for the direction, and the direction."""
+    kept: list[Attribute] = []
+    for line in lines:
+        if not line.startswith("a="):
+            continue
+        name, _, value = line[2:].partition(":")
+        name = name.strip().lower()
+        if name in DIRECTIONS and not value:
+            direction = name
+        elif name:
+            kept.append((name, value.strip()))
+    return tuple(kept), direction
+
+
+def _connection(lines: list[str], inherited: str | None) -> str | None:
+    parts = (_value(lines, "c") or "").split()
+    return parts[2].partition("/")[0] if len(parts) >= 3 else inherited
+
+
+def _value(lines: list[str], kind: str) -> str | None:
+    return next((line[2:].strip() for line in lines if line.startswith(f"{kind}=")), None)
+
+
+def _family(address: str) -> str:
+    return "IP6" if ":" in address else "IP4"

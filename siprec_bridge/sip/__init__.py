@@ -1,0 +1,63 @@
+"""SIP as a recording server needs it: messages, transactions and dialogs of a UAS. RFC 3261.
+
+Bytes and time in, outputs out. Refuses to know sockets, clocks, SDP and what a body means.
+"""
+
+from siprec_bridge.sip.dialog import DialogId
+from siprec_bridge.sip.errors import MalformedMessage, Refused
+from siprec_bridge.sip.framing import KeepAlive, StreamFramer
+from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, split_params
+from siprec_bridge.sip.message import Request, Response, parse, serialize
+from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.server import (
+    AckReceived,
+    DialogEnded,
+    InviteCancelled,
+    InviteReceived,
+    Malformed,
+    Output,
+    RequestAnswered,
+    RequestId,
+    RequestReceived,
+    RequestSeen,
+    ResponseSent,
+    Send,
+    SipServer,
+    UpdateReceived,
+)
+from siprec_bridge.sip.transaction import Timers
+from siprec_bridge.sip.uri import Uri, parse_uri
+
+__all__ = [
+    "AckReceived",
+    "DialogEnded",
+    "DialogId",
+    "Headers",
+    "InviteCancelled",
+    "InviteReceived",
+    "KeepAlive",
+    "Malformed",
+    "MalformedMessage",
+    "NameAddr",
+    "Output",
+    "Peer",
+    "Refused",
+    "Request",
+    "RequestAnswered",
+    "RequestId",
+    "RequestReceived",
+    "RequestSeen",
+    "Response",
+    "ResponseSent",
+    "Send",
+    "SipServer",
+    "StreamFramer",
+    "Timers",
+    "UpdateReceived",
+    "Uri",
+    "parse",
+    "parse_name_addr",
+    "parse_uri",
+    "serialize",
+    "split_params",
+]

@@ -1,0 +1,151 @@
+"""A dialog as its UAS keeps it: identity, targets, numbers, unacknowledged answers, its timer.
+
+RFC 3261 §12 and §13.3.1.4, RFC 4028.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from siprec_bridge.sip.errors import MalformedMessage, Refused
+from siprec_bridge.sip.headers import parse_name_addr, split_params
+from siprec_bridge.sip.message import Request
+from siprec_bridge.sip.peer import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class DialogId:
+    """Call-ID and both tags, ours first."""
+
+    call_id: str
+    local_tag: str
+    remote_tag: str
+
+
+@dataclass(slots=True)
+class Unacknowledged:
+    """A 2xx that is sent again until its ACK comes."""
+
+    data: bytes
+    peer: Peer
+    interval: float
+    next_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInterval:
+    """A negotiated session timer. `refresher`: "uac" (the peer) or "uas" (we)."""
+
+    seconds: int
+    refresher: str
+
+
+@dataclass(eq=False, slots=True)
+class Dialog:
+    """One dialog. `local` and `remote` are the To and From of its INVITE, tags included."""
+
+    id: DialogId
+    peer: Peer  # where its last request came from, which is where ours go
+    local: str
+    remote: str
+    remote_target: str
+    route_set: tuple[str, ...]
+    remote_seq: int
+    local_seq: int = 0
+    confirmed: bool = False
+    interval: SessionInterval | None = None
+    expires_at: float | None = None
+    refresh_at: float | None = None
+    unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)  # by CSeq number
+    answered: set[int] = field(default_factory=set)  # CSeq numbers of INVITEs that got their ACK
+    busy: str | None = None  # the INVITE or UPDATE that the recorder is working on
+    waiting: deque[tuple[str, Request, Peer]] = field(default_factory=deque)
+
+    @classmethod
+    def from_invite(cls, request: Request, local_tag: str, peer: Peer) -> "Dialog":
+        """The dialog that an initial INVITE asks for."""
+        to = request.headers.get("To", "")
+        return cls(
+            id=DialogId(request.call_id, local_tag, request.from_.tag),
+            peer=peer,
+            local=f"{to};tag={local_tag}",
+            remote=request.headers.get("From", "") or "",
+            remote_target=contact_of(request) or request.from_.uri,
+            route_set=tuple(request.headers.values("Record-Route")),
+            remote_seq=request.cseq.number,
+        )
+
+    @property
+    def deadline(self) -> float | None:
+        """When something of it is due."""
+        times = [one.next_at for one in self.unacknowledged.values()]
+        times += [at for at in (self.expires_at, self.refresh_at) if at is not None]
+        return min(times, default=None)
+
+    def follow(self, request: Request, peer: Peer) -> None:
+        """Take over what a request in the dialog changes: number, target and path."""
+        self.remote_seq = max(self.remote_seq, request.cseq.number)
+        self.peer = peer
+        if request.method in ("INVITE", "UPDATE"):
+            self.remote_target = contact_of(request) or self.remote_target
+
+    def acknowledge(self, number: int) -> bool:
+        """Take an ACK; True when it was the first one for some answer.
+
+        A later ACK also counts for earlier answers (OpenSIPS skips some), and one with a number
+        that no INVITE had counts for all (some SRCs number it by their other call leg).
+        """
+        known = number in self.unacknowledged or number in self.answered
+        done = [seq for seq in self.unacknowledged if seq <= number or not known]
+        for seq in done:
+            del self.unacknowledged[seq]
+            self.answered.add(seq)
+        return bool(done)
+
+    def start_timer(self, interval: SessionInterval | None, now: float) -> None:
+        """Begin to count anew after a refresh. RFC 4028 §10."""
+        self.interval = interval
+        if interval is None:
+            self.expires_at = self.refresh_at = None
+            return
+        if interval.refresher == "uas":
+            self.refresh_at = now + interval.seconds / 2
+            self.expires_at = now + interval.seconds
+        else:
+            self.refresh_at = None
+            self.expires_at = now + interval.seconds - min(32.0, interval.seconds / 3)
+
+
+def contact_of(request: Request) -> str | None:
+    """The URI of the first Contact, if it can be read."""
+    values = request.headers.values("Contact")
+    try:
+        return parse_name_addr(values[0]).uri if values else None
+    except MalformedMessage:
+        return None
+
+
+def negotiate_timer(request: Request, minimum: int) -> SessionInterval | None:
+    """The session timer to answer a request with, or None for no timer.
+
+    Raises Refused (422) for an interval below `minimum` seconds, unless the peer cannot be told.
+    RFC 4028 §9.
+    """
+    value = request.headers.get("Session-Expires")
+    if value is None:
+        return None
+    head, params = split_params(value)
+    if not (head.isascii() and head.isdecimal() and len(head) <= 9):
+        return None
+    seconds = int(head)
+    supported = "timer" in {name.lower() for name in request.headers.values("Supported")} | {
+        name.lower() for name in request.headers.values("Require")
+    }
+    if seconds < minimum:
+        if supported:
+            raise Refused(422, "Session Interval Too Small", (("Min-SE", str(minimum)),))
+        seconds = minimum
+    refresher = params.get("refresher", "").lower()
+    if not supported:
+        refresher = "uas"  # a proxy asked for it: only we can refresh
+    return SessionInterval(seconds, refresher if refresher in ("uac", "uas") else "uac")

@@ -1,0 +1,747 @@
+"""The machine that a listener drives: messages and time in, messages and events out.
+
+RFC 3261 §8.2, §9.2, §12.2, §13.3, §15.1 and §18.2; RFC 3311, 3581, 4028.
+"""
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from siprec_bridge.sip.dialog import (
+    Dialog,
+    DialogId,
+    SessionInterval,
+    Unacknowledged,
+    negotiate_timer,
+)
+from siprec_bridge.sip.errors import MalformedMessage, Refused
+from siprec_bridge.sip.headers import Headers, parse_via, split_host_port, split_list
+from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
+from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
+
+RequestId = str
+
+ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
+SUPPORTED = ("siprec", "timer")
+_MAGIC = "z9hG4bK"
+_MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
+_CHANGES = ("INVITE", "UPDATE")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Bytes for the wire."""
+
+    data: bytes
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class InviteReceived:
+    """An INVITE to be answered with `respond`; `initial` False: a re-INVITE.
+
+    Those of one dialog come one at a time, in order, each after the answer to the one before.
+    """
+
+    id: RequestId
+    dialog: DialogId
+    request: Request
+    peer: Peer
+    initial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReceived:
+    """An UPDATE to be answered with `respond`; takes its turn among the re-INVITEs."""
+
+    id: RequestId
+    dialog: DialogId
+    request: Request
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class AckReceived:
+    """The first ACK for a 2xx. Its body may be the answer to our offer."""
+
+    dialog: DialogId
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class InviteCancelled:
+    """The INVITE was cancelled before its answer; 487 has been sent."""
+
+    id: RequestId
+    dialog: DialogId
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """OPTIONS, or INFO and the like in a dialog: to be answered with `respond`."""
+
+    id: RequestId
+    dialog: DialogId | None
+    request: Request
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class DialogEnded:
+    """The dialog is over; its BYE, if one came, has been answered.
+
+    Causes: bye, terminated (we hung up), ack_timeout, session_expired.
+    """
+
+    dialog: DialogId
+    cause: str
+    request: Request | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAnswered:
+    """The final answer to a request of ours; a 408 without headers: none came."""
+
+    dialog: DialogId
+    method: str
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSeen:
+    """A request that was parsed, retransmissions left out: for counting."""
+
+    transport: str
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseSent:
+    """A final response that was sent, retransmissions left out: for counting."""
+
+    method: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Bytes that were no SIP message; answered with 400 where the sender could be told."""
+
+    peer: Peer
+    reason: str
+
+
+Output = (
+    Send
+    | InviteReceived
+    | UpdateReceived
+    | AckReceived
+    | InviteCancelled
+    | RequestReceived
+    | DialogEnded
+    | RequestAnswered
+    | RequestSeen
+    | ResponseSent
+    | Malformed
+)
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    """A server transaction and what its answer is made from."""
+
+    id: RequestId
+    key: tuple[str, ...]
+    request: Request
+    peer: Peer  # where answers go
+    transaction: Transaction
+    dialog: Dialog | None = None
+    interval: SessionInterval | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        return self.transaction.deadline
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """A client transaction of a request that we sent in a dialog."""
+
+    branch: str
+    method: str
+    dialog: DialogId
+    peer: Peer
+    transaction: Transaction
+    refresh: bool = field(default=False)
+
+    @property
+    def deadline(self) -> float | None:
+        return self.transaction.deadline
+
+
+_Timed = _Pending | _Asked | Dialog
+
+
+class SipServer:
+    """A user agent server for recording sessions, and client for requests in their dialogs.
+
+    `token` gives unique random text for tags and branches; `contact` the Contact value for a
+    flow. `now` is seconds of any clock that does not go back. No call raises for what a peer
+    sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: Callable[[], str],
+        contact: Callable[[Peer], str],
+        user_agent: str = "siprec-bridge",
+        timers: Timers | None = None,
+        min_session_expires: int = 90,
+    ) -> None:
+        self._token = token
+        self._contact = contact
+        self._user_agent = user_agent
+        self._timers = timers or Timers()
+        self._min_session_expires = min_session_expires
+        self._numbers = itertools.count(1)
+        self._pending: dict[tuple[str, ...], _Pending] = {}
+        self._by_id: dict[RequestId, _Pending] = {}
+        self._merged: dict[tuple[str, ...], tuple[str, ...]] = {}  # RFC 3261 §8.2.2.2
+        self._asked: dict[str, _Asked] = {}
+        self._dialogs: dict[DialogId, Dialog] = {}
+        self._agenda: list[tuple[float, int, _Timed]] = []
+
+    @property
+    def dialogs(self) -> int:
+        """How many dialogs there are."""
+        return len(self._dialogs)
+
+    def receive(self, data: bytes, peer: Peer, now: float) -> list[Output]:
+        """Take one whole message."""
+        if not data.strip(b"\r\n\0 \t"):
+            return []  # a keep-alive
+        try:
+            message = parse(data)
+        except MalformedMessage as error:
+            return self._reject(error, peer)
+        if isinstance(message, Response):
+            return self._take_response(message, now)
+        reply_to = _note_source(message, peer)
+        key = _transaction_key(message)
+        known = self._pending.get(key)
+        if known is not None:
+            return self._take_again(known, message, peer, now)
+        if message.method == "ACK":
+            return self._take_ack(message, peer)
+        out: list[Output] = [RequestSeen(peer.transport, _method(message))]
+        if message.method == "CANCEL":
+            return out + self._take_cancel(message, reply_to, key, now)
+        pending = self._open(message, reply_to, key)
+        try:
+            return out + self._take_new(pending, peer, now)
+        except Refused as refusal:
+            return out + self._refuse(pending, refusal, now)
+
+    def respond(
+        self,
+        id: RequestId,
+        status: int,
+        *,
+        now: float,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> list[Output]:
+        """Answer a request. One that has its answer already (a CANCEL came) is passed over."""
+        pending = self._by_id.get(id)
+        if pending is None:
+            return []
+        return self._answer(pending, status, now, reason, headers, content_type, body)
+
+    def request(
+        self,
+        dialog: DialogId,
+        method: str,
+        *,
+        now: float,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> list[Output]:
+        """Send a request in a dialog; a BYE ends it at once. Unknown dialogs are passed over."""
+        known = self._dialogs.get(dialog)
+        if known is None:
+            return []
+        out = self._send_request(known, method, now, headers, content_type, body)
+        if method == "BYE":
+            out += self._end(known, "terminated", None, now)
+        return out
+
+    def next_deadline(self) -> float | None:
+        """When `advance` has something to do."""
+        while self._agenda:
+            at, _, owner = self._agenda[0]
+            due = owner.deadline
+            if due is not None and due <= at and self._is_live(owner):
+                return at
+            heapq.heappop(self._agenda)  # moved or gone; a moved one is in the agenda again
+        return None
+
+    def advance(self, now: float) -> list[Output]:
+        """Run what is due."""
+        out: list[Output] = []
+        while (at := self.next_deadline()) is not None and at <= now:
+            owner = heapq.heappop(self._agenda)[2]
+            match owner:
+                case _Pending():
+                    out += self._run_pending(owner, now)
+                case _Asked():
+                    out += self._run_asked(owner, now)
+                case Dialog():
+                    out += self._run_dialog(owner, now)
+            self._schedule(owner)
+        return out
+
+    # Requests
+
+    def _take_new(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+        request = pending.request
+        if request.method not in ALLOW:
+            raise Refused(405, REASONS[405], (("Allow", ", ".join(ALLOW)),))
+        unsupported = [
+            name for name in request.headers.values("Require") if name.lower() not in SUPPORTED
+        ]
+        if unsupported:
+            raise Refused(420, REASONS[420], (("Unsupported", ", ".join(unsupported)),))
+        if request.to.tag:
+            return self._take_in_dialog(pending, peer, now)
+        if request.method == "INVITE":
+            return self._take_invite(pending, peer, now)
+        if request.method == "OPTIONS":
+            return [RequestReceived(pending.id, None, request, peer)]
+        raise Refused(481, REASONS[481])
+
+    def _take_invite(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+        request = pending.request
+        merge = (request.call_id, request.from_.tag, str(request.cseq))
+        if self._merged.setdefault(merge, pending.key) != pending.key:
+            raise Refused(482, REASONS[482])
+        pending.interval = negotiate_timer(request, self._min_session_expires)
+        dialog = Dialog.from_invite(request, self._token(), peer)
+        self._dialogs[dialog.id] = dialog
+        pending.dialog = dialog
+        dialog.busy = pending.id
+        trying = self._provisional(pending, 100, now)
+        return [*trying, InviteReceived(pending.id, dialog.id, request, peer, True)]
+
+    def _take_in_dialog(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+        request = pending.request
+        dialog = self._dialogs.get(_dialog_id(request))
+        if dialog is None:
+            raise Refused(481, REASONS[481])
+        pending.dialog = dialog
+        if request.method == "BYE":
+            # Whatever its CSeq: a call that hangs up is over.
+            out = self._answer(pending, 200, now)
+            return out + self._end(dialog, "bye", request, now)
+        if request.method not in _CHANGES:
+            dialog.peer = peer
+            return [RequestReceived(pending.id, dialog.id, request, peer)]
+        if request.cseq.number < dialog.remote_seq and dialog.confirmed:
+            raise Refused(500, REASONS[500])  # RFC 3261 §12.2.2
+        pending.interval = negotiate_timer(request, self._min_session_expires)
+        out = self._provisional(pending, 100, now) if request.method == "INVITE" else []
+        if dialog.busy is None:
+            return out + self._begin_change(dialog, pending.id, request, peer)
+        if len(dialog.waiting) >= _MAX_WAITING:
+            raise Refused(500, REASONS[500], (("Retry-After", "5"),))
+        dialog.waiting.append((pending.id, request, peer))
+        return out
+
+    def _begin_change(
+        self, dialog: Dialog, id: RequestId, request: Request, peer: Peer
+    ) -> list[Output]:
+        dialog.busy = id
+        dialog.follow(request, peer)
+        if request.method == "UPDATE":
+            return [UpdateReceived(id, dialog.id, request, peer)]
+        return [InviteReceived(id, dialog.id, request, peer, False)]
+
+    def _take_again(
+        self, known: _Pending, request: Request, peer: Peer, now: float
+    ) -> list[Output]:
+        """A retransmission, or the ACK of a refusal."""
+        what = Input.ACK if request.method == "ACK" else Input.REQUEST
+        actions = known.transaction.step(what, now)
+        out: list[Output] = []
+        if Action.RESEND in actions and known.transaction.message:
+            out.append(Send(known.transaction.message, known.peer))
+        if Action.PASS in actions:  # the ACK of a 2xx, with the INVITE's branch
+            out += self._take_ack(request, peer)
+        self._schedule(known)
+        return out
+
+    def _take_ack(self, request: Request, peer: Peer) -> list[Output]:
+        dialog = self._dialogs.get(_dialog_id(request))
+        if dialog is None or not dialog.acknowledge(request.cseq.number):
+            return []
+        dialog.peer = peer
+        return [RequestSeen(peer.transport, "ACK"), AckReceived(dialog.id, request)]
+
+    def _take_cancel(
+        self, request: Request, reply_to: Peer, key: tuple[str, ...], now: float
+    ) -> list[Output]:
+        pending = self._open(request, reply_to, key)
+        invite = self._pending.get((*key[:-1], "INVITE"))
+        if invite is None:
+            return self._answer(pending, 481, now)
+        pending.dialog = invite.dialog
+        out = self._answer(pending, 200, now)
+        if invite.transaction.state is not State.PROCEEDING or invite.dialog is None:
+            return out  # too late: it has its answer. RFC 3261 §9.2
+        dialog, waiting = invite.dialog, [one[0] for one in invite.dialog.waiting]
+        out += self._answer(invite, 487, now)
+        if invite.id not in waiting:
+            # One that still waited for its turn was never told about.
+            out.insert(len(out), InviteCancelled(invite.id, dialog.id))
+        return out
+
+    # Answers
+
+    def _open(self, request: Request, reply_to: Peer, key: tuple[str, ...]) -> _Pending:
+        transaction = Transaction.server(
+            invite=request.method == "INVITE", timers=self._timers, reliable=reply_to.reliable
+        )
+        pending = _Pending(str(next(self._numbers)), key, request, reply_to, transaction)
+        self._pending[key] = pending
+        self._by_id[pending.id] = pending
+        return pending
+
+    def _refuse(self, pending: _Pending, refusal: Refused, now: float) -> list[Output]:
+        return self._answer(pending, refusal.status, now, refusal.reason, refusal.headers)
+
+    def _provisional(self, pending: _Pending, status: int, now: float) -> list[Output]:
+        response = self._response(pending, status, None, (), None, b"")
+        data = serialize(response)
+        pending.transaction.step(Input.PROVISIONAL, now, data)
+        return [Send(data, pending.peer)]
+
+    def _answer(
+        self,
+        pending: _Pending,
+        status: int,
+        now: float,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> list[Output]:
+        if status < 200:
+            return self._provisional(pending, status, now)
+        self._by_id.pop(pending.id, None)
+        method, dialog = pending.request.method, pending.dialog
+        data = serialize(self._response(pending, status, reason, headers, content_type, body))
+        what = Input.SUCCESS if status < 300 else Input.FAILURE
+        pending.transaction.step(what, now, data)
+        out: list[Output] = [
+            Send(data, pending.peer),
+            ResponseSent(_method(pending.request), status),
+        ]
+        self._schedule(pending)
+        if dialog is None or method not in _CHANGES:
+            return out
+        if status < 300:
+            dialog.start_timer(pending.interval, now)
+            if method == "INVITE":
+                dialog.confirmed = True
+                dialog.unacknowledged[pending.request.cseq.number] = Unacknowledged(
+                    data,
+                    pending.peer,
+                    self._timers.t1,
+                    now + self._timers.t1,
+                    now + self._timers.lifetime,
+                )
+            self._schedule(dialog)
+        elif not dialog.confirmed:
+            self._dialogs.pop(dialog.id, None)
+        return out + self._next_change(dialog, pending.id)
+
+    def _next_change(self, dialog: Dialog, done: RequestId) -> list[Output]:
+        """The recorder is free for the next re-INVITE or UPDATE of its dialog."""
+        if dialog.busy != done:
+            dialog.waiting = type(dialog.waiting)(one for one in dialog.waiting if one[0] != done)
+            return []
+        dialog.busy = None
+        if not dialog.waiting or dialog.id not in self._dialogs:
+            return []
+        return self._begin_change(dialog, *dialog.waiting.popleft())
+
+    def _response(
+        self,
+        pending: _Pending,
+        status: int,
+        reason: str | None,
+        extra: Iterable[tuple[str, str]],
+        content_type: str | None,
+        body: bytes,
+    ) -> Response:
+        request = pending.request
+        headers = _echo(request)
+        dialog = pending.dialog
+        if status > 100 and not request.to.tag:
+            tag = dialog.id.local_tag if dialog is not None else self._token()
+            headers.set("To", f"{request.headers.get('To', '')};tag={tag}")
+        if status == 100 and (stamp := request.headers.get("Timestamp")) is not None:
+            headers.add("Timestamp", stamp)
+        success = 200 <= status < 300
+        if success and request.method in ("INVITE", "UPDATE", "OPTIONS"):
+            for route in request.headers.get_all("Record-Route"):
+                headers.add("Record-Route", route)
+            headers.add("Contact", self._contact(pending.peer))
+            headers.add("Allow", ", ".join(ALLOW))
+            headers.add("Supported", ", ".join(SUPPORTED))
+        if success and request.method in _CHANGES and pending.interval is not None:
+            interval = pending.interval
+            headers.add("Session-Expires", f"{interval.seconds};refresher={interval.refresher}")
+            if interval.refresher == "uac":
+                headers.add("Require", "timer")
+        headers.add("Server", self._user_agent)
+        for name, value in extra:
+            headers.add(name, value)
+        if content_type is not None:
+            headers.add("Content-Type", content_type)
+        return Response(status, reason or REASONS.get(status, "Unknown"), headers, body)
+
+    def _reject(self, error: MalformedMessage, peer: Peer) -> list[Output]:
+        out: list[Output] = [Malformed(peer, error.reason)]
+        request = error.request
+        if request is None or request.method == "ACK":
+            return out
+        try:
+            reply_to = _note_source(request, peer)
+        except MalformedMessage:
+            return out
+        headers = _echo(request)
+        if "tag=" not in (headers.get("To") or "").lower():
+            headers.set("To", f"{headers.get('To')};tag={self._token()}")
+        headers.add("Server", self._user_agent)
+        # Stateless: what cannot be read cannot be matched to a transaction either.
+        reason = REASONS.get(error.status, error.reason)
+        data = serialize(Response(error.status, reason, headers))
+        return [*out, Send(data, reply_to), ResponseSent(_method(request), error.status)]
+
+    # Our own requests
+
+    def _send_request(
+        self,
+        dialog: Dialog,
+        method: str,
+        now: float,
+        extra: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+        *,
+        refresh: bool = False,
+    ) -> list[Output]:
+        dialog.local_seq += 1
+        # Where its last request came from: behind a NAT its Contact leads nowhere.
+        peer = dialog.peer
+        branch = f"{_MAGIC}{self._token()}"
+        host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
+        headers = Headers(
+            [
+                (
+                    "Via",
+                    f"SIP/2.0/{peer.transport.upper()} {host}:{peer.local_port};"
+                    f"branch={branch};rport",
+                ),
+                ("Max-Forwards", "70"),
+                *(("Route", route) for route in dialog.route_set),
+                ("From", dialog.local),
+                ("To", dialog.remote),
+                ("Call-ID", dialog.id.call_id),
+                ("CSeq", f"{dialog.local_seq} {method}"),
+                ("Contact", self._contact(peer)),
+                ("User-Agent", self._user_agent),
+                *extra,
+            ]
+        )
+        if content_type is not None:
+            headers.add("Content-Type", content_type)
+        data = serialize(Request(method, dialog.remote_target, headers, body))
+        transaction = Transaction.client(
+            data, invite=False, timers=self._timers, reliable=peer.reliable, now=now
+        )
+        asked = _Asked(branch, method, dialog.id, peer, transaction, refresh)
+        self._asked[branch] = asked
+        self._schedule(asked)
+        return [Send(data, peer)]
+
+    def _take_response(self, response: Response, now: float) -> list[Output]:
+        asked = self._asked.get(response.via.branch)
+        if asked is None or response.cseq.method != asked.method:
+            return []
+        actions = asked.transaction.step(_input_of(response.status), now)
+        self._schedule(asked)
+        if Action.PASS not in actions or response.status < 200:
+            return []
+        return self._answered(asked, response, now)
+
+    def _answered(self, asked: _Asked, response: Response, now: float) -> list[Output]:
+        out: list[Output] = [RequestAnswered(asked.dialog, asked.method, response)]
+        dialog = self._dialogs.get(asked.dialog)
+        if dialog is None:
+            return out
+        if asked.refresh and response.status < 300:
+            dialog.start_timer(dialog.interval, now)
+            self._schedule(dialog)
+        elif response.status in (408, 481):  # the peer knows nothing of it: RFC 3261 §12.2.1.2
+            out += self._end(dialog, "session_expired", None, now)
+        return out
+
+    # Time
+
+    def _run_pending(self, pending: _Pending, now: float) -> list[Output]:
+        done = pending.transaction.expired(now)
+        if pending.transaction.terminated:
+            self._forget(pending)
+        return [
+            Send(pending.transaction.message, pending.peer)
+            for actions in done
+            if Action.RESEND in actions
+        ]
+
+    def _run_asked(self, asked: _Asked, now: float) -> list[Output]:
+        out: list[Output] = []
+        for actions in asked.transaction.expired(now):
+            if Action.RESEND in actions:
+                out.append(Send(asked.transaction.message, asked.peer))
+            if Action.FAIL in actions:
+                out += self._answered(asked, Response(408, REASONS[408]), now)
+        if asked.transaction.terminated:
+            self._asked.pop(asked.branch, None)
+        return out
+
+    def _run_dialog(self, dialog: Dialog, now: float) -> list[Output]:
+        out: list[Output] = []
+        for answer in list(dialog.unacknowledged.values()):
+            if answer.expires_at <= now:  # RFC 3261 §13.3.1.4
+                return out + self._hang_up(dialog, "ack_timeout", now)
+            if answer.next_at <= now:
+                out.append(Send(answer.data, answer.peer))
+                answer.interval = min(2 * answer.interval, self._timers.t2)
+                answer.next_at = min(now + answer.interval, answer.expires_at)
+        if dialog.refresh_at is not None and dialog.refresh_at <= now:
+            dialog.refresh_at = None
+            seconds = dialog.interval.seconds if dialog.interval else 1800
+            timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
+            out += self._send_request(dialog, "UPDATE", now, timer, refresh=True)
+        if dialog.expires_at is not None and dialog.expires_at <= now:
+            out += self._hang_up(dialog, "session_expired", now)
+        return out
+
+    def _hang_up(self, dialog: Dialog, cause: str, now: float) -> list[Output]:
+        out = self._send_request(dialog, "BYE", now)
+        return out + self._end(dialog, cause, None, now)
+
+    def _end(self, dialog: Dialog, cause: str, request: Request | None, now: float) -> list[Output]:
+        """Forget a dialog; what it still had to answer is answered. RFC 3261 §15.1.2."""
+        self._dialogs.pop(dialog.id, None)
+        out: list[Output] = []
+        dialog.waiting.clear()
+        for pending in [one for one in self._by_id.values() if one.dialog is dialog]:
+            out += self._answer(pending, 487, now)
+        dialog.unacknowledged.clear()
+        dialog.start_timer(None, now)
+        return [*out, DialogEnded(dialog.id, cause, request)]
+
+    def _forget(self, pending: _Pending) -> None:
+        self._pending.pop(pending.key, None)
+        self._by_id.pop(pending.id, None)
+        request = pending.request
+        if request.method == "INVITE":
+            self._merged.pop((request.call_id, request.from_.tag, str(request.cseq)), None)
+
+    def _schedule(self, owner: _Timed) -> None:
+        at = owner.deadline
+        if at is not None and self._is_live(owner):
+            heapq.heappush(self._agenda, (at, next(self._numbers), owner))
+        elif isinstance(owner, _Pending) and owner.transaction.terminated:
+            self._forget(owner)
+
+    def _is_live(self, owner: _Timed) -> bool:
+        match owner:
+            case _Pending():
+                return self._pending.get(owner.key) is owner
+            case _Asked():
+                return self._asked.get(owner.branch) is owner
+            case Dialog():
+                return self._dialogs.get(owner.id) is owner
+
+
+def _note_source(request: Request, peer: Peer) -> Peer:
+    """Write `received` and `rport` into the top Via; returns where answers go.
+
+    RFC 3261 §18.2.1 and §18.2.2, RFC 3581 §4.
+    """
+    via = request.via
+    fields = request.headers.get_all("Via")
+    first, *others = split_list(fields[0])
+    marks = ""
+    if "rport" in via.params:
+        parts = [
+            f"rport={peer.port}" if part.partition("=")[0].strip().lower() == "rport" else part
+            for part in split_list(first, ";")
+        ]
+        first = ";".join(parts)
+    if (via.host != peer.host or "rport" in via.params) and "received" not in via.params:
+        marks = f";received={peer.host}"
+    request.headers.replace_first("Via", ", ".join([first + marks, *others]))
+    request.__dict__["via"] = parse_via(first + marks)
+    if peer.reliable or "rport" in via.params:
+        return peer
+    port = via.port or 5060
+    host = peer.host
+    if "maddr" in via.params:
+        host = split_host_port(via.params["maddr"])[0] or host
+    return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
+
+
+def _transaction_key(request: Request) -> tuple[str, ...]:
+    """What all messages of one transaction share; the last part tells CANCEL from INVITE.
+
+    RFC 3261 §17.2.3.
+    """
+    via = request.via
+    method = "INVITE" if request.method == "ACK" else request.method
+    if via.branch.startswith(_MAGIC) and len(via.branch) > len(_MAGIC):
+        return (via.branch, via.host.lower(), str(via.port or ""), method)
+    number = str(request.cseq.number)
+    return (request.call_id, request.from_.tag, number, via.host.lower(), method)
+
+
+def _dialog_id(request: Request) -> DialogId:
+    return DialogId(request.call_id, request.to.tag, request.from_.tag)
+
+
+def _echo(request: Request) -> Headers:
+    """The headers that every response takes over. RFC 3261 §8.2.6.2."""
+    headers = Headers(("Via", value) for value in request.headers.get_all("Via"))
+    for name in ("From", "To", "Call-ID", "CSeq"):
+        headers.add(name, request.headers.get(name) or "")
+    return headers
+
+
+def _input_of(status: int) -> Input:
+    if status < 200:
+        return Input.PROVISIONAL
+    return Input.SUCCESS if status < 300 else Input.FAILURE
+
+
+def _method(request: Request) -> str:
+    """For counting: a method from the wire may be any text."""
+    return request.method if request.method in ALLOW else "other"

@@ -1,0 +1,116 @@
+"""The body of an INVITE, re-INVITE or UPDATE: SDP, metadata and what else is in it.
+
+RFC 2046 §5.1, RFC 5621, RFC 7866 §9.1. The parts may come in any order.
+"""
+
+import re
+from dataclasses import dataclass
+
+from siprec_bridge.sip import Refused, split_params
+
+SDP_TYPE = "application/sdp"
+METADATA_TYPES = ("application/rs-metadata+xml", "application/rs-metadata")
+ACCEPT = (SDP_TYPE, *METADATA_TYPES, "multipart/mixed")
+_MAX_PARTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of no known kind, kept as it came. `content_type` in lower case, no parameters."""
+
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request carries. `warnings` tell what was odd about it."""
+
+    sdp: bytes | None = None
+    metadata: bytes | None = None
+    others: tuple[Part, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def parse_body(content_type: str | None, encoding: str | None, content: bytes) -> Body:
+    """Take a body apart.
+
+    Raises Refused: 415 for a type or encoding that we cannot read, 400 for a multipart body
+    without a boundary.
+    """
+    if not content.strip():
+        return Body()
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise Refused(415, "Unsupported Media Type", (("Accept-Encoding", "identity"),))
+    kind, params = split_params(content_type or "")
+    kind = kind.lower()
+    if kind == SDP_TYPE:
+        return Body(sdp=content)
+    if kind in METADATA_TYPES:
+        return Body(metadata=content)
+    if not kind.startswith("multipart/"):
+        raise Refused(415, "Unsupported Media Type", (("Accept", ", ".join(ACCEPT)),))
+    boundary = params.get("boundary", "")
+    if not boundary:
+        raise Refused(400, "Multipart Without Boundary")
+    return _read_parts(_split(content, boundary.encode("utf-8", "surrogateescape")))
+
+
+def _split(content: bytes, boundary: bytes) -> list[bytes]:
+    """The parts between the delimiter lines; one that is not closed ends with the body."""
+    delimiter = re.compile(
+        rb"(?:^|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*(?=\r?\n|$)", re.DOTALL
+    )
+    parts: list[bytes] = []
+    start: int | None = None
+    for found in delimiter.finditer(content):
+        if start is not None:
+            parts.append(content[start : found.start()])
+        start = None if found.group(1) else found.end()
+        if found.group(1) or len(parts) >= _MAX_PARTS:
+            break
+    if start is not None:
+        parts.append(content[start:])
+    return parts
+
+
+def _read_parts(parts: list[bytes]) -> Body:
+    sdp: bytes | None = None
+    metadata: bytes | None = None
+    others: list[Part] = []
+    warnings: list[str] = []
+    for part in parts:
+        # The line end of the delimiter comes first; after it headers, perhaps none.
+        part = re.sub(rb"\A[ \t]*\r?\n", b"", part)
+        if part.startswith((b"\r\n", b"\n")):
+            head, content = b"", part.lstrip(b"\r\n")
+        else:
+            head, _, content = _partition_head(part)
+        kind = _part_type(head)
+        if kind == SDP_TYPE and sdp is None:
+            sdp = content
+        elif kind in METADATA_TYPES and metadata is None:
+            metadata = content
+        elif kind.startswith("multipart/"):
+            warnings.append("nested multipart part ignored")
+        else:
+            others.append(Part(kind, content))
+    if not parts:
+        warnings.append("multipart body without parts")
+    return Body(sdp, metadata, tuple(others), tuple(warnings))
+
+
+def _partition_head(part: bytes) -> tuple[bytes, bytes, bytes]:
+    found = re.search(rb"\r?\n\r?\n", part)
+    if found is None:
+        return part, b"", b""
+    return part[: found.start()], found.group(), part[found.end() :]
+
+
+def _part_type(head: bytes) -> str:
+    text = re.sub(r"\r?\n[ \t]+", " ", head.decode("utf-8", "replace"))
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("content-type", "c"):
+            return split_params(value)[0].lower()
+    return ""

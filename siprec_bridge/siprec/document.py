@@ -1,0 +1,75 @@
+"""A recording session as it is stored and shown: who, on which stream, from when to when."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from siprec_bridge.transcript import Participant, Value
+
+StreamState = Literal["active", "paused", "closed"]
+
+
+class Presence(Value):
+    """A participant on a stream; `until` None: still there."""
+
+    participant_id: str
+    since: datetime
+    until: datetime | None = None
+
+
+class StreamDocument(Value):
+    """One labelled stream. `index` is its m-line."""
+
+    index: int
+    label: str
+    state: StreamState
+    codec: str | None = None
+    opened_at: datetime
+    closed_at: datetime | None = None
+    presences: tuple[Presence, ...] = ()
+
+
+class SessionDocument(Value):
+    """All that is known of a recording session, in a form that survives versions."""
+
+    session_id: str
+    group_id: str | None = None
+    communication_sessions: tuple[str, ...] = ()
+    sip_session_ids: tuple[str, ...] = ()
+    participants: tuple[Participant, ...] = ()
+    streams: tuple[StreamDocument, ...] = ()
+    warnings: tuple[str, ...] = Field((), description="what was odd in SDP or metadata")
+
+    def stream(self, label: str) -> StreamDocument | None:
+        """The stream of this label."""
+        return next((one for one in self.streams if one.label == label), None)
+
+    def on_stream(self, label: str) -> tuple[Participant, ...]:
+        """Everyone who was ever on a stream, in order of arrival."""
+        stream = self.stream(label)
+        ids = dict.fromkeys(one.participant_id for one in stream.presences) if stream else {}
+        return tuple(one for one in map(self._participant, ids) if one is not None)
+
+    def speaker(self, label: str, at: datetime) -> Participant | None:
+        """Who was heard on a stream at a time; None: nobody known, or several at once.
+
+        Audio trails what the SRC says by some seconds: before the first and after the last
+        presence, the nearest one counts.
+        """
+        stream = self.stream(label)
+        if stream is None or not stream.presences:
+            return None
+        there = {
+            one.participant_id
+            for one in stream.presences
+            if one.since <= at and (one.until is None or at < one.until)
+        }
+        if not there:
+            past = [one for one in stream.presences if one.until is not None and one.until <= at]
+            near = max(past, key=lambda one: one.until or at) if past else stream.presences[0]
+            there = {near.participant_id}
+        return self._participant(there.pop()) if len(there) == 1 else None
+
+    def _participant(self, id: str) -> Participant | None:
+        return next((one for one in self.participants if one.id == id), None)

@@ -1,0 +1,194 @@
+"""rs-metadata: who takes part and who sends on which stream. RFC 7865, and the drafts before it.
+
+Elements are known by their local names, since namespaces differ from vendor to vendor. An
+attribute or element may bear its draft's name: `id` for `participant_id`, `<send><id>` for
+`<participantstreamassoc><send>`, `<aor>` for `nameID@aor`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+MAX_BYTES = 1 << 20
+
+
+class MalformedMetadata(Exception):
+    """Bytes that are no recording metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantData:
+    """RFC 7865 §6.4. `aor` and `name` of the first nameID; empty where there is none."""
+
+    id: str
+    aor: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamData:
+    """RFC 7865 §6.5: `label` is the a=label of its m-line."""
+
+    id: str
+    label: str = ""
+    session_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionData:
+    """A communication session. RFC 7865 §6.3."""
+
+    id: str
+    sip_session_ids: tuple[str, ...] = ()
+    group_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """What a participant sends and receives, by stream id. RFC 7865 §6.8."""
+
+    participant_id: str
+    sends: tuple[str, ...] = ()
+    receives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """One metadata document. Partial: what it does not mention stays as it was."""
+
+    mode: Literal["complete", "partial"] = "complete"
+    namespace: str = ""
+    groups: tuple[str, ...] = ()
+    sessions: tuple[SessionData, ...] = ()
+    participants: tuple[ParticipantData, ...] = ()
+    streams: tuple[StreamData, ...] = ()
+    associations: tuple[Association, ...] = ()
+
+
+def parse_metadata(xml: bytes) -> Metadata:
+    """Read a document. Raises MalformedMetadata, and nothing else, for any bytes.
+
+    DTDs and entities are refused; the time it takes grows with the size alone.
+    """
+    if len(xml) > MAX_BYTES:
+        raise MalformedMetadata(f"more than {MAX_BYTES} bytes")
+    # Some SRCs put blank lines ahead of the XML declaration, which XML forbids.
+    text = xml.strip(b" \t\r\n\0\xef\xbb\xbf")
+    try:
+        root = fromstring(text, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise MalformedMetadata(f"not well-formed: {' '.join(str(error).split())}") from error
+    namespace, name = _names(root)
+    if name.lower() not in ("recording", "recording_metadata", "recording-metadata"):
+        raise MalformedMetadata("the document is no recording")
+    return _read(root, namespace)
+
+
+def _read(root: Element, namespace: str) -> Metadata:
+    mode = next((_text(one) for one in _find(root, "datamode")), "complete").lower()
+    participants: list[ParticipantData] = []
+    associations: dict[str, Association] = {}
+    for element in _find(root, "participant"):
+        one = _participant(element)
+        if one is None:
+            continue
+        participants.append(one)
+        _associate(associations, one.id, element)
+    for element in _find(root, "participantstreamassoc"):
+        participant = _attribute(element, "participant_id", "participant")
+        if participant:
+            _associate(associations, participant, element)
+    return Metadata(
+        mode="partial" if mode == "partial" else "complete",
+        namespace=namespace,
+        groups=tuple(
+            filter(None, (_attribute(one, "group_id", "id") for one in _find(root, "group")))
+        ),
+        sessions=tuple(filter(None, (_session(one) for one in _find(root, "session")))),
+        participants=tuple(participants),
+        streams=tuple(filter(None, (_stream(one) for one in _find(root, "stream")))),
+        associations=tuple(associations.values()),
+    )
+
+
+def _participant(element: Element) -> ParticipantData | None:
+    id = _attribute(element, "participant_id", "id")
+    if not id:
+        return None
+    for name_id in _find(element, "nameid"):
+        name = next((_text(one) for one in _find(name_id, "name")), "")
+        return ParticipantData(id, _attribute(name_id, "aor"), name)
+    aor = next((_text(one) for one in _find(element, "aor")), "")
+    name = next((_text(one) for one in _find(element, "name")), "")
+    return ParticipantData(id, aor, name)
+
+
+def _stream(element: Element) -> StreamData | None:
+    id = _attribute(element, "stream_id", "id")
+    if not id:
+        return None
+    label = next((_text(one) for one in _find(element, "label")), "")
+    return StreamData(id, label, _attribute(element, "session_id", "session"))
+
+
+def _session(element: Element) -> SessionData | None:
+    id = _attribute(element, "session_id", "id")
+    if not id:
+        return None
+    group = next((_text(one) for one in _find(element, "group-ref")), "")
+    return SessionData(
+        id,
+        tuple(_text(one) for one in _find(element, "sipsessionid") if _text(one)),
+        group or _attribute(element, "group", "group_id"),
+    )
+
+
+def _associate(known: dict[str, Association], participant: str, element: Element) -> None:
+    def streams(name: str) -> tuple[str, ...]:
+        found: list[str] = []
+        for one in element:
+            if _names(one)[1].lower() == name:
+                ids = [_text(id) for id in one if _names(id)[1].lower() == "id"] or [_text(one)]
+                found += [id for id in ids if id]
+        return tuple(found)
+
+    sends, receives = streams("send"), streams("recv")
+    old = known.get(participant)
+    stated = any(_names(one)[1].lower() in ("send", "recv") for one in element)
+    mentioned = stated or "assoc" in _names(element)[1].lower()
+    if mentioned or old is not None:
+        old = old or Association(participant)
+        known[participant] = Association(
+            participant,
+            tuple(dict.fromkeys(old.sends + sends)),
+            tuple(dict.fromkeys(old.receives + receives)),
+        )
+
+
+def _find(element: Element, name: str) -> Iterator[Element]:
+    """Descendants by local name, without case."""
+    for one in element.iter():
+        if one is not element and isinstance(one.tag, str) and _names(one)[1].lower() == name:
+            yield one
+
+
+def _names(element: Element) -> tuple[str, str]:
+    namespace, _, name = str(element.tag).rpartition("}")
+    return namespace.removeprefix("{"), name.rpartition(":")[2]
+
+
+def _attribute(element: Element, *names: str) -> str:
+    for name in names:
+        for key, value in element.attrib.items():
+            if key.rpartition("}")[2].lower() == name:
+                return value.strip()
+    return ""
+
+
+def _text(element: Element) -> str:
+    return re.sub(r"\s+", " ", element.text or "").strip()

@@ -1,0 +1,403 @@
+"""THE RECORDING SESSION: what each offer changes, what to answer, who is on which stream when.
+
+RFC 7866 §7 and §8. An offer is taken as a whole: `withdraw` undoes the last one when the media
+side could not follow.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from siprec_bridge import sdp
+from siprec_bridge.sdp import Codec, MalformedSdp, MediaPolicy, SessionDescription, StreamPlan
+from siprec_bridge.sip import Refused
+from siprec_bridge.siprec.body import Body
+from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument, StreamState
+from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
+from siprec_bridge.transcript import Participant
+
+_LATE_OFFER_STREAMS = 2
+_MAX_WARNINGS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class StreamToRecord:
+    """What the media side needs to know of a stream."""
+
+    index: int
+    label: str
+    codecs: tuple[Codec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an offer asks of the media side, and whether the answer carries SDP.
+
+    `opened` need a port each before `answer` is called.
+    """
+
+    opened: tuple[StreamToRecord, ...] = ()
+    changed: tuple[StreamToRecord, ...] = ()
+    closed: tuple[int, ...] = ()
+    paused: tuple[int, ...] = ()
+    resumed: tuple[int, ...] = ()
+    metadata_changed: bool = False
+    needs_answer: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to tell a listener."""
+        return bool(
+            self.opened or self.closed or self.paused or self.resumed or self.metadata_changed
+        )
+
+
+@dataclass(slots=True)
+class _Stream:
+    index: int
+    label: str
+    codecs: tuple[Codec, ...]
+    state: StreamState
+    opened_at: datetime
+    closed_at: datetime | None = None
+    presences: list[Presence] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Negotiated:
+    """What `withdraw` has to bring back."""
+
+    offer: SessionDescription | None = None
+    plans: tuple[StreamPlan, ...] = ()
+    streams: dict[int, _Stream] = field(default_factory=dict)
+    participants: dict[str, Participant] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)  # stream id of the metadata -> its label
+    sends: dict[str, tuple[str, ...]] = field(default_factory=dict)  # participant -> stream ids
+    groups: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    sip_session_ids: tuple[str, ...] = ()
+    late: bool = False  # our own offer is out and its answer has not come
+    warnings: list[str] = field(default_factory=list)
+
+
+class RecordingSession:
+    """One recording session. `fallback` are the parties to show when no metadata comes."""
+
+    def __init__(
+        self,
+        session_id: str,
+        policy: MediaPolicy,
+        *,
+        sdp_session_id: int,
+        fallback: tuple[Participant, ...] = (),
+    ) -> None:
+        self.session_id = session_id
+        self._policy = policy
+        self._sdp_session_id = sdp_session_id
+        self._fallback = fallback
+        self._now = _Negotiated()
+        self._before = _Negotiated()
+        self._version = 0
+        self._answer: SessionDescription | None = None
+
+    @property
+    def participants(self) -> tuple[Participant, ...]:
+        """The parties, as the metadata names them."""
+        return tuple(self._now.participants.values()) or self._fallback
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd so far."""
+        return tuple(self._now.warnings)
+
+    def offer(self, body: Body, at: datetime, *, invite: bool = True) -> Changes:
+        """Take the body of an INVITE, re-INVITE or UPDATE (`invite` False).
+
+        An INVITE without SDP asks for our offer, an UPDATE without it for nothing.
+        Raises Refused: 400 for SDP that cannot be read, 488 when no m-line can be recorded.
+        """
+        self._before = copy.deepcopy(self._now)
+        for warning in body.warnings:
+            self._warn(warning)
+        changes = Changes()
+        if body.sdp is not None:
+            changes = self._take_sdp(_read_sdp(body.sdp), at)
+        elif invite and self._now.offer is None:
+            changes = self._prepare_late_offer(at)
+        elif invite:
+            changes = Changes(needs_answer=True)  # our last description again, as an offer
+        if body.metadata is not None:
+            changed = self._take_metadata(body.metadata, at)
+            changes = replace(changes, metadata_changed=changed)
+        elif changes.opened:
+            self._place_participants(at)
+        return changes
+
+    def withdraw(self) -> None:
+        """Undo the last `offer`: it was refused after all. RFC 3261 §14.2."""
+        self._now = self._before
+
+    def answer(self, ports: Mapping[int, int], address: str) -> bytes:
+        """The SDP for the last offer, or our own offer where the peer made none.
+
+        `ports`: our RTP port at `address` for each accepted m-line. The version in its o-line
+        rises when anything changed. RFC 3264 §8.
+        """
+        build = self._build_offer if self._now.late else self._build_answer
+        description = build(ports, address, self._version)
+        if self._answer is not None and description != self._answer:
+            self._version += 1
+            description = build(ports, address, self._version)
+        self._answer = description
+        return description.write()
+
+    def late_answer(self, body: bytes, at: datetime) -> Changes:
+        """Take the answer to our own offer, which came in the ACK. Raises Refused (400, 488)."""
+        if not self._now.late:
+            return Changes()
+        self._before = copy.deepcopy(self._now)
+        changes = self._take_sdp(_read_sdp(body), at)
+        self._now.late = False
+        return replace(changes, needs_answer=False)
+
+    def end(self, at: datetime) -> None:
+        """Close what is open."""
+        for stream in self._now.streams.values():
+            self._close(stream, at)
+
+    def streams_open(self) -> tuple[int, ...]:
+        """M-lines that are being recorded or paused."""
+        return tuple(one.index for one in self._now.streams.values() if one.state != "closed")
+
+    def document(self) -> SessionDocument:
+        """All that is known now."""
+        now = self._now
+        return SessionDocument(
+            session_id=self.session_id,
+            group_id=now.groups[0] if now.groups else None,
+            communication_sessions=now.sessions,
+            sip_session_ids=now.sip_session_ids,
+            participants=self.participants,
+            streams=tuple(
+                StreamDocument(
+                    index=one.index,
+                    label=one.label,
+                    state=one.state,
+                    codec=one.codecs[0].name if one.codecs else None,
+                    opened_at=one.opened_at,
+                    closed_at=one.closed_at,
+                    presences=tuple(one.presences),
+                )
+                for one in sorted(now.streams.values(), key=lambda one: one.index)
+            ),
+            warnings=tuple(now.warnings),
+        )
+
+    # SDP
+
+    def _take_sdp(self, offer: SessionDescription, at: datetime) -> Changes:
+        plans = sdp.plan(offer, self._policy)
+        offered = [media for media in offer.media if media.port != 0]
+        if (offered or not self._now.streams) and not any(one.accepted for one in plans):
+            reasons = "; ".join(one.reason for one in plans) or "no m-line"
+            self.withdraw()
+            raise Refused(
+                488, "Not Acceptable Here", (("Warning", f'399 siprec-bridge "{reasons}"'),)
+            )
+        self._now.offer, self._now.plans = offer, plans
+        opened: list[StreamToRecord] = []
+        changed: list[StreamToRecord] = []
+        paused: list[int] = []
+        resumed: list[int] = []
+        closed: list[int] = []
+        for plan in plans:
+            stream = self._now.streams.get(plan.index)
+            if not plan.accepted:
+                if plan.reason != "offered at port 0":
+                    self._warn(f"m-line {plan.index + 1}: {plan.reason}")
+                if stream is not None and stream.state != "closed":
+                    self._close(stream, at)
+                    closed.append(plan.index)
+                continue
+            if stream is None or stream.state == "closed":
+                stream = self._open(plan, at, stream)
+                opened.append(_to_record(stream))
+                if plan.paused:
+                    paused.append(plan.index)
+            else:
+                if stream.codecs != plan.codecs:
+                    stream.codecs = plan.codecs
+                    changed.append(_to_record(stream))
+                if plan.paused and stream.state == "active":
+                    paused.append(plan.index)
+                elif not plan.paused and stream.state == "paused":
+                    resumed.append(plan.index)
+            stream.state = "paused" if plan.paused else "active"
+        for index, stream in self._now.streams.items():
+            if index >= len(plans) and stream.state != "closed":
+                self._warn(f"m-line {index + 1} is gone from the offer")
+                self._close(stream, at)
+                closed.append(index)
+        return Changes(
+            tuple(opened), tuple(changed), tuple(closed), tuple(paused), tuple(resumed),
+            needs_answer=True,
+        )  # fmt: skip
+
+    def _open(self, plan: StreamPlan, at: datetime, old: _Stream | None) -> _Stream:
+        if old is not None:  # its audio goes on where it ended, with silence between
+            old.codecs, old.state, old.closed_at = plan.codecs, "active", None
+            return old
+        wanted = plan.label or str(plan.index + 1)
+        taken = {one.label for one in self._now.streams.values()}
+        label = wanted if wanted not in taken else f"{wanted}.{plan.index + 1}"
+        if plan.label is None:
+            self._warn(f"m-line {plan.index + 1} has no label")
+        elif label != wanted:
+            self._warn(f"label {wanted} is on two m-lines")
+        stream = _Stream(plan.index, label, plan.codecs, "active", at)
+        self._now.streams[plan.index] = stream
+        return stream
+
+    def _close(self, stream: _Stream, at: datetime) -> None:
+        if stream.state == "closed":
+            return
+        stream.state, stream.closed_at = "closed", at
+        _leave(stream, {one.participant_id for one in stream.presences}, at)
+
+    def _prepare_late_offer(self, at: datetime) -> Changes:
+        self._now.late = True
+        ours = sdp.offer(
+            self._policy,
+            [9] * _LATE_OFFER_STREAMS,
+            address="127.0.0.1",
+            session_id=self._sdp_session_id,
+            version=0,
+        )
+        opened: list[StreamToRecord] = []
+        for index, media in enumerate(ours.media):
+            stream = _Stream(index, str(index + 1), media.codecs, "active", at)
+            self._now.streams[index] = stream
+            opened.append(_to_record(stream))
+        return Changes(opened=tuple(opened), needs_answer=True)
+
+    def _build_offer(
+        self, ports: Mapping[int, int], address: str, version: int
+    ) -> SessionDescription:
+        return sdp.offer(
+            self._policy,
+            [ports[index] for index in sorted(ports)],
+            address=address,
+            session_id=self._sdp_session_id,
+            version=version,
+        )
+
+    def _build_answer(
+        self, ports: Mapping[int, int], address: str, version: int
+    ) -> SessionDescription:
+        if self._now.offer is None:
+            raise ValueError("there is no offer to answer")
+        return sdp.answer(
+            self._now.offer,
+            self._now.plans,
+            ports,
+            address=address,
+            session_id=self._sdp_session_id,
+            version=version,
+        )
+
+    # Metadata
+
+    def _take_metadata(self, xml: bytes, at: datetime) -> bool:
+        """Take a document over; one that cannot be read is noted, and the call goes on."""
+        try:
+            metadata = parse_metadata(xml)
+        except MalformedMetadata as error:
+            self._warn(f"metadata: {error}")
+            return False
+        now = self._now
+        before = self.document()
+        if metadata.mode == "complete":
+            now.participants, now.labels, now.sends = {}, {}, {}
+            now.groups, now.sessions, now.sip_session_ids = (), (), ()
+        for one in metadata.participants:
+            old = now.participants.get(one.id)
+            now.participants[one.id] = Participant(
+                id=one.id,
+                name=one.name or (old.name if old else None),
+                aor=one.aor or (old.aor if old else None),
+            )
+        now.labels |= {one.id: one.label for one in metadata.streams if one.label}
+        now.sends |= {one.participant_id: one.sends for one in metadata.associations}
+        now.groups = _joined(
+            now.groups, metadata.groups + tuple(one.group_id for one in metadata.sessions)
+        )
+        now.sessions = _joined(now.sessions, tuple(one.id for one in metadata.sessions))
+        now.sip_session_ids = _joined(
+            now.sip_session_ids,
+            tuple(id for one in metadata.sessions for id in one.sip_session_ids),
+        )
+        self._place_participants(at)
+        return self.document() != before
+
+    def _place_participants(self, at: datetime) -> None:
+        """Note on each open stream who joined and who left."""
+        senders = self._senders()
+        for stream in self._now.streams.values():
+            if stream.state == "closed":
+                continue
+            wanted = senders.get(stream.label, {})
+            there = {one.participant_id for one in stream.presences if one.until is None}
+            _leave(stream, there - set(wanted), at)
+            stream.presences += [
+                Presence(participant_id=id, since=at) for id in wanted if id not in there
+            ]
+
+    def _senders(self) -> dict[str, dict[str, None]]:
+        """Participants by the label of the stream that they send on, in order of the document."""
+        now = self._now
+        named = {one.label for one in now.streams.values() if one.state != "closed"}
+        labels = dict(now.labels)
+        if labels and not named & set(labels.values()):
+            # Some SRCs number the metadata's labels in their own way, but in the same order.
+            order = [one.label for one in sorted(now.streams.values(), key=lambda one: one.index)]
+            if len(order) == len(labels):
+                self._warn("labels of metadata and SDP differ: matched by order")
+                labels = dict(zip(labels, order, strict=True))
+        senders: dict[str, dict[str, None]] = {}
+        for participant, streams in now.sends.items():
+            for stream in streams:
+                if (label := labels.get(stream)) is not None and participant in now.participants:
+                    senders.setdefault(label, {})[participant] = None
+        for label in senders:
+            if label not in named:
+                self._warn(f"metadata names label {label}, SDP does not")
+        return senders
+
+    def _warn(self, text: str) -> None:
+        if text not in self._now.warnings and len(self._now.warnings) < _MAX_WARNINGS:
+            self._now.warnings.append(text)
+
+
+def _read_sdp(body: bytes) -> SessionDescription:
+    try:
+        return sdp.parse(body)
+    except MalformedSdp as error:
+        raise Refused(400, f"Malformed SDP ({error})") from error
+
+
+def _to_record(stream: _Stream) -> StreamToRecord:
+    return StreamToRecord(stream.index, stream.label, stream.codecs)
+
+
+def _leave(stream: _Stream, ids: set[str], at: datetime) -> None:
+    stream.presences[:] = [
+        one.model_copy(update={"until": at})
+        if one.participant_id in ids and one.until is None
+        else one
+        for one in stream.presences
+    ]
+
+
+def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for one in old + new if one))
