@@ -1,0 +1,25 @@
+"""Media: RTP in, spools on disk, audio files out. RFC 3550, RFC 3551.
+
+Refuses to know SIP dialogs, participants and what is done with the audio. Packets are received
+in a worker process; the spool that it appends to is the truth of a recording.
+"""
+
+from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.media.engine import MediaEngine, MediaEvent, MediaUnavailable
+from siprec_bridge.media.finish import FinishedAudio, FinishedLeg, finish_session
+from siprec_bridge.media.finisher import Finisher
+from siprec_bridge.media.ports import NoPortLeft
+
+__all__ = [
+    "FinishedAudio",
+    "FinishedLeg",
+    "Finisher",
+    "MediaEngine",
+    "MediaEvent",
+    "MediaUnavailable",
+    "NoPortLeft",
+    "StreamPort",
+    "StreamReport",
+    "StreamSpec",
+    "finish_session",
+]

@@ -1,0 +1,102 @@
+"""What the bridge and a media worker say to each other: one JSON object a line, both ways.
+
+A command carries `id`, its reply the same `id`; what the worker tells by itself has `event`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from siprec_bridge.sdp import Codec
+
+VERSION: Final = 1
+LINE_LIMIT: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """A stream to record. Its spool is `<folder>/<stream_id>.spool`."""
+
+    stream_id: str
+    session_id: str
+    index: int
+    label: str
+    codecs: tuple[Codec, ...]
+    folder: Path
+
+    @property
+    def spool(self) -> Path:
+        """The file that its packets go to."""
+        return self.folder / f"{self.stream_id}.spool"
+
+    def to_json(self) -> dict[str, object]:
+        """For the wire."""
+        return asdict(self) | {"folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StreamSpec":
+        """From the wire."""
+        codecs = tuple(Codec(**one) for one in value["codecs"])
+        return cls(**(value | {"codecs": codecs, "folder": Path(value["folder"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPort:
+    """Where a stream is received."""
+
+    host: str
+    rtp_port: int
+    rtcp_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReport:
+    """What was received on a stream, from its opening to its end. Times are UTC."""
+
+    stream_id: str
+    packets: int = 0
+    octets: int = 0
+    lost: int = 0
+    duplicates: int = 0
+    reordered: int = 0
+    malformed: int = 0
+    kernel_drops: int = 0
+    first_packet_at: datetime | None = None
+    last_packet_at: datetime | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """For the wire."""
+        return asdict(self) | {
+            "first_packet_at": _to_ns(self.first_packet_at),
+            "last_packet_at": _to_ns(self.last_packet_at),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "StreamReport":
+        """From the wire."""
+        times = {name: from_ns(value[name]) for name in ("first_packet_at", "last_packet_at")}
+        return cls(**(value | times))
+
+
+def encode(message: dict[str, object]) -> bytes:
+    """One line."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """Raises ValueError."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def from_ns(at_ns: int | None) -> datetime | None:
+    """Nanoseconds since 1970 as an aware time; microseconds are kept."""
+    return None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC)
+
+
+def _to_ns(at: datetime | None) -> int | None:
+    return None if at is None else round(at.timestamp() * 1e9)

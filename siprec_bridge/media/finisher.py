@@ -1,0 +1,45 @@
+"""Finishing in a process of its own: decoding and resampling must not hold up signalling."""
+
+import asyncio
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from siprec_bridge.media.finish import FinishedAudio, finish_session
+
+
+class Finisher:
+    """Makes sessions' audio files, `processes` at a time."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def finish(self, folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
+        """As `finish_session`. Raises OSError, also when the process was killed."""
+        pool = self._pool or self._new_pool()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(pool, finish_session, folder, session_id, sample_rate)
+        except BrokenProcessPool as error:
+            if self._pool is pool:
+                self._pool = None
+            raise OSError("the finishing process was killed") from error
+
+    async def stop(self) -> None:
+        """End the processes after what they are at."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            await asyncio.to_thread(pool.shutdown)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        self._pool = ProcessPoolExecutor(
+            self._processes, multiprocessing.get_context("spawn"), _leave_signals_to_the_bridge
+        )
+        return self._pool
+
+
+def _leave_signals_to_the_bridge() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,281 @@
+"""The spool: what arrived for one stream, appended as it came. THE TRUTH of a recording.
+
+    magic | one JSON line: SpoolHeader | records: kind u8, flags u8, length u16, arrival u64, bytes
+
+Numbers are little-endian, arrivals nanoseconds since 1970 (UTC). Nothing is ever rewritten: a
+file that ends in the middle of a record, since its writer was killed, is whole up to there.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from siprec_bridge.sdp import Codec
+
+MAGIC = b"SIPREC-SPOOL-1\n"
+RECORD = np.dtype([("kind", "u1"), ("flags", "u1"), ("length", "<u2"), ("arrival", "<u8")])
+RTP, EVENT = 0, 1  # kinds of records: a datagram; a JSON object with the member "event"
+_CHUNK = 1 << 20
+_LONGEST_HEADER = 1 << 20
+_PENDING_LIMIT = 4 << 20  # kept in memory while the disk is full: minutes of G.711
+
+
+class MalformedSpool(Exception):
+    """A file that is no spool; one that is cut short is none of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolHeader:
+    """Which stream the file belongs to, so that it can be finished without the database."""
+
+    stream_id: str
+    session_id: str
+    index: int
+    label: str
+    codecs: tuple[Codec, ...]
+    opened_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packets:
+    """Datagrams in order of arrival: `data` holds them, the arrays say where. Shapes (n,)."""
+
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    arrivals_ns: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolEvent:
+    """Something that happened to the stream between two packets."""
+
+    name: str  # paused, resumed, reopened, codecs
+    at_ns: int
+    codecs: tuple[Codec, ...] = ()
+
+
+class SpoolWriter:
+    """Appends to a spool; makes it when it is not there. `write` needs no copy of the data."""
+
+    def __init__(self, path: Path, header: SpoolHeader) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self.dropped = 0  # octets that found no room for too long
+        self._size = _whole_size(path)
+        self.reopened = self._size > 0
+        os.ftruncate(self._file, self._size)
+        if not self.reopened:
+            line = json.dumps(_header_to_json(header)).encode()
+            self.write([MAGIC + line + b"\n"])
+
+    def write(self, pieces: list[memoryview] | list[bytes]) -> str | None:
+        """Append whole records; returns why the disk does not take them, or None.
+
+        What it did not take is tried again at the next call.
+        """
+        if self._pending:
+            cause = self._append([b"".join(self._pending)])
+            if cause is not None:
+                self._keep(pieces)
+                return cause
+            self._pending, self._pending_size = [], 0
+        cause = self._append(pieces)
+        if cause is not None:
+            self._keep(pieces)
+        return cause
+
+    def event(self, name: str, at_ns: int, codecs: tuple[Codec, ...] = ()) -> None:
+        """Append an event."""
+        body = json.dumps({"event": name, "codecs": [_codec_to_json(one) for one in codecs]})
+        self.write([_record(EVENT, at_ns, body.encode())])
+
+    def close(self) -> None:
+        """Make everything durable and close the file."""
+        if self._pending:
+            self.write([])
+        with contextlib.suppress(OSError):  # a full disk: what is written is written
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def _append(self, pieces: list[memoryview] | list[bytes]) -> str | None:
+        total = sum(map(len, pieces))
+        if not total:
+            return None
+        try:
+            written = sum(
+                os.writev(self._file, pieces[start : start + 1000])
+                for start in range(0, len(pieces), 1000)
+            )
+        except OSError as error:
+            written, cause = -1, error.strerror
+        else:
+            cause = "no space left"
+        if written == total:
+            self._size += total
+            return None
+        try:
+            os.ftruncate(self._file, self._size)  # no half record may be in the middle
+        except OSError as error:
+            return f"{cause}; {error.strerror}"
+        return cause
+
+    def _keep(self, pieces: list[memoryview] | list[bytes]) -> None:
+        data = b"".join(pieces)
+        if self._pending_size + len(data) > _PENDING_LIMIT:
+            self.dropped += len(data)
+            return
+        self._pending.append(data)
+        self._pending_size += len(data)
+
+
+class SpoolReader:
+    """Reads a spool from start to end in constant memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises MalformedSpool, or OSError when it cannot be read."""
+        self._path = path
+        with path.open("rb") as file:
+            self.header = _read_header(file)
+            self._start = file.tell()
+
+    def __iter__(self) -> Iterator[Packets | SpoolEvent]:
+        """Runs of packets, and events, in order. A cut-off end is left out."""
+        with self._path.open("rb") as file:
+            file.seek(self._start)
+            rest = b""
+            while chunk := file.read(_CHUNK):
+                chunk = rest + chunk
+                used, found = _parse(chunk)
+                yield from found
+                rest = chunk[used:]
+
+
+def write_records(
+    heads: npt.NDArray[np.void], lengths: npt.NDArray[np.int64], arrivals: npt.NDArray[np.int64]
+) -> None:
+    """Fill the record heads, dtype RECORD and shape (n,), of n datagrams."""
+    heads["kind"], heads["flags"] = RTP, 0
+    heads["length"], heads["arrival"] = lengths, arrivals
+
+
+def _record(kind: int, at_ns: int, body: bytes) -> bytes:
+    head = np.zeros(1, RECORD)
+    head["kind"], head["length"], head["arrival"] = kind, len(body), at_ns
+    return head.tobytes() + body
+
+
+def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent]]:
+    """The whole records at the front of a chunk, and how many octets they are."""
+    found: list[Packets | SpoolEvent] = []
+    offsets: list[int] = []
+    lengths: list[int] = []
+    arrivals: list[int] = []
+    data = np.frombuffer(chunk, np.uint8)
+
+    def flush() -> None:
+        if offsets:
+            found.append(
+                Packets(
+                    data,
+                    np.array(offsets, np.int64),
+                    np.array(lengths, np.int64),
+                    np.array(arrivals, np.uint64).astype(np.int64),
+                )
+            )
+            offsets.clear()
+            lengths.clear()
+            arrivals.clear()
+
+    at, end, size = 0, len(chunk), RECORD.itemsize
+    while at + size <= end:
+        length = chunk[at + 2] | chunk[at + 3] << 8
+        if at + size + length > end:
+            break
+        arrival = int.from_bytes(chunk[at + 4 : at + 12], "little")
+        if chunk[at] == RTP:
+            offsets.append(at + size)
+            lengths.append(length)
+            arrivals.append(arrival)
+        elif chunk[at] == EVENT:
+            flush()
+            event = _read_event(chunk[at + size : at + size + length], arrival)
+            if event is not None:
+                found.append(event)
+        # Kinds of a later version are passed over.
+        at += size + length
+    flush()
+    return at, found
+
+
+def _read_event(body: bytes, at_ns: int) -> SpoolEvent | None:
+    try:
+        value = json.loads(body)
+        return SpoolEvent(
+            str(value["event"]), at_ns, tuple(_codec_from_json(one) for one in value["codecs"])
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _read_header(file: BinaryIO) -> SpoolHeader:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise MalformedSpool("no spool")
+    line = file.readline(_LONGEST_HEADER)
+    try:
+        value = json.loads(line)
+        return SpoolHeader(
+            stream_id=str(value["stream_id"]),
+            session_id=str(value["session_id"]),
+            index=int(value["index"]),
+            label=str(value["label"]),
+            codecs=tuple(_codec_from_json(one) for one in value["codecs"]),
+            opened_ns=int(value["opened_ns"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MalformedSpool("its header cannot be read") from error
+
+
+def _whole_size(path: Path) -> int:
+    """Size up to the end of the last whole record; 0: nothing of use is there."""
+    try:
+        reader = SpoolReader(path)
+    except (MalformedSpool, OSError):
+        return 0
+    with path.open("rb") as file:
+        file.seek(reader._start)
+        size, rest = reader._start, b""
+        while chunk := file.read(_CHUNK):
+            chunk = rest + chunk
+            used, _ = _parse(chunk)
+            size += used
+            rest = chunk[used:]
+    return size
+
+
+def _header_to_json(header: SpoolHeader) -> dict[str, object]:
+    return {
+        "stream_id": header.stream_id,
+        "session_id": header.session_id,
+        "index": header.index,
+        "label": header.label,
+        "codecs": [_codec_to_json(one) for one in header.codecs],
+        "opened_ns": header.opened_ns,
+    }
+
+
+def _codec_to_json(codec: Codec) -> list[object]:
+    return [codec.payload_type, codec.name, codec.clock_rate, codec.channels, codec.fmtp]
+
+
+def _codec_from_json(value: list[object]) -> Codec:
+    payload_type, name, rate, channels, fmtp = value
+    return Codec(int(str(payload_type)), str(name), int(str(rate)), int(str(channels)), str(fmtp))

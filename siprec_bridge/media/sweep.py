@@ -1,0 +1,185 @@
+"""Receiving: every stream's waiting datagrams into one arena, some hundred microseconds a sweep.
+
+Two ways with one result: `recvmmsg` by ctypes, which takes a socket's whole queue in one system
+call, and plain `recvmsg_into`. The kernel's time stamps say when a packet came, whenever the
+sweep gets to it; SO_RXQ_OVFL says what the kernel had to drop.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import time
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from siprec_bridge.media.spool import RECORD
+
+SLOTS = 4096
+_LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
+_STRIDE = 2064  # a record head, the datagram right behind it, and room to align
+_BODY = 16
+_HEAD = _BODY - RECORD.itemsize
+_CONTROL = 64
+_SO_TIMESTAMPNS = 35
+_SO_RXQ_OVFL = 40
+_MSG_TRUNC = 0x20
+_RECEIVE_BUFFER = 1 << 20
+
+
+class Arena:
+    """Room for datagrams, each with its record head ahead of it. Arrays have shape (SLOTS,)."""
+
+    def __init__(self) -> None:
+        buffer = bytearray(SLOTS * _STRIDE)
+        self.view = memoryview(buffer)
+        self.data: npt.NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
+        self.offsets = np.arange(SLOTS, dtype=np.int64) * _STRIDE + _BODY
+        self.lengths = np.zeros(SLOTS, np.int64)
+        self.arrivals_ns = np.zeros(SLOTS, np.int64)
+        self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
+        self.heads: npt.NDArray[np.void] = np.ndarray(
+            (SLOTS,), RECORD, buffer, offset=_HEAD, strides=(_STRIDE,)
+        )
+
+    def record(self, slot: int, length: int) -> memoryview:
+        """A datagram with its head: what goes to the spool."""
+        at = slot * _STRIDE
+        return self.view[at + _HEAD : at + _BODY + length]
+
+
+class Receiver(Protocol):
+    """A way to empty sockets into an arena."""
+
+    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
+        """Take what waits at a socket into the slots from `start`; returns how many."""
+        ...
+
+    def complete(self, arena: Arena, count: int) -> None:
+        """Fill the arrays for the first `count` slots; once, after all sockets."""
+        ...
+
+
+def prepare(one: socket.socket) -> None:
+    """Ask the kernel for time stamps, drop counts and enough room on an RTP socket."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    one.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+
+
+class PlainReceiver:
+    """One system call a packet; works wherever Python does."""
+
+    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
+        """As the protocol says."""
+        slot = start
+        while slot < SLOTS:
+            at = int(arena.offsets[slot])
+            try:
+                length, control, flags, _ = one.recvmsg_into(
+                    [arena.view[at : at + _LARGEST]], _CONTROL
+                )
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                continue  # an ICMP error of something sent: clears itself
+            arrival, drops = time.time_ns(), -1
+            for level, kind, value in control:
+                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+                    seconds, nanoseconds = struct.unpack("qq", value)
+                    arrival = seconds * 1_000_000_000 + nanoseconds
+                elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+                    (drops,) = struct.unpack("I", value)
+            arena.lengths[slot] = 0 if flags & _MSG_TRUNC else length
+            arena.arrivals_ns[slot] = arrival
+            arena.drops[slot] = drops
+            slot += 1
+        return slot - start
+
+    def complete(self, arena: Arena, count: int) -> None:
+        """Nothing is left to do."""
+
+
+class BatchReceiver:
+    """`recvmmsg` for 64-bit Linux. Raises OSError at the start where it is not there."""
+
+    _MESSAGE = np.dtype(
+        {
+            "names": [
+                "name", "name_length", "vector", "vector_length",
+                "control", "control_length", "flags", "length",
+            ],
+            "formats": ["u8", "u4", "u8", "u8", "u8", "u8", "i4", "u4"],
+            "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
+            "itemsize": 64,
+        }
+    )  # fmt: skip
+    _CMSG = np.dtype([("size", "u8"), ("level", "i4"), ("kind", "i4")])
+
+    def __init__(self, arena: Arena) -> None:
+        if struct.calcsize("P") != 8:
+            raise OSError("recvmmsg is laid out for 64-bit machines only")
+        library = ctypes.CDLL(None, use_errno=True)
+        try:
+            self._recvmmsg = library.recvmmsg
+        except AttributeError as error:
+            raise OSError("no recvmmsg in the C library") from error
+        self._recvmmsg.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p,
+        ]  # fmt: skip
+        base = arena.data.ctypes.data
+        self._vectors = np.zeros((SLOTS, 2), np.uint64)
+        self._vectors[:, 0] = base + arena.offsets.astype(np.uint64)
+        self._vectors[:, 1] = _LARGEST
+        self._control = np.zeros((SLOTS, _CONTROL), np.uint8)
+        self._messages = np.zeros(SLOTS, self._MESSAGE)
+        self._messages["vector"] = self._vectors.ctypes.data + np.arange(SLOTS) * 16
+        self._messages["vector_length"] = 1
+        self._messages["control"] = self._control.ctypes.data + np.arange(SLOTS) * _CONTROL
+        self._messages["control_length"] = _CONTROL
+        self._address = self._messages.ctypes.data
+
+    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
+        """As the protocol says."""
+        taken = 0
+        while start + taken < SLOTS:
+            slot = start + taken
+            count: int = self._recvmmsg(
+                one.fileno(), self._address + 64 * slot, SLOTS - slot, socket.MSG_DONTWAIT, None
+            )
+            if count > 0:
+                taken += count
+                continue  # an error may have cut the batch short: ask until nothing is left
+            if count == 0 or ctypes.get_errno() in (errno.EAGAIN, errno.EINTR):
+                break
+        return taken
+
+    def complete(self, arena: Arena, count: int) -> None:
+        """As the protocol says."""
+        messages, control = self._messages[:count], self._control[:count]
+        arena.lengths[:count] = np.where(messages["flags"] & _MSG_TRUNC, 0, messages["length"])
+        told = messages["control_length"].astype(np.int64)
+        first = control[:, :16].copy().view(self._CMSG)[:, 0]
+        stamped = (told >= 32) & (first["level"] == socket.SOL_SOCKET)
+        stamped &= first["kind"] == _SO_TIMESTAMPNS
+        stamps = control[:, 16:32].copy().view(np.int64)
+        arrivals = stamps[:, 0] * 1_000_000_000 + stamps[:, 1]
+        arena.arrivals_ns[:count] = np.where(stamped, arrivals, time.time_ns())
+        second = control[:, 32:48].copy().view(self._CMSG)[:, 0]
+        counted = stamped & (told >= 52) & (second["kind"] == _SO_RXQ_OVFL)
+        drops = control[:, 48:52].copy().view(np.uint32)[:, 0]
+        arena.drops[:count] = np.where(counted, drops, -1)
+        messages["control_length"] = _CONTROL
+
+
+def best_receiver(arena: Arena, *, fast: bool) -> Receiver:
+    """The batch receiver where it is wanted and there, else the plain one."""
+    if fast and os.name == "posix":
+        try:
+            return BatchReceiver(arena)
+        except OSError:
+            pass
+    return PlainReceiver()

@@ -1,0 +1,305 @@
+"""A media worker: owns RTP sockets, sweeps them on a timer, appends to the spools.
+
+`python -m siprec_bridge.media.worker FD`, where FD is its end of a socket pair to the bridge.
+It ends when the other end is gone, after a last sweep.
+"""
+
+import contextlib
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from siprec_bridge.media.control import (
+    LINE_LIMIT,
+    VERSION,
+    StreamReport,
+    StreamSpec,
+    decode,
+    encode,
+    from_ns,
+)
+from siprec_bridge.media.ports import NoPortLeft, PortRange
+from siprec_bridge.media.spool import SpoolHeader, SpoolWriter, write_records
+from siprec_bridge.media.sweep import SLOTS, Arena, best_receiver, prepare
+from siprec_bridge.rtp import SequenceTracker, read_headers
+
+SWEEP_S = 0.2
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    spec: StreamSpec
+    rtp: socket.socket
+    rtcp: socket.socket
+    spool: SpoolWriter
+    opened_at: float
+    sequence: SequenceTracker = field(default_factory=SequenceTracker)
+    paused: bool = False
+    octets: int = 0
+    malformed: int = 0
+    kernel_drops: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+    heard_at: float = 0.0  # monotonic
+    silent: bool = False
+    write_failed: bool = False
+
+    def report(self) -> StreamReport:
+        return StreamReport(
+            stream_id=self.spec.stream_id,
+            packets=self.sequence.packets,
+            octets=self.octets,
+            lost=self.sequence.lost,
+            duplicates=self.sequence.duplicates,
+            reordered=self.sequence.reordered,
+            malformed=self.malformed,
+            kernel_drops=self.kernel_drops,
+            first_packet_at=from_ns(self.first_ns),
+            last_packet_at=from_ns(self.last_ns),
+        )
+
+
+class Worker:
+    """The loop: commands as they come, a sweep whenever one is due."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._streams: dict[str, _Stream] = {}
+        self._arena = Arena()
+        self._buffer = b""
+        self._ports = PortRange("127.0.0.1", 16384, 32767)
+        self._receiver = best_receiver(self._arena, fast=True)
+        self._host = "127.0.0.1"
+        self._rtp_timeout = 30.0
+        self._counters: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Serve until the bridge is gone."""
+        next_sweep = time.monotonic() + SWEEP_S
+        while True:
+            wait = max(0.0, next_sweep - time.monotonic()) if self._streams else None
+            readable, _, _ = select.select([self._control], [], [], wait)
+            if readable and not self._take_commands():
+                break
+            now = time.monotonic()
+            if self._streams and now >= next_sweep:
+                self._sweep(list(self._streams.values()))
+                self._look_for_silence(now)
+                self._tell_counters()
+            if now >= next_sweep:
+                next_sweep = now + SWEEP_S
+        self._close(list(self._streams))
+
+    def _take_commands(self) -> bool:
+        data = self._control.recv(1 << 16)
+        if not data:
+            return False
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        if len(self._buffer) > LINE_LIMIT:
+            return False
+        for line in lines:
+            command = decode(line)
+            try:
+                reply = self._do(command)
+            except NoPortLeft as error:
+                reply = {"error": "no_port_left", "cause": str(error)}
+            except OSError as error:
+                reply = {"error": "os", "cause": f"{error.strerror}: {error.filename or ''}"}
+            self._tell({"id": command["id"], **reply})
+        return True
+
+    def _do(self, command: dict[str, object]) -> dict[str, object]:
+        match command:
+            case {"do": "configure", "version": version, "host": str(host), "first": int(first),
+                  "last": int(last), "fast": bool(fast), "rtp_timeout": float(timeout)}:  # fmt: skip
+                if version != VERSION:
+                    raise ValueError(f"the bridge speaks version {version}, not {VERSION}")
+                self._host, self._rtp_timeout = host, timeout
+                self._ports = PortRange(host, first, last)
+                self._receiver = best_receiver(self._arena, fast=fast)
+                return {"receiver": type(self._receiver).__name__}
+            case {"do": "open", "spec": dict(spec), "port": port}:
+                wanted = port if isinstance(port, int) else None
+                return self._open(StreamSpec.from_json(spec), wanted)
+            case {"do": "update", "spec": dict(spec)}:
+                return self._update(StreamSpec.from_json(spec))
+            case {"do": "pause", "stream": str(name), "paused": bool(paused), "at_ns": int(at_ns)}:
+                return self._pause(name, paused, at_ns)
+            case {"do": "close", "streams": list(names)}:
+                return {"reports": [one.to_json() for one in self._close(names)]}
+            case _:
+                raise ValueError(f"unknown command {command.get('do')}")
+
+    def _open(self, spec: StreamSpec, port: int | None) -> dict[str, object]:
+        known = self._streams.get(spec.stream_id)
+        if known is None:
+            rtp, rtcp = self._ports.bind(port)
+            try:
+                prepare(rtp)
+                now_ns = time.time_ns()
+                header = SpoolHeader(
+                    spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
+                )
+                spool = SpoolWriter(spec.spool, header)
+                if spool.reopened:
+                    spool.event("reopened", now_ns, spec.codecs)
+            except OSError:
+                rtp.close()
+                rtcp.close()
+                raise
+            known = _Stream(spec, rtp, rtcp, spool, time.monotonic(), heard_at=time.monotonic())
+            self._streams[spec.stream_id] = known
+        number = known.rtp.getsockname()[1]
+        return {"port": [self._host, number, number + 1]}
+
+    def _update(self, spec: StreamSpec) -> dict[str, object]:
+        stream = self._streams.get(spec.stream_id)
+        if stream is not None:
+            self._sweep([stream])
+            stream.spec = spec
+            stream.spool.event("codecs", time.time_ns(), spec.codecs)
+        return {}
+
+    def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
+        stream = self._streams.get(name)
+        if stream is not None and stream.paused != paused:
+            self._sweep([stream])
+            stream.paused = paused
+            stream.heard_at = time.monotonic()
+            stream.spool.event("paused" if paused else "resumed", at_ns)
+        return {}
+
+    def _close(self, names: list[str]) -> list[StreamReport]:
+        streams = [self._streams[name] for name in names if name in self._streams]
+        self._sweep(streams)
+        self._tell_counters()
+        for stream in streams:
+            stream.rtp.close()
+            stream.rtcp.close()
+            stream.spool.close()
+            del self._streams[stream.spec.stream_id]
+        return [stream.report() for stream in streams]
+
+    # The sweep
+
+    def _sweep(self, streams: list[_Stream]) -> None:
+        """Take everything that waits, in as many rounds as the arena needs."""
+        waiting = streams
+        while waiting:
+            taken: list[tuple[_Stream, int, int]] = []
+            used, left = 0, iter(waiting)
+            for stream in left:
+                count = self._receiver.receive(stream.rtp, self._arena, used)
+                if count:
+                    taken.append((stream, used, used + count))
+                used += count
+                if used == SLOTS:
+                    waiting = [stream, *left]
+                    break
+            else:
+                waiting = []
+            if used:
+                self._store(taken, used)
+
+    def _store(self, taken: list[tuple[_Stream, int, int]], used: int) -> None:
+        arena = self._arena
+        self._receiver.complete(arena, used)
+        lengths = arena.lengths[:used]
+        batch = read_headers(arena.data, arena.offsets[:used], lengths)
+        write_records(arena.heads[:used], lengths, arena.arrivals_ns[:used])
+        now = time.monotonic()
+        for stream, start, stop in taken:
+            told = int(arena.drops[start:stop].max())
+            if told > stream.kernel_drops:
+                self._count("kernel_drops", told - stream.kernel_drops)
+                stream.kernel_drops = told
+            if stream.paused:
+                continue  # nothing of a paused stream is kept
+            slots = np.flatnonzero(batch.valid[start:stop]) + start
+            bad = stop - start - len(slots)
+            stream.malformed += bad
+            self._count("malformed", bad)
+            if not len(slots):
+                continue
+            self._note(stream, int(arena.arrivals_ns[slots[0]]), now)
+            stream.last_ns = int(arena.arrivals_ns[slots[-1]])
+            before = stream.sequence.duplicates
+            stream.sequence.add(batch.sequence[slots], batch.ssrc[slots])
+            octets = int(lengths[slots].sum())
+            stream.octets += octets
+            self._count("packets", len(slots))
+            self._count("octets", octets)
+            self._count("duplicates", stream.sequence.duplicates - before)
+            records = [
+                arena.record(slot, length)
+                for slot, length in zip(slots.tolist(), lengths[slots].tolist(), strict=True)
+            ]
+            self._write(stream, records)
+
+    def _note(self, stream: _Stream, arrival_ns: int, now: float) -> None:
+        stream.heard_at = now
+        if stream.first_ns is None:
+            stream.first_ns = arrival_ns
+            self._tell_of(stream, "started")
+        elif stream.silent:
+            self._tell_of(stream, "heard_again")
+        stream.silent = False
+
+    def _write(self, stream: _Stream, records: list[memoryview]) -> None:
+        cause = stream.spool.write(records)
+        if (cause is not None) != stream.write_failed:
+            stream.write_failed = cause is not None
+            self._tell_of(stream, "write_failed" if cause else "written_again", cause=cause)
+
+    def _look_for_silence(self, now: float) -> None:
+        for stream in self._streams.values():
+            quiet = now - stream.heard_at
+            if quiet >= self._rtp_timeout and not stream.silent and not stream.paused:
+                stream.silent = True
+                self._tell_of(stream, "silent", seconds=round(quiet, 1))
+
+    # Telling
+
+    def _count(self, name: str, amount: int) -> None:
+        if amount:
+            self._counters[name] = self._counters.get(name, 0) + amount
+
+    def _tell_counters(self) -> None:
+        if self._counters:
+            self._tell({"event": "counters", **self._counters})
+            self._counters = {}
+
+    def _tell_of(self, stream: _Stream, event: str, **more: object) -> None:
+        spec = stream.spec
+        self._tell(
+            {
+                "event": event,
+                "stream_id": spec.stream_id,
+                "session_id": spec.session_id,
+                "label": spec.label,
+                **more,
+            }
+        )
+
+    def _tell(self, message: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):  # the bridge is gone: the next read says so
+            self._control.sendall(encode(message))
+
+
+def main() -> None:
+    """Serve the socket whose number is the first argument."""
+    # A terminal's Ctrl-C goes to the whole group; the bridge says when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        control.setblocking(True)
+        Worker(control).run()
+
+
+if __name__ == "__main__":
+    main()

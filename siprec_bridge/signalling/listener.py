@@ -1,0 +1,227 @@
+"""All SIP endpoints, and the loop around the machine: receive, perform, wake at its deadline."""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.signalling.stream import StreamConnection
+from siprec_bridge.signalling.udp import UdpEndpoint
+from siprec_bridge.sip import (
+    DialogId,
+    Malformed,
+    Output,
+    Peer,
+    RequestId,
+    RequestSeen,
+    ResponseSent,
+    Send,
+    SipServer,
+)
+from siprec_bridge.telemetry import Metrics
+
+log = structlog.get_logger()
+
+_BACKLOG = 1024
+_SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An address that SIP listens on."""
+
+    transport: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Listener:
+    """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order."""
+
+    def __init__(
+        self, server: SipServer, on_event: Callable[[Output], None], metrics: Metrics
+    ) -> None:
+        self._server = server
+        self._on_event = on_event
+        self._metrics = metrics
+        self._flows = itertools.count(1)
+        self._udp: dict[int, UdpEndpoint] = {}
+        self._connections: dict[int, StreamConnection] = {}
+        self._tcp: list[asyncio.Server] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where SIP is received now."""
+        udp = [Endpoint("udp", one.host, one.port) for one in self._udp.values()]
+        tcp = [
+            Endpoint("tcp", *one.getsockname()[:2])
+            for server in self._tcp
+            if server.is_serving()
+            for one in server.sockets
+        ]
+        return (*udp, *tcp)
+
+    async def start(self, host: str, *, udp_ports: Sequence[int], tcp_ports: Sequence[int]) -> None:
+        """Bind every port. A port 0 takes one that is free for both UDP and TCP.
+
+        Raises ConfigurationError when an address cannot be bound.
+        """
+        for port in dict.fromkeys((*udp_ports, *tcp_ports)):
+            await self._bind(host, port, udp=port in udp_ports, tcp=port in tcp_ports)
+
+    async def stop(self) -> None:
+        """Unbind and close the connections."""
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for endpoint in self._udp.values():
+            endpoint.close()
+        for server in self._tcp:
+            server.close()
+        for connection in list(self._connections.values()):
+            connection.close()
+        await asyncio.sleep(0)  # lets the transports say goodbye
+
+    def respond(
+        self,
+        id: RequestId,
+        status: int,
+        *,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Answer a request; one that no longer waits for an answer is passed over."""
+        self._perform(
+            self._server.respond(
+                id,
+                status,
+                now=self._now(),
+                reason=reason,
+                headers=headers,
+                content_type=content_type,
+                body=body,
+            )
+        )
+
+    def request(self, dialog: DialogId, method: str) -> None:
+        """Send a request in a dialog."""
+        self._perform(self._server.request(dialog, method, now=self._now()))
+
+    async def _bind(self, host: str, port: int, *, udp: bool, tcp: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for attempt in range(20 if port == 0 else 1):
+            stream: asyncio.Server | None = None
+            try:
+                if tcp:
+                    stream = await loop.create_server(
+                        self._accept, host, port, backlog=_BACKLOG, reuse_address=True
+                    )
+                wanted = stream.sockets[0].getsockname()[1] if stream is not None else port
+                if udp:
+                    await self._bind_udp(host, wanted)
+            except OSError as error:
+                if stream is not None:
+                    stream.close()
+                if port == 0 and attempt < 19:
+                    continue  # the port that TCP got is taken for UDP: another one
+                raise ConfigurationError(
+                    f"PORTS={port}", f"SIP cannot listen on {host}:{port}: {error.strerror}"
+                ) from error
+            if stream is not None:
+                self._tcp.append(stream)
+            return
+
+    async def _bind_udp(self, host: str, port: int) -> None:
+        flow = next(self._flows)
+        endpoint = UdpEndpoint(flow, self._receive)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            lambda: endpoint, local_addr=(host, port)
+        )
+        one: socket.socket = transport.get_extra_info("socket")
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+        self._udp[flow] = endpoint
+
+    def _accept(self) -> StreamConnection:
+        return StreamConnection(
+            next(self._flows), self._receive, self._connection_made, self._connection_lost
+        )
+
+    def _connection_made(self, connection: StreamConnection) -> None:
+        self._connections[connection.flow] = connection
+
+    def _connection_lost(self, connection: StreamConnection) -> None:
+        self._connections.pop(connection.flow, None)
+
+    def _receive(self, data: bytes, peer: Peer) -> None:
+        try:
+            self._perform(self._server.receive(data, peer, self._now()))
+        except Exception:  # our fault, and this message's alone: the others must go on
+            log.exception("sip.message_not_handled", peer=f"{peer.transport}:{peer.host}")
+
+    def _wake(self) -> None:
+        self._alarm = None
+        try:
+            self._perform(self._server.advance(self._now()))
+        except Exception:  # our fault: the other dialogs' timers must go on
+            log.exception("sip.timer_failed")
+            self._set_alarm()
+
+    def _perform(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Send(data, peer):
+                    self._send(data, peer)
+                case RequestSeen(transport, method):
+                    self._metrics.sip_requests_total.labels(
+                        transport=transport, method=method
+                    ).inc()
+                case ResponseSent(method, status):
+                    self._metrics.sip_responses_total.labels(method=method, status=status).inc()
+                case Malformed(peer, reason):
+                    self._metrics.sip_malformed_total.labels(transport=peer.transport).inc()
+                    log.warning(
+                        "sip.malformed",
+                        peer=f"{peer.transport}:{peer.host}:{peer.port}",
+                        reason=reason,
+                    )
+                case _:
+                    self._on_event(output)
+        self._set_alarm()
+
+    def _send(self, data: bytes, peer: Peer) -> None:
+        if peer.transport == "udp":
+            endpoint = self._udp.get(peer.flow)
+            if endpoint is not None:
+                endpoint.send(data, peer)
+            return
+        connection = self._connections.get(peer.flow)
+        if connection is None:
+            # A response that is lost with its connection is the client's to ask for again.
+            log.info("sip.connection_gone", peer=f"{peer.transport}:{peer.host}:{peer.port}")
+            return
+        connection.send(data)
+
+    def _set_alarm(self) -> None:
+        at = self._server.next_deadline()
+        if self._alarm is not None:
+            if at == self._alarm.when():
+                return
+            self._alarm.cancel()
+            self._alarm = None
+        if at is not None and not self._closed:
+            self._alarm = asyncio.get_running_loop().call_at(at, self._wake)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,95 @@
+"""SIP over TCP: a connection is a stream of messages."""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from siprec_bridge.sip import KeepAlive, MalformedMessage, Peer, StreamFramer
+
+log = structlog.get_logger()
+
+_WRITE_LIMIT = 1 << 20  # a peer that does not read is cut off
+_HALF_MESSAGE_TIMEOUT_S = 32.0
+
+
+class StreamConnection(asyncio.Protocol):
+    """One accepted connection. `on_lost` is called once it is gone."""
+
+    def __init__(
+        self,
+        flow: int,
+        receive: Callable[[bytes, Peer], None],
+        on_made: Callable[["StreamConnection"], None],
+        on_lost: Callable[["StreamConnection"], None],
+    ) -> None:
+        self.flow = flow
+        self._receive = receive
+        self._on_made = on_made
+        self._on_lost = on_lost
+        self._framer = StreamFramer()
+        self._transport: asyncio.Transport | None = None
+        self._peer: Peer | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Asyncio: the connection is there."""
+        self._transport = transport
+        host, port = transport.get_extra_info("peername")[:2]
+        local_host, local_port = transport.get_extra_info("sockname")[:2]
+        self._peer = Peer("tcp", host, port, self.flow, local_host, local_port)
+        self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio: some bytes came."""
+        assert self._peer is not None
+        try:
+            whole = self._framer.feed(data)
+        except MalformedMessage as error:
+            log.warning("sip.stream_broken", peer=_shown(self._peer), reason=error.reason)
+            self.close()
+            return
+        for message in whole:
+            if isinstance(message, KeepAlive):
+                self.send(b"\r\n")
+            else:
+                self._receive(message, self._peer)
+        self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Asyncio: the connection is gone."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._on_lost(self)
+
+    def send(self, data: bytes) -> None:
+        """Write bytes; a peer that does not take them loses its connection."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > _WRITE_LIMIT and self._peer is not None:
+            log.warning("sip.peer_does_not_read", peer=_shown(self._peer))
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Send what waits and close."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _watch(self) -> None:
+        """A message that is begun must be finished in time."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._framer.pending:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(_HALF_MESSAGE_TIMEOUT_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        if self._peer is not None:
+            log.warning("sip.message_not_finished", peer=_shown(self._peer))
+        self.close()
+
+
+def _shown(peer: Peer) -> str:
+    return f"{peer.transport}:{peer.host}:{peer.port}"
