@@ -1,0 +1,368 @@
+"""What consumers get: CloudEvents 1.0 over WebSocket (structured) and AMQP (binary).
+
+Ids are deterministic: an event that is built or sent again has the id it had, so a consumer
+drops duplicates by `id` alone. `sequence` rises with every event of a bridge and may leave gaps.
+"""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from siprec_bridge.store import Event
+from siprec_bridge.transcript import Conversation, Leg, Participant, Utterance, Word
+
+SOURCE: Final = "/siprec-bridge"
+CONTENT_TYPE: Final = "application/json"
+_NAMESPACE = uuid.UUID("6f2b4c1e-52f0-5b8e-9a53-0f4d3f1f7a10")
+_SCHEMA = "urn:siprec-bridge:event:{}:1"
+
+
+class Stream(BaseModel):
+    """One labelled stream of the recording session and who sends on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    participants: tuple[Participant, ...] = ()
+    codec: str | None = None
+    state: Literal["active", "paused", "closed"] = "active"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """A session as it is at this time: what the `session.*` events are made from."""
+
+    session_id: str
+    sip_call_id: str
+    at: datetime
+    group_id: str | None = None
+    participants: tuple[Participant, ...] = ()
+    streams: tuple[Stream, ...] = ()
+
+
+class Data(BaseModel):
+    """What every event says: which call it belongs to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str = Field(description="the bridge's id of the recording session")
+    sip_call_id: str = Field(description="Call-ID of the recording session's dialog")
+    group_id: str | None = Field(None, description="communication session group, RFC 7865 §6.2")
+
+
+class SessionData(Data):
+    """The session as it was when the event happened."""
+
+    participants: tuple[Participant, ...] = ()
+    streams: tuple[Stream, ...] = ()
+
+
+class SessionLabelsData(SessionData):
+    """The streams that were paused or resumed."""
+
+    labels: tuple[str, ...]
+
+
+class SessionEndedData(SessionData):
+    """How the session ended; `duration` in seconds."""
+
+    cause: str
+    started_at: datetime
+    ended_at: datetime
+    duration: float
+
+
+class TranscriptSegmentData(Data):
+    """One utterance. `start` and `end` are seconds from the start of the session."""
+
+    version: int = Field(description="rises when a session is transcribed again")
+    index: int = Field(description="place in the conversation, from 0")
+    label: str
+    participant: Participant | None = None
+    language: str | None = None
+    start: float
+    end: float
+    starts_at: datetime
+    ends_at: datetime
+    text: str
+    words: tuple[Word, ...] = ()
+    provider: str
+    model: str
+    final: Literal[True] = True
+
+
+class TranscriptFinalData(Data):
+    """The whole conversation. No speech is a conversation without utterances."""
+
+    version: int
+    started_at: datetime
+    ended_at: datetime
+    duration: float
+    participants: tuple[Participant, ...] = ()
+    legs: tuple[Leg, ...] = ()
+    language: str | None = None
+    text: str
+    utterances: tuple[Utterance, ...] = ()
+    provider: str
+    model: str
+    final: Literal[True] = True
+
+
+class TranscriptFailedData(Data):
+    """There is no transcript, until an operator retries the job."""
+
+    job_id: str
+    attempts: int
+    reason: str
+
+
+class CloudEvent(BaseModel):
+    """The attributes of every event. CloudEvents 1.0 §3, and its `sequence` as an extension."""
+
+    model_config = ConfigDict(frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: Literal["/siprec-bridge"] = SOURCE
+    subject: str = Field(description="the session's id")
+    time: datetime
+    datacontenttype: Literal["application/json"] = CONTENT_TYPE
+    dataschema: str
+    sequence: int = Field(0, description="cursor for `since`; rises, with gaps")
+
+
+class SessionStarted(CloudEvent):
+    """The call was answered and is being recorded."""
+
+    type: Literal["session.started"] = "session.started"
+    data: SessionData
+
+
+class SessionUpdated(CloudEvent):
+    """Participants or streams changed."""
+
+    type: Literal["session.updated"] = "session.updated"
+    data: SessionData
+
+
+class SessionPaused(CloudEvent):
+    """Streams were put on hold: nothing of them is recorded."""
+
+    type: Literal["session.paused"] = "session.paused"
+    data: SessionLabelsData
+
+
+class SessionResumed(CloudEvent):
+    """Streams are recorded again."""
+
+    type: Literal["session.resumed"] = "session.resumed"
+    data: SessionLabelsData
+
+
+class SessionEnded(CloudEvent):
+    """The recording ended; its transcript follows."""
+
+    type: Literal["session.ended"] = "session.ended"
+    data: SessionEndedData
+
+
+class TranscriptSegment(CloudEvent):
+    """One utterance of the transcript."""
+
+    type: Literal["transcript.segment"] = "transcript.segment"
+    data: TranscriptSegmentData
+
+
+class TranscriptFinal(CloudEvent):
+    """The whole transcript, after its segments."""
+
+    type: Literal["transcript.final"] = "transcript.final"
+    data: TranscriptFinalData
+
+
+class TranscriptFailed(CloudEvent):
+    """The transcription was given up."""
+
+    type: Literal["transcript.failed"] = "transcript.failed"
+    data: TranscriptFailedData
+
+
+AnyEvent = Annotated[
+    SessionStarted
+    | SessionUpdated
+    | SessionPaused
+    | SessionResumed
+    | SessionEnded
+    | TranscriptSegment
+    | TranscriptFinal
+    | TranscriptFailed,
+    Field(discriminator="type"),
+]
+_ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+EVENT_MODELS: dict[str, type[CloudEvent]] = {
+    model.model_fields["type"].default: model for model in get_args(get_args(AnyEvent)[0])
+}
+
+
+def session_started(facts: SessionFacts) -> Event:
+    """The event of a session that is being recorded from `facts.at` on."""
+    return _event("session.started", "", facts.at, SessionData(**_session(facts)))
+
+
+def session_updated(facts: SessionFacts, number: int) -> Event:
+    """The event of a change; `number` counts the changes of this session."""
+    return _event("session.updated", number, facts.at, SessionData(**_session(facts)))
+
+
+def session_paused(facts: SessionFacts, number: int, labels: Sequence[str]) -> Event:
+    """The event of streams being put on hold by change `number`."""
+    data = SessionLabelsData(**_session(facts), labels=tuple(labels))
+    return _event("session.paused", number, facts.at, data)
+
+
+def session_resumed(facts: SessionFacts, number: int, labels: Sequence[str]) -> Event:
+    """The event of streams being taken off hold by change `number`."""
+    data = SessionLabelsData(**_session(facts), labels=tuple(labels))
+    return _event("session.resumed", number, facts.at, data)
+
+
+def session_ended(facts: SessionFacts, *, started_at: datetime, cause: str) -> Event:
+    """The event of a session that ended at `facts.at`."""
+    data = SessionEndedData(
+        **_session(facts),
+        cause=cause,
+        started_at=started_at,
+        ended_at=facts.at,
+        duration=(facts.at - started_at).total_seconds(),
+    )
+    return _event("session.ended", "", facts.at, data)
+
+
+def transcript_events(conversation: Conversation, version: int) -> list[Event]:
+    """One event per utterance, then one for the whole; all of it follows from the conversation."""
+    call = {
+        "session_id": conversation.session_id,
+        "sip_call_id": conversation.sip_call_id,
+        "group_id": conversation.group_id,
+        "version": version,
+        "provider": conversation.provider,
+        "model": conversation.model,
+    }
+    segments = [
+        _event(
+            "transcript.segment",
+            f"{version}/{index}",
+            utterance.ends_at,
+            TranscriptSegmentData(
+                **call,
+                index=index,
+                label=utterance.label,
+                participant=utterance.participant,
+                language=utterance.language,
+                start=utterance.start,
+                end=utterance.end,
+                starts_at=utterance.starts_at,
+                ends_at=utterance.ends_at,
+                text=utterance.text,
+                words=utterance.words,
+            ),
+        )
+        for index, utterance in enumerate(conversation.utterances)
+    ]
+    whole = TranscriptFinalData(
+        **call,
+        started_at=conversation.started_at,
+        ended_at=conversation.ended_at,
+        duration=conversation.duration,
+        participants=conversation.participants,
+        legs=conversation.legs,
+        language=conversation.language,
+        text=conversation.text,
+        utterances=conversation.utterances,
+    )
+    return [*segments, _event("transcript.final", version, conversation.ended_at, whole)]
+
+
+def transcript_failed(
+    session_id: str,
+    sip_call_id: str,
+    *,
+    group_id: str | None,
+    job_id: str,
+    attempts: int,
+    reason: str,
+    at: datetime,
+) -> Event:
+    """The event of a job that was given up at this time; given up again, it is another event."""
+    data = TranscriptFailedData(
+        session_id=session_id,
+        sip_call_id=sip_call_id,
+        group_id=group_id,
+        job_id=job_id,
+        attempts=attempts,
+        reason=reason,
+    )
+    return _event("transcript.failed", f"{job_id}/{at.astimezone(UTC).isoformat()}", at, data)
+
+
+def attributes(event: Event) -> dict[str, str | int]:
+    """The event's CloudEvents attributes, all but `data`."""
+    return {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": SOURCE,
+        "type": event.type,
+        "subject": event.session_id,
+        "time": event.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        "datacontenttype": CONTENT_TYPE,
+        "dataschema": _SCHEMA.format(event.type),
+        "sequence": event.seq,
+    }
+
+
+def structured(event: Event) -> str:
+    """The event as one JSON text, in CloudEvents' structured mode."""
+    # The body is JSON already: parsing and writing it again would cost most of the time.
+    return f'{json.dumps(attributes(event))[:-1]}, "data": {event.body}}}'
+
+
+def parse(text: str | bytes) -> AnyEvent:
+    """Read a structured event back. Raises ValueError for what is none of ours."""
+    return _ANY_EVENT.validate_json(text)
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema (2020-12) of the structured form of every event, by type."""
+    return {
+        kind: {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$id": _SCHEMA.format(kind),
+            **model.model_json_schema(mode="serialization"),
+        }
+        for kind, model in EVENT_MODELS.items()
+    }
+
+
+def _session(facts: SessionFacts) -> dict[str, Any]:
+    return {
+        "session_id": facts.session_id,
+        "sip_call_id": facts.sip_call_id,
+        "group_id": facts.group_id,
+        "participants": facts.participants,
+        "streams": facts.streams,
+    }
+
+
+def _event(kind: str, discriminator: str | int, at: datetime, data: Data) -> Event:
+    return Event(
+        id=str(uuid.uuid5(_NAMESPACE, f"{data.session_id}/{kind}/{discriminator}")),
+        session_id=data.session_id,
+        type=kind,
+        at=at,
+        body=data.model_dump_json(),
+    )
