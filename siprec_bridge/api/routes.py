@@ -1,0 +1,253 @@
+"""What can be asked over HTTP. Answers are JSON; errors too: `{"error": …}`."""
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
+from siprec_bridge.store import transcripts as transcripts_of
+from siprec_bridge.telemetry import Health, Metrics
+from siprec_bridge.telemetry.metrics import CONTENT_TYPE as METRICS_TYPE
+
+log = structlog.get_logger()
+
+_PAGE = 50
+_LARGEST_PAGE = 500
+_JOB_STATES = ("queued", "running", "done", "failed")
+_SESSION_STATES = ("recording", "finishing", "finished", "failed")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Api:
+    """The routes over a store. `on_retry` is called when a job was queued again."""
+
+    def __init__(
+        self,
+        database: Database,
+        metrics: Metrics,
+        health: Health,
+        *,
+        on_retry: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._health = health
+        self._on_retry = on_retry
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Get ready to serve connections: see `connection`."""
+        self._runner = web.AppRunner(
+            self.application(), access_log=None, shutdown_timeout=2.0, keepalive_timeout=30.0
+        )
+        await self._runner.setup()
+
+    async def stop(self) -> None:
+        """Close all connections."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def connection(self) -> web.RequestHandler:
+        """An asyncio protocol for one accepted connection."""
+        assert self._runner is not None
+        server = self._runner.server
+        assert server is not None
+        return server()
+
+    def application(self) -> web.Application:
+        """All routes."""
+        app = web.Application(middlewares=[_errors_as_json], client_max_size=1 << 16)
+        app.add_routes(
+            [
+                web.get("/", self._page),
+                web.get("/health/live", self._live),
+                web.get("/health/ready", self._ready),
+                web.get("/metrics", self._render_metrics),
+                web.get("/api/sessions", self._sessions),
+                web.get("/api/sessions/{id}", self._session),
+                web.get("/api/sessions/{id}/transcript", self._transcript),
+                web.get("/api/sessions/{id}/audio/{name}", self._audio),
+                web.get("/api/jobs", self._jobs),
+                web.post("/api/jobs/{id}/retry", self._retry),
+            ]
+        )
+        return app
+
+    async def _page(self, _: web.Request) -> web.Response:
+        page = files("siprec_bridge.api").joinpath("page/index.html").read_text("utf-8")
+        return web.Response(
+            text=page,
+            content_type="text/html",
+            headers={
+                "Content-Security-Policy": "default-src 'self'; style-src 'unsafe-inline'; "
+                "script-src 'unsafe-inline'; connect-src 'self' ws: wss:"
+            },
+        )
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        report = await self._health.report()
+        return web.json_response(
+            {"ready": report.ready, "facts": {name: cause or "ok" for name, cause in
+                                              report.facts.items()}},
+            status=200 if report.ready else 503,
+        )  # fmt: skip
+
+    async def _render_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
+
+    async def _sessions(self, request: web.Request) -> web.Response:
+        state = _choice(request, "state", _SESSION_STATES)
+        rows = await self._database.read(
+            partial(
+                recordings.listing,
+                limit=_limit(request),
+                before=_cursor(request),
+                state=state,
+                sip_call_id=request.query.get("call_id"),
+            )
+        )
+        return web.json_response({"sessions": [_session_summary(row) for row in rows],
+                                  "next": _next([(row.started_at, row.id) for row in rows])})  # fmt: skip
+
+    async def _session(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+        queued = await self._database.read(partial(jobs.listing, limit=_PAGE, session_id=row.id))
+        return web.json_response(
+            _session_summary(row)
+            | {
+                "document": json.loads(row.document),
+                "audio": json.loads(row.audio) if row.audio else None,
+                "jobs": [_job(one) for one in queued],
+            }
+        )
+
+    async def _transcript(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+        found = await self._database.read(partial(transcripts_of.get, session_id=row.id))
+        if found is None:
+            raise web.HTTPNotFound(text="there is no transcript yet")
+        if request.query.get("format") == "text":
+            return web.Response(text=found.text + "\n")
+        return web.Response(text=found.document, content_type="application/json")
+
+    async def _audio(self, request: web.Request) -> web.FileResponse:
+        row = await self._find(request)
+        name = request.match_info["name"]
+        audio = json.loads(row.audio) if row.audio else {"legs": [], "stereo": None}
+        # Only names that we wrote ourselves: nothing else of the folder can be asked for.
+        known = [leg["file"] for leg in audio["legs"]] + [audio["stereo"]]
+        if name not in known:
+            raise web.HTTPNotFound(text="there is no such file")
+        return web.FileResponse(Path(row.folder) / name, headers={"Content-Type": "audio/wav"})
+
+    async def _jobs(self, request: web.Request) -> web.Response:
+        rows = await self._database.read(
+            partial(
+                jobs.listing,
+                limit=_limit(request),
+                before=_cursor(request),
+                state=_choice(request, "state", _JOB_STATES),
+            )
+        )
+        return web.json_response({"jobs": [_job(row) for row in rows],
+                                  "next": _next([(row.created_at, row.id) for row in rows])})  # fmt: skip
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        row = await self._database.read(partial(jobs.get, job_id=id))
+        if row is None:
+            raise web.HTTPNotFound(text="there is no such job")
+        if not await self._database.write(partial(jobs.retry, job_id=id)):
+            raise web.HTTPConflict(text=f"the job is {row.state}, not failed")
+        self._on_retry()
+        return web.json_response({"queued": id}, status=202)
+
+    async def _find(self, request: web.Request) -> SessionRow:
+        row = await self._database.read(
+            partial(recordings.get, session_id=request.match_info["id"])
+        )
+        if row is None:
+            raise web.HTTPNotFound(text="there is no such session")
+        return row
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        return web.json_response(
+            {"error": error.text or error.reason}, status=error.status, headers=headers
+        )
+    except StoreError as error:
+        log.error("api.store_failed", path=request.path, cause=str(error))
+        return web.json_response({"error": "the database does not answer"}, status=503)
+
+
+def _session_summary(row: SessionRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "sip_call_id": row.sip_call_id,
+        "state": row.state,
+        "peer": row.peer,
+        "started_at": row.started_at.isoformat(),
+        "ended_at": row.ended_at.isoformat() if row.ended_at else None,
+        "end_cause": row.end_cause,
+        "participants": json.loads(row.document).get("participants", []),
+        "warnings": list(row.warnings),
+    }
+
+
+def _job(row: JobRow) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in JobRow.__slots__}
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in values.items()
+    }
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", str(_PAGE))
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= _LARGEST_PAGE):
+        raise web.HTTPBadRequest(text=f"limit must be from 1 to {_LARGEST_PAGE}")
+    return int(text)
+
+
+def _cursor(request: web.Request) -> tuple[datetime, str] | None:
+    text = request.query.get("before")
+    if text is None:
+        return None
+    at, _, id = text.partition("~")
+    try:
+        when = datetime.fromisoformat(at.replace(" ", "+"))
+        if when.tzinfo is None or not id:
+            raise ValueError
+    except ValueError:
+        raise web.HTTPBadRequest(text="before must be the `next` of the page before") from None
+    return when, id
+
+
+def _next(keys: list[tuple[datetime, str]]) -> str | None:
+    """What `before` of the following page is."""
+    return f"{keys[-1][0].isoformat()}~{keys[-1][1]}" if keys else None
+
+
+def _choice(request: web.Request, name: str, allowed: tuple[Any, ...]) -> Any:
+    text = request.query.get(name)
+    if text is not None and text not in allowed:
+        raise web.HTTPBadRequest(text=f"{name} must be one of: {', '.join(allowed)}")
+    return text

@@ -1,0 +1,296 @@
+"""The front door for readers: builds every part from the settings, starts and stops them in order.
+
+signalling -> recording -> media -> archive -> transcription -> completion -> delivery
+"""
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import signal
+from collections.abc import Coroutine, Mapping
+from datetime import UTC, datetime
+
+import structlog
+
+from siprec_bridge import __version__
+from siprec_bridge.api import Api, Front
+from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket
+from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.recording import (
+    Archive,
+    Completion,
+    Desk,
+    Recogniser,
+    RecordingService,
+    left_behind,
+    recover,
+)
+from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.settings import Settings
+from siprec_bridge.signalling import Listener
+from siprec_bridge.sip import Output, Peer, SipServer
+from siprec_bridge.store import Database, StoreError
+from siprec_bridge.telemetry import Health, Metrics
+from siprec_bridge.transcription import Scheduler, load_provider
+
+log = structlog.get_logger()
+
+_HOUSEKEEPING_S = 15.0
+
+
+async def serve(settings: Settings, options: Mapping[str, str]) -> None:
+    """Run a bridge until SIGTERM or SIGINT. Raises ConfigurationError when it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as parts:
+        bridge = Bridge(settings, options)
+        await bridge.start(parts)
+        await stop.wait()
+        log.info("bridge.stopping", calls=bridge.service.active)
+    log.info("bridge.stopped")
+
+
+class Bridge:
+    """All parts of one bridge, wired."""
+
+    def __init__(self, settings: Settings, options: Mapping[str, str]) -> None:
+        self._settings = settings
+        self.metrics = metrics = Metrics()
+        self.health = Health()
+        self.provider = load_provider(settings.stt_default_vendor, options)
+        self.database = Database(
+            settings.database,
+            on_commit_seconds=metrics.database_commit_seconds.observe,
+        )
+        self.broker = (
+            AmqpSink(settings.amqp_url, metrics, exchange=settings.amqp_exchange)
+            if settings.amqp_url
+            else None
+        )
+        sinks = [self.broker.name] if self.broker is not None else []
+        metrics.preset(model=self.provider.model, sinks=sinks)
+
+        self.relay = Relay(self.database, self.broker, metrics) if self.broker else None
+        self.socket = TranscriptSocket(self.database, metrics)
+        self.completion = Completion(
+            self.database, metrics, sinks=sinks, clock=_now, deliver=self._deliver
+        )
+        self.scheduler = Scheduler(
+            self.database,
+            self.provider,
+            metrics,
+            load=self.completion.load,
+            on_done=self.completion.done,
+            on_failed=self.completion.failed,
+            clock=_now,
+            max_attempts=settings.transcription_attempts,
+            retry_delay=settings.transcription_retry_delay.total_seconds(),
+        )
+        self.finisher = Finisher()
+        self.archive = Archive(
+            self.database,
+            self.finisher,
+            Recogniser(
+                self.provider.name,
+                self.provider.model,
+                self.provider.sample_rate,
+            ),
+            metrics,
+            sinks=sinks,
+            clock=_now,
+            transcribe=self.scheduler.wake,
+        )
+        self.media = MediaEngine(
+            bind_host=settings.rtp_bind_ip or settings.sip_host,
+            port_min=settings.rtp_port_min,
+            port_max=settings.rtp_port_max,
+            metrics=metrics,
+            on_event=self._on_media,
+            rtp_timeout=settings.rtp_timeout.total_seconds(),
+            fast_path=settings.rtp_fast_path,
+        )
+        self.sip = SipServer(
+            token=lambda: secrets.token_hex(8),
+            contact=self._contact,
+            user_agent=f"siprec-bridge/{__version__}",
+        )
+        self.listener = Listener(self.sip, self._on_sip, metrics)
+        self.service = RecordingService(
+            Desk(
+                signalling=self.listener,
+                media=self.media,
+                database=self.database,
+                archive=self.archive,
+                metrics=metrics,
+                policy=MediaPolicy(),
+                recordings=settings.recordings,
+                sinks=sinks,
+                clock=_now,
+                address_for=self._address_for,
+            )
+        )
+        self.api = Api(self.database, metrics, self.health, on_retry=self.scheduler.wake)
+        self.front = Front(websocket=self.socket.connection, http=self.api.connection)
+
+    async def start(self, parts: contextlib.AsyncExitStack) -> None:
+        """Start everything; `parts` stops it in the opposite order. Raises ConfigurationError."""
+        settings = self._settings
+        self._make_folders()
+        try:
+            await self.database.start()
+        except StoreError as error:
+            raise ConfigurationError(f"DATABASE_URL={settings.database}", str(error)) from error
+        parts.push_async_callback(self.database.stop)
+        parts.push_async_callback(self.provider.close)
+        parts.push_async_callback(self.finisher.stop)
+        unfinished = await left_behind(self.database)
+
+        if self.relay is not None and self.broker is not None:
+            parts.push_async_callback(self.broker.close)
+            self.database.on_commit(self.relay.wake)
+            self._run(parts, self.relay.run(), "relay to AMQP")
+        await self.socket.start(lambda: self.front.listen(settings.http_host, settings.http_port))
+        parts.push_async_callback(self.socket.stop)
+        await self.api.start()
+        parts.push_async_callback(self.api.stop)
+
+        self._run(parts, self.scheduler.run(), "scheduler")
+        try:
+            await self.media.start()
+        except MediaUnavailable as error:
+            raise ConfigurationError("media", str(error)) from error
+        parts.push_async_callback(self.media.stop)
+        self._run(parts, self._keep_house(), "housekeeping")
+        self._run(parts, recover(unfinished, self.database, self.archive, _now), "recovery")
+
+        parts.push_async_callback(self.listener.stop)
+        await self.listener.start(
+            settings.sip_host, udp_ports=settings.sip_udp_ports, tcp_ports=settings.sip_tcp_ports
+        )
+        parts.push_async_callback(self.service.stop, settings.shutdown_timeout.total_seconds())
+        self._register_checks()
+        await self._say_what_was_chosen()
+
+    def _run(
+        self, parts: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str
+    ) -> None:
+        """Own a task that runs as long as the bridge; its end by an error is our fault."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("bridge.part_failed", part=name, exc_info=error)
+
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(ended)
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        parts.push_async_callback(end)
+
+    def _make_folders(self) -> None:
+        for setting, folder in (
+            ("DATA_DIR", self._settings.data_dir),
+            ("RECORDING_DIR", self._settings.recordings),
+        ):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(f"{setting}={folder}", f"{error.strerror}") from error
+
+    def _on_sip(self, event: Output) -> None:
+        self.service.on_sip(event)
+
+    def _on_media(self, event: MediaEvent) -> None:
+        fields = {
+            "session_id": event.session_id,
+            "sip_call_id": self.service.call_id_of(event.session_id),
+            "label": event.label,
+        }
+        match event.name:
+            case "silent":
+                log.warning("stream.silent", seconds=event.seconds, **fields)
+            case "write_failed":
+                log.error("stream.not_written", cause=event.cause, **fields)
+            case _:
+                log.info(f"stream.{event.name}", **fields)
+
+    def _deliver(self) -> None:
+        if self.relay is not None:
+            self.relay.wake()
+
+    def _address_for(self, peer: Peer) -> str:
+        return self._settings.external_ip or peer.local_host
+
+    def _contact(self, peer: Peer) -> str:
+        """RFC 7866 §6.1.2: `+sip.srs` says that we are a recording server."""
+        address = self._address_for(peer)
+        host = f"[{address}]" if ":" in address else address
+        return f"<sip:srs@{host}:{peer.local_port};transport={peer.transport}>;+sip.srs"
+
+    def _register_checks(self) -> None:
+        async def sip() -> str | None:
+            return None if self.listener.endpoints else "SIP is not bound"
+
+        async def media() -> str | None:
+            return None if self.media.alive else "the media worker is down"
+
+        async def broker() -> str | None:
+            assert self.broker is not None
+            return None if self.broker.connected else self.broker.trouble or "not connected"
+
+        self.health.register("sip", sip)
+        self.health.register("media", media)
+        self.health.register("database", self.database.unwritable)
+        self.health.register("recogniser", self.provider.unavailable)
+        if self.broker is not None:
+            self.health.register("amqp", broker)
+
+    async def _keep_house(self) -> None:
+        while True:
+            usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
+            self.metrics.spool_disk_free_bytes.set(usage.free)
+            await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def _say_what_was_chosen(self) -> None:
+        settings = self._settings
+        udp = [str(one) for one in self.listener.endpoints if one.transport == "udp"]
+        tcp = [str(one) for one in self.listener.endpoints if one.transport == "tcp"]
+        host, port = self.front.address
+        http = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        stored = "embedded SQLite" if settings.database_url is None else "DATABASE_URL"
+        chosen = [
+            f"SIP on UDP {', '.join(udp) or 'none'}; TCP {', '.join(tcp) or 'none'}",
+            f"RTP on {settings.rtp_bind_ip or settings.sip_host}, ports {settings.rtp_port_min} "
+            f"to {settings.rtp_port_max}, received by {self.media.receiver}",
+            f"recordings in {settings.recordings}",
+            f"database {self.database.path} ({stored})",
+            f"recogniser {self.provider.describe()}",
+            f"delivery to WebSocket listeners at ws://{http}/ws/transcripts",
+            f"delivery to AMQP at {self.broker.address}"
+            if self.broker is not None
+            else "no delivery to AMQP: AMQP_URL is not set",
+            f"page, API, metrics and health at http://{http}/",
+        ]
+        for line in chosen:
+            log.info("bridge.chose", what=line)
+        cause = await self.provider.unavailable()
+        if cause is not None:
+            log.error("recogniser.unavailable", cause=cause, effect="calls are recorded, jobs wait")
+        log.info(
+            "bridge.ready",
+            version=__version__,
+            chosen=chosen,
+            sip_udp=udp,
+            sip_tcp=tcp,
+            http=http,
+        )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,343 @@
+"""The commands. Each reads the settings, builds what it needs, prints, and exits with a code.
+
+0: done; 1: it did not work; 2: a setting or an argument is wrong.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from siprec_bridge import __version__
+from siprec_bridge.caller import (
+    CallError,
+    CallPlan,
+    load_leg,
+    parse_participant,
+    parse_target,
+    place_call,
+    report_lines,
+    sample_call,
+)
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.settings import Settings, from_environment
+from siprec_bridge.store import Database, StoreError, jobs, recordings, transcripts
+from siprec_bridge.store.jobs import JobState
+from siprec_bridge.telemetry import configure_logs
+from siprec_bridge.transcript import Conversation
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="SIPREC recording server: calls in over SIP and RTP, who-said-what out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+jobs_app = typer.Typer(help="Transcription jobs.", no_args_is_help=True)
+sessions_app = typer.Typer(help="Recorded sessions.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(sessions_app, name="sessions")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML file of settings; the environment outranks it"),
+]
+Limit = Annotated[int, typer.Option(help="rows to show at most", min=1, max=10_000)]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> None:
+    """Run the command line; a wrong setting is one line on stderr and exit code 2."""
+    try:
+        app()
+    except ConfigurationError as error:
+        print(f"siprec-bridge: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (CallError, StoreError) as error:
+        print(f"siprec-bridge: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        print(f"siprec-bridge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(config: ConfigFile = None) -> None:
+    """Run the bridge until SIGTERM."""
+    from siprec_bridge.app import serve as run
+
+    settings, options = from_environment(config)
+    configure_logs(settings.log_level, settings.log_format)
+    asyncio.run(run(settings, options))
+
+
+@app.command()
+def call(
+    target: Annotated[
+        str | None, typer.Argument(help="server to call, such as sip:192.0.2.1:5060;transport=tcp")
+    ] = None,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Argument(help="audio file of each participant; none: the sample call"),
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="server to call, if not the argument")] = None,
+    transport: Annotated[str | None, typer.Option(help="udp or tcp")] = None,
+    codec: Annotated[str, typer.Option(help="pcmu or pcma")] = "pcmu",
+    participants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participants", "--participant", help="'Alice <sip:alice@example.com>', repeated"
+        ),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(help="pace of the packets; 1 is that of speech", min=0.1, max=100)
+    ] = 1.0,
+    brief: Annotated[bool, typer.Option(help="print the report only")] = False,
+) -> None:
+    """Place a SIPREC call to any recording server and tell what it answered."""
+    arguments = list(audio or [])
+    goal = to
+    if goal is None:
+        goal = target
+    elif target is not None:
+        arguments.insert(0, Path(target))
+    if goal is None:
+        raise ConfigurationError("--to", "say whom to call, such as sip:127.0.0.1:5060")
+    people = [parse_participant(text) for text in participants or []]
+    if arguments:
+        named = people + [
+            (path.stem, f"sip:{path.stem}@example.com") for path in arguments[len(people) :]
+        ]
+        legs = [load_leg(*who, path) for who, path in zip(named, arguments, strict=False)]
+    else:
+        legs = [
+            replace(leg, name=people[index][0], aor=people[index][1])
+            if index < len(people)
+            else leg
+            for index, leg in enumerate(sample_call())
+        ]
+    plan = CallPlan(parse_target(goal, transport), legs, codec.lower(), rate)
+    report = asyncio.run(place_call(plan, on_status=None if brief else print))
+    for line in report_lines(report):
+        print(line)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def listen(
+    url: Annotated[
+        str, typer.Argument(help="address of the transcript socket")
+    ] = "ws://127.0.0.1:8080/ws/transcripts",
+    once: Annotated[bool, typer.Option(help="end after the first finished transcript")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print conversations as they arrive at a WebSocket listener."""
+    raise typer.Exit(asyncio.run(_listen(url, once, as_json)))
+
+
+@app.command()
+def doctor(config: ConfigFile = None) -> None:
+    """Try every piece by using it; one line each says ok, or the cause and the remedy."""
+    from siprec_bridge.doctor import examine
+
+    settings, options = from_environment(config)
+    configure_logs("error", "console")
+    findings = asyncio.run(_print_findings(examine(settings, options)))
+    raise typer.Exit(0 if findings else 1)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    state: Annotated[
+        JobState | None, typer.Option(help="only queued, running, done or failed ones")
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """List jobs, latest first."""
+    settings, _ = from_environment(config)
+    rows = _with_database(
+        settings, lambda store: store.read(partial(jobs.listing, limit=limit, state=state))
+    )
+    if as_json:
+        shown = [{name: getattr(row, name) for name in row.__slots__} for row in rows]
+        print(json.dumps(shown, default=str, indent=1))
+        return
+    for row in rows:
+        why = f"  {row.reason}" if row.reason not in (None, "ok") else ""
+        code = f" (exit code {row.exit_code})" if row.exit_code else ""
+        print(
+            f"{row.id}  {row.state:<7}  {row.created_at:%Y-%m-%d %H:%M:%S}  "
+            f"{row.audio_seconds:7.1f} s  tries {row.attempts}{why}{code}"
+        )
+    if not rows:
+        print("no jobs")
+
+
+@jobs_app.command("retry")
+def jobs_retry(
+    job: Annotated[str | None, typer.Argument(help="id of a failed job")] = None,
+    every: Annotated[bool, typer.Option("--all", help="all failed jobs")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Queue failed jobs again; a running bridge takes them up within seconds."""
+    if (job is None) == (not every):
+        raise ConfigurationError("jobs retry", "name one job, or say --all")
+    settings, _ = from_environment(config)
+    count = _with_database(settings, lambda store: store.write(partial(jobs.retry, job_id=job)))
+    if job is not None and not count:
+        print(f"siprec-bridge: there is no failed job {job}", file=sys.stderr)
+        raise typer.Exit(1)
+    print(f"{count} queued")
+
+
+@sessions_app.command("list")
+def sessions_list(limit: Limit = 50, as_json: AsJson = False, config: ConfigFile = None) -> None:
+    """List sessions, latest first."""
+    settings, _ = from_environment(config)
+    rows = _with_database(
+        settings, lambda store: store.read(partial(recordings.listing, limit=limit))
+    )
+    if as_json:
+        shown = [
+            {
+                name: getattr(row, name)
+                for name in row.__slots__
+                if name not in ("document", "audio")
+            }
+            for row in rows
+        ]
+        print(json.dumps(shown, default=str, indent=1))
+        return
+    for row in rows:
+        people = json.loads(row.document).get("participants", [])
+        names = ", ".join(one.get("name") or one.get("aor") or one["id"] for one in people)
+        print(f"{row.id}  {row.state:<9}  {row.started_at:%Y-%m-%d %H:%M:%S}  {names}")
+    if not rows:
+        print("no sessions")
+
+
+@sessions_app.command("show")
+def sessions_show(
+    session: Annotated[str, typer.Argument(help="id of the session")],
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Show a session and what was said in it."""
+    settings, _ = from_environment(config)
+
+    async def find(store: Database) -> tuple[Any, Any]:
+        return (
+            await store.read(partial(recordings.get, session_id=session)),
+            await store.read(partial(transcripts.get, session_id=session)),
+        )
+
+    row, transcript = _with_database(settings, find)
+    if row is None:
+        print(f"siprec-bridge: there is no session {session}", file=sys.stderr)
+        raise typer.Exit(1)
+    if as_json:
+        print(transcript.document if transcript is not None else row.document)
+        return
+    end = f"{row.ended_at:%H:%M:%S} ({row.end_cause})" if row.ended_at else "not yet"
+    print(f"session   {row.id}\nCall-ID   {row.sip_call_id}\npeer      {row.peer}")
+    print(
+        f"state     {row.state}\nstarted   {row.started_at:%Y-%m-%d %H:%M:%S} UTC\nended     {end}"
+    )
+    print(f"folder    {row.folder}")
+    for warning in row.warnings:
+        print(f"warning   {warning}")
+    if transcript is None:
+        print("transcript: none yet")
+        return
+    talk = Conversation.model_validate_json(transcript.document)
+    print(f"transcript by {talk.provider}, {talk.model}")
+    for one in talk.utterances:
+        who = one.participant.name or one.participant.aor if one.participant else None
+        print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+
+
+def _with_database(settings: Settings, use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
+    async def run() -> T:
+        store = Database(settings.database)
+        await store.start()
+        try:
+            return await use(store)
+        finally:
+            await store.stop()
+
+    return asyncio.run(run())
+
+
+async def _print_findings(findings: Any) -> bool:
+    good = True
+    async for finding in findings:
+        print(finding, flush=True)
+        good = good and finding.ok
+    return good
+
+
+async def _listen(url: str, once: bool, as_json: bool) -> int:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
+
+    code: Literal[0, 1] = 1 if once else 0
+    try:
+        async with connect(url, max_size=None) as socket:
+            async for frame in socket:
+                event = json.loads(frame)
+                if as_json:
+                    print(json.dumps(event), flush=True)
+                else:
+                    for line in _lines_of(event, url):
+                        print(line, flush=True)
+                if once and event["type"] in ("transcript.final", "transcript.failed"):
+                    return 0 if event["type"] == "transcript.final" else 1
+    except (OSError, WebSocketException) as error:
+        print(f"siprec-bridge: {url}: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return code
+    return code
+
+
+def _lines_of(event: dict[str, Any], url: str) -> list[str]:
+    """An event for a terminal."""
+    data = event.get("data", {})
+    match event["type"]:
+        case "listener.ready":
+            return [f"listening to {url}"]
+        case "session.started":
+            names = [one.get("name") or one.get("aor") for one in data["participants"]]
+            return [f"call of {' and '.join(map(str, names)) or 'unknown parties'}"]
+        case "session.ended":
+            return [f"call ended after {data['duration']:.1f} s ({data['cause']})"]
+        case "transcript.segment":
+            who = data.get("participant") or {}
+            name = who.get("name") or who.get("aor") or f"stream {data['label']}"
+            return [f"{data['start']:6.1f} s  {name}: {data['text']}"]
+        case "transcript.final":
+            count = len(data["utterances"])
+            return [
+                f"transcript complete: {count} utterances by {data['provider']}, {data['model']}"
+            ]
+        case "transcript.failed":
+            return [f"transcription failed: {data['reason']} after {data['attempts']} tries"]
+        case "listener.lagged":
+            return [f"lagged: {event['missed']} events missed"]
+        case kind:
+            return [str(kind)]

@@ -1,0 +1,219 @@
+"""`siprec-bridge doctor`: tries each piece by using it, and says what to do about what is wrong."""
+
+import asyncio
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import aio_pika
+from aio_pika.exceptions import AMQPError
+
+from siprec_bridge.media import NoPortLeft
+from siprec_bridge.media.ports import PortRange
+from siprec_bridge.provider import AudioFile, ConfigurationError, Job, ProviderError
+from siprec_bridge.settings import Settings
+from siprec_bridge.store import Database, StoreError
+from siprec_bridge.transcription import load_provider
+
+_LITTLE_ROOM = 1 << 30
+_MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
+_BROKER_TIMEOUT_S = 10.0
+_TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    part: str
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.ok else 'BAD '}  {self.part:<11} {self.text}"
+
+
+async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterator[Finding]:
+    """Examine everything that the settings choose, one piece after the other."""
+    yield _ports(settings)
+    yield _rtp(settings)
+    yield _folder(settings)
+    yield await _database(settings)
+    yield await _recogniser(options, settings.stt_default_vendor)
+    yield await _broker(settings)
+    yield _clock()
+
+
+def _ports(settings: Settings) -> Finding:
+    wanted = [
+        *((settings.sip_host, port, socket.SOCK_DGRAM, "PORTS") for port in settings.sip_udp_ports),
+        *(
+            (settings.sip_host, port, socket.SOCK_STREAM, "PORTS")
+            for port in settings.sip_tcp_ports
+        ),
+        (settings.http_host, settings.http_port, socket.SOCK_STREAM, "HTTP_PORT"),
+    ]
+    for host, port, kind, setting in wanted:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+            try:
+                one.bind((host, port))
+            except OSError as error:
+                name = "UDP" if kind == socket.SOCK_DGRAM else "TCP"
+                return Finding(
+                    "ports",
+                    False,
+                    f"{name} {host}:{port}: {error.strerror}; is a bridge running already? "
+                    f"Else choose another {setting}",
+                )
+    return Finding("ports", True, f"SIP and HTTP can listen ({len(wanted)} ports tried)")
+
+
+def _rtp(settings: Settings) -> Finding:
+    host = settings.rtp_bind_ip or settings.sip_host
+    try:
+        for one in PortRange(host, settings.rtp_port_min, settings.rtp_port_max).bind():
+            one.close()
+    except NoPortLeft as error:
+        return Finding("rtp", False, f"{error}; widen RTP_PORT_MIN to RTP_PORT_MAX")
+    except OSError as error:
+        return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
+    pairs = (settings.rtp_port_max - settings.rtp_port_min + 1) // 2
+    return Finding("rtp", True, f"room for {pairs} streams at {host}")
+
+
+def _folder(settings: Settings) -> Finding:
+    folder = settings.recordings
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 65536)
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(
+            "recordings",
+            False,
+            f"{folder}: {error.strerror}; make it writable or choose another RECORDING_DIR",
+        )
+    hours = free / (2 * 8000 * 3600 * 4)  # spool, two WAVs and the stereo file of a G.711 leg
+    text = f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of calls"
+    if free < _LITTLE_ROOM:
+        return Finding("recordings", False, f"{text}; make room or move RECORDING_DIR")
+    return Finding("recordings", True, text)
+
+
+async def _database(settings: Settings) -> Finding:
+    try:
+        store = Database(settings.database)
+        await store.start()
+        try:
+            cause = await store.unwritable()
+        finally:
+            await store.stop()
+    except (StoreError, ConfigurationError) as error:
+        return Finding("database", False, f"{error}; correct DATABASE_URL or DATA_DIR")
+    if cause is not None:
+        return Finding("database", False, f"{store.path}: {cause}")
+    return Finding("database", True, f"{store.path} takes a transaction")
+
+
+async def _recogniser(options: Mapping[str, str], vendor: str) -> Finding:
+    """Run it on the bundled sample and compare what it hears with what is said."""
+    try:
+        provider = load_provider(vendor, options)
+    except ConfigurationError as error:
+        return Finding("recogniser", False, str(error))
+    cause = await provider.unavailable()
+    if cause is not None:
+        return Finding(
+            "recogniser",
+            False,
+            f"{cause}; install it, or name another in WHISPER_BINARY_PATH "
+            "(calls are recorded meanwhile, their jobs wait)",
+        )
+    sample = files("siprec_bridge.caller").joinpath("sample")
+    said = json.loads(sample.joinpath("transcript.json").read_text("utf-8"))
+    with as_file(sample.joinpath("alice.wav")) as path:
+        job = Job("doctor", (AudioFile("1", Path(path), said[-1]["end"]),))
+        run = await provider.transcribe([job])
+        await provider.close()
+    outcome = run.outcomes["doctor"]
+    if isinstance(outcome, ProviderError):
+        return Finding(
+            "recogniser",
+            False,
+            f"{provider.describe()}: {outcome}; it wrote: {run.facts.stderr_tail[-200:] or 'nothing'}",
+        )
+    expected = " ".join(line["text"] for line in said if line["speaker"] == "alice")
+    wrong = word_error_rate(expected, outcome["1"].text)
+    text = (
+        f"{provider.describe()}: {wrong:.0%} of the sample's words wrong, "
+        f"{run.facts.duration:.1f} s"
+    )
+    if wrong > _MOST_WRONG_WORDS:
+        return Finding("recogniser", False, f"{text}; is the model right for English?")
+    return Finding("recogniser", True, text)
+
+
+async def _broker(settings: Settings) -> Finding:
+    """Publish a message through the exchange to a queue of our own, and take it out again."""
+    if not settings.amqp_url:
+        return Finding("broker", True, "none configured (AMQP_URL)")
+    try:
+        async with asyncio.timeout(_BROKER_TIMEOUT_S):
+            connection = await aio_pika.connect(settings.amqp_url)
+            async with connection:
+                channel = await connection.channel()
+                exchange = await channel.declare_exchange(
+                    settings.amqp_exchange, aio_pika.ExchangeType.TOPIC, durable=True
+                )
+                queue = await channel.declare_queue(exclusive=True)
+                key = f"doctor.{secrets.token_hex(8)}"
+                await queue.bind(exchange, key)
+                await exchange.publish(aio_pika.Message(b"ping"), key)
+                await queue.get(no_ack=True, timeout=5.0)
+    except (AMQPError, OSError, TimeoutError, ValueError, aio_pika.exceptions.QueueEmpty) as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        return Finding("broker", False, f"{cause}; check AMQP_URL, its user and its vhost")
+    return Finding("broker", True, f"a message went through exchange {settings.amqp_exchange}")
+
+
+def _clock() -> Finding:
+    now = datetime.now(UTC)
+    if now.year < 2025:
+        return Finding("clock", False, f"{now:%Y-%m-%d %H:%M} UTC is in the past; set the clock")
+    buffer = ctypes.create_string_buffer(512)  # struct timex, all zero: only asks
+    synchronised = ctypes.CDLL(None).adjtimex(buffer) not in (-1, _TIME_ERROR)
+    note = "" if synchronised else ", not known to be synchronised (NTP)"
+    return Finding("clock", True, f"{now:%Y-%m-%d %H:%M:%S} UTC{note}")
+
+
+def word_error_rate(expected: str, heard: str) -> float:
+    """Edit distance in words by the number of expected words; 0 is right, case is ignored."""
+    wanted, got = _words(expected), _words(heard)
+    row = list(range(len(got) + 1))
+    for number, word in enumerate(wanted, 1):
+        diagonal, row[0] = row[0], number
+        for position, other in enumerate(got, 1):
+            diagonal, row[position] = (
+                row[position],
+                min(row[position] + 1, row[position - 1] + 1, diagonal + (word != other)),
+            )
+    return row[-1] / max(1, len(wanted))
+
+
+def _words(text: str) -> list[str]:
+    kept = "".join(char if char.isalnum() or char == "'" else " " for char in text.lower())
+    return kept.split()

@@ -1,0 +1,23 @@
+"""One call from INVITE to archived audio and delivered transcript; all calls; recovery.
+
+The application: it hands signalling, media, transcription and delivery to one another. It
+knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 §3.
+"""
+
+from siprec_bridge.recording.archive import Archive, Recogniser
+from siprec_bridge.recording.completion import Completion
+from siprec_bridge.recording.recorder import Desk, Recorder, Signalling
+from siprec_bridge.recording.recovery import left_behind, recover
+from siprec_bridge.recording.service import RecordingService
+
+__all__ = [
+    "Archive",
+    "Completion",
+    "Desk",
+    "Recogniser",
+    "Recorder",
+    "RecordingService",
+    "Signalling",
+    "left_behind",
+    "recover",
+]

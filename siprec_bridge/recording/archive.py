@@ -1,0 +1,164 @@
+"""From a closed recording to audio files and a queued transcription job.
+
+Each step can be repeated: a bridge that was killed between two of them does the same work
+again at the next start and comes to the same result.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter
+from sqlalchemy import Connection
+
+from siprec_bridge.delivery import envelope
+from siprec_bridge.media import FinishedAudio, Finisher
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import Database, JobRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.telemetry import Metrics
+
+log = structlog.get_logger()
+
+AUDIO = TypeAdapter(FinishedAudio)
+_FIRST_RETRY_S = 1.0
+_LONGEST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """What a job row says of the provider that will run it."""
+
+    vendor: str
+    model: str
+    sample_rate: int  # Hz
+
+
+class Archive:
+    """Writes each session's end: audio files, the job, and the events that tell of it."""
+
+    def __init__(
+        self,
+        database: Database,
+        finisher: Finisher,
+        recogniser: Recogniser,
+        metrics: Metrics,
+        *,
+        sinks: Sequence[str],
+        clock: Callable[[], datetime],
+        transcribe: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._finisher = finisher
+        self._recogniser = recogniser
+        self._metrics = metrics
+        self._sinks = sinks
+        self._clock = clock
+        self._transcribe = transcribe  # tells the scheduler that a job waits
+
+    async def end(
+        self, session_id: str, cause: str, at: datetime, document: SessionDocument
+    ) -> None:
+        """Note the session's end and finish its audio; retried until the disk takes it."""
+        delay = _FIRST_RETRY_S
+        while True:
+            try:
+                await self._note_end(session_id, cause, at, document)
+                await self._finish(session_id)
+                return
+            except (StoreError, OSError) as error:
+                log.error("session.not_archived", cause=str(error), retry_in_s=delay)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _LONGEST_RETRY_S)
+
+    async def _finish(self, session_id: str) -> None:
+        """Make the audio files from the spool and queue the job.
+
+        Raises OSError or StoreError when the disk or the database does not take it.
+        """
+        row = await self._database.read(lambda connection: recordings.get(connection, session_id))
+        if row is None:
+            raise LookupError(f"no session {session_id}")
+        audio = await self._finisher.finish(
+            Path(row.folder), session_id, self._recogniser.sample_rate
+        )
+        seconds = sum(leg.duration for leg in audio.legs)
+        now = self._clock()
+        job = JobRow(
+            id=f"{session_id}.1",  # the first transcription of a session has one id for ever
+            session_id=session_id,
+            vendor=self._recogniser.vendor,
+            model=self._recogniser.model,
+            audio_seconds=seconds,
+            created_at=now,
+        )
+        summary = AUDIO.dump_json(audio).decode()
+
+        def store(connection: Connection) -> None:
+            recordings.update(connection, session_id, state="finished", audio=summary)
+            if jobs.get(connection, job.id) is None:
+                jobs.insert(connection, job)
+
+        await self._database.write(store)
+        log.info("session.archived", audio_seconds=round(seconds, 3), legs=len(audio.legs))
+        self._transcribe()
+
+    async def _note_end(
+        self, session_id: str, cause: str, at: datetime, document: SessionDocument
+    ) -> None:
+        row = await self._database.read(lambda connection: recordings.get(connection, session_id))
+        if row is None or row.state != "recording":
+            return
+        ended = envelope.session_ended(
+            facts_of(document, row.sip_call_id, at), started_at=row.started_at, cause=cause
+        )
+
+        def store(connection: Connection) -> None:
+            recordings.update(
+                connection,
+                session_id,
+                state="finishing",
+                ended_at=at,
+                end_cause=cause,
+                document=document.model_dump_json(),
+                warnings=document.warnings,
+            )
+            outbox.append(connection, [ended], self._sinks)
+
+        await self._database.write(store)
+        self._metrics.session_duration_seconds.observe((at - row.started_at).total_seconds())
+        self._metrics.sessions_total.labels(outcome=_outcome(cause)).inc()
+
+
+def facts_of(document: SessionDocument, sip_call_id: str, at: datetime) -> envelope.SessionFacts:
+    """What the `session.*` events tell of a session."""
+    return envelope.SessionFacts(
+        session_id=document.session_id,
+        sip_call_id=sip_call_id,
+        at=at,
+        group_id=document.group_id,
+        participants=document.participants,
+        streams=tuple(
+            envelope.Stream(
+                label=one.label,
+                participants=document.on_stream(one.label),
+                codec=one.codec,
+                state=one.state,
+            )
+            for one in document.streams
+        ),
+    )
+
+
+def _outcome(cause: str) -> str:
+    match cause:
+        case "bye" | "terminated":
+            return "completed"
+        case "bridge_restarted":
+            return "recovered"
+        case "failed":
+            return "failed"
+        case _:
+            return "abandoned"

@@ -1,0 +1,153 @@
+"""What a transcription run leads to: the conversation, or the note that there will be none.
+
+Transcript, events and the job's end are one transaction: consumers hear of a transcript if
+and only if it is stored.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.delivery import envelope
+from siprec_bridge.provider import AudioFile, Job, ProviderError
+from siprec_bridge.recording.archive import AUDIO
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import Database, JobRow, SessionRow, jobs, outbox, recordings, transcripts
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import Conversation, RunFacts, Transcript
+from siprec_bridge.transcription import RecordedLeg, merge
+
+log = structlog.get_logger()
+
+
+class Completion:
+    """The scheduler's other side: gives it a job's audio and takes what came of it."""
+
+    def __init__(
+        self,
+        database: Database,
+        metrics: Metrics,
+        *,
+        sinks: Sequence[str],
+        clock: Callable[[], datetime],
+        deliver: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._sinks = sinks
+        self._clock = clock
+        self._deliver = deliver  # tells the relays that events wait
+
+    async def load(self, job: JobRow) -> Job:
+        """The job's audio, leg by leg; streams that carried nothing are left out."""
+        row = await self._session(job)
+        audio = AUDIO.validate_json(row.audio or "")
+        files = tuple(
+            AudioFile(key=leg.label, path=Path(row.folder) / leg.file, duration=leg.duration)
+            for leg in audio.legs
+            if leg.duration > 0
+        )
+        return Job(id=job.id, audio=files, model=job.model, language=job.language)
+
+    async def done(self, job: JobRow, heard: Mapping[str, Transcript], facts: RunFacts) -> None:
+        """Commit the conversation, its events and the job's end together."""
+        row = await self._session(job)
+        now = self._clock()
+        version = _version(job)
+        conversation = _conversation(row, heard, facts)
+        events = envelope.transcript_events(conversation, version)
+
+        def store(connection: Connection) -> None:
+            text, whole = conversation.text, conversation.model_dump_json()
+            if transcripts.save(connection, row.id, version, job.id, text, whole, now):
+                outbox.append(connection, events, self._sinks)
+            jobs.finish(connection, job.id, facts, now)
+
+        await self._database.write(store)
+        if row.ended_at is not None:
+            self._metrics.transcription_delay_seconds.observe((now - row.ended_at).total_seconds())
+        log.info(
+            "transcript.stored",
+            job=job.id,
+            session_id=row.id,
+            sip_call_id=row.sip_call_id,
+            utterances=len(conversation.utterances),
+            run_seconds=round(facts.duration, 3),
+        )
+        self._deliver()
+
+    async def failed(self, job: JobRow, error: ProviderError, facts: RunFacts | None) -> None:
+        """Park the job and tell the consumers that no transcript comes, until someone retries."""
+        row = await self._session(job)
+        now = self._clock()
+        document = SessionDocument.model_validate_json(row.document)
+        event = envelope.transcript_failed(
+            row.id,
+            row.sip_call_id,
+            group_id=document.group_id,
+            job_id=job.id,
+            attempts=job.attempts,
+            reason=error.reason,
+            at=now,
+        )
+
+        def store(connection: Connection) -> None:
+            jobs.fail(connection, job.id, error.reason, now, facts)
+            outbox.append(connection, [event], self._sinks)
+
+        await self._database.write(store)
+        log.error(
+            "transcript.failed",
+            session_id=row.id,
+            sip_call_id=row.sip_call_id,
+            job=job.id,
+            attempts=job.attempts,
+            reason=error.reason,
+            detail=error.detail,
+        )
+        self._deliver()
+
+    async def _session(self, job: JobRow) -> SessionRow:
+        row = await self._database.read(
+            lambda connection: recordings.get(connection, job.session_id)
+        )
+        if row is None:
+            raise LookupError(f"job {job.id} belongs to no session")
+        return row
+
+
+def _conversation(
+    row: SessionRow, heard: Mapping[str, Transcript], facts: RunFacts
+) -> Conversation:
+    document = SessionDocument.model_validate_json(row.document)
+    audio = AUDIO.validate_json(row.audio or "")
+    legs = [
+        RecordedLeg(
+            label=leg.label,
+            started_at=leg.started_at,
+            duration=leg.duration,
+            audio=leg.file,
+            participants=document.on_stream(leg.label),
+        )
+        for leg in audio.legs
+    ]
+    return merge(
+        legs,
+        heard,
+        document.speaker,
+        session_id=row.id,
+        sip_call_id=row.sip_call_id,
+        group_id=document.group_id,
+        participants=document.participants,
+        started_at=row.started_at,
+        ended_at=row.ended_at or row.started_at,
+        facts=facts,
+    )
+
+
+def _version(job: JobRow) -> int:
+    """A job's id ends in the version of the transcript that it makes."""
+    return int(job.id.rpartition(".")[2])

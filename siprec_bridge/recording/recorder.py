@@ -1,0 +1,356 @@
+"""One recording session, readable top to bottom: answered, recorded, ended, archived."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.delivery import envelope
+from siprec_bridge.media import MediaEngine, NoPortLeft, StreamPort, StreamSpec
+from siprec_bridge.recording.archive import Archive, facts_of
+from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.sip import (
+    AckReceived,
+    DialogEnded,
+    DialogId,
+    InviteCancelled,
+    InviteReceived,
+    MalformedMessage,
+    NameAddr,
+    Peer,
+    Refused,
+    Request,
+    RequestId,
+    UpdateReceived,
+    parse_uri,
+)
+from siprec_bridge.siprec import Body, Changes, RecordingSession, StreamToRecord, parse_body
+from siprec_bridge.store import Database, StoreError, outbox, recordings
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import Participant
+
+log = structlog.get_logger()
+
+_BUSY = (("Retry-After", "10"),)
+
+Event = InviteReceived | UpdateReceived | AckReceived | InviteCancelled | DialogEnded
+
+
+class Signalling(Protocol):
+    """What a recorder asks of the SIP side."""
+
+    def respond(
+        self,
+        id: RequestId,
+        status: int,
+        *,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Answer a request; one that is no longer waiting for an answer is passed over."""
+        ...
+
+    def request(self, dialog: DialogId, method: str) -> None:
+        """Send a request in a dialog."""
+        ...
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every recorder works with."""
+
+    signalling: Signalling
+    media: MediaEngine
+    database: Database
+    archive: Archive
+    metrics: Metrics
+    policy: MediaPolicy
+    recordings: Path
+    sinks: Sequence[str]
+    clock: Callable[[], datetime]
+    address_for: Callable[[Peer], str]  # what SDP tells this peer to send to
+
+
+class Recorder:
+    """Owns one recording session. `deliver` its dialog's events; `run` ends when it is archived."""
+
+    def __init__(self, session_id: str, invite: InviteReceived, desk: Desk) -> None:
+        self.session_id = session_id
+        self.dialog = invite.dialog
+        self._invite = invite
+        self._desk = desk
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._folder = desk.recordings / session_id
+        self._ports: dict[int, StreamPort] = {}  # by m-line
+        self._updates = 0
+        self._started_at = desk.clock()
+        self._session = RecordingSession(
+            session_id,
+            desk.policy,
+            sdp_session_id=int(desk.clock().timestamp()),
+            fallback=_parties(invite.request),
+        )
+
+    def deliver(self, event: Event) -> None:
+        """Hand over what happened in this session's dialog."""
+        self._inbox.put_nowait(event)
+
+    async def run(self) -> None:
+        """Record until the dialog ends. Whatever goes wrong ends this session alone."""
+        structlog.contextvars.bind_contextvars(
+            session_id=self.session_id, sip_call_id=self.dialog.call_id
+        )
+        try:
+            await self._answer(self._invite)
+        except Refused as refusal:
+            self._refuse(self._invite.id, refusal)
+            await self._give_up("refused", status=refusal.status, reason=refusal.reason)
+            return
+        except Exception:  # our fault: this call fails, with an answer, and no other
+            log.exception("session.failed")
+            self._refuse(self._invite.id, Refused(500, "Server Internal Error"))
+            await self._give_up("failed")
+            return
+        try:
+            cause = await self._record()
+        except Exception:  # our fault: hang up, and keep what was recorded
+            log.exception("session.failed")
+            self._desk.signalling.request(self.dialog, "BYE")
+            cause = "failed"
+        await self._end(cause)
+
+    async def _answer(self, invite: InviteReceived) -> None:
+        at = self._desk.clock()
+        changes = self._session.offer(_body(invite.request), at)
+        await asyncio.to_thread(self._folder.mkdir, parents=True)
+        await self._apply(changes, at)
+        sdp = self._session.answer(self._local(), self._desk.address_for(invite.peer))
+        document = self._session.document()
+        row = recordings.SessionRow(
+            id=self.session_id,
+            sip_call_id=self.dialog.call_id,
+            state="recording",
+            started_at=at,
+            peer=f"{invite.peer.transport}:{invite.peer.host}:{invite.peer.port}",
+            folder=str(self._folder),
+            document=document.model_dump_json(),
+            warnings=document.warnings,
+        )
+        started = envelope.session_started(facts_of(document, self.dialog.call_id, at))
+
+        def store(connection: Connection) -> None:
+            recordings.insert(connection, row)
+            outbox.append(connection, [started], self._desk.sinks)
+
+        try:
+            # On disk before we say yes: from the 200 on, nothing of this call may be lost.
+            await self._desk.database.write(store)
+        except StoreError as error:
+            log.error("session.not_stored", cause=str(error))
+            raise Refused(503, "Service Unavailable", _BUSY) from error
+        self._started_at = at
+        self._answer_with(invite.id, sdp)
+        self._desk.metrics.sessions_active.inc()
+        log.info(
+            "session.started",
+            peer=row.peer,
+            streams=len(document.streams),
+            participants=len(document.participants),
+            warnings=list(document.warnings),
+        )
+
+    async def _record(self) -> str:
+        """Follow the dialog to its end; returns the cause."""
+        while True:
+            match await self._inbox.get():
+                case InviteReceived() | UpdateReceived() as change:
+                    await self._renegotiate(change)
+                case AckReceived(request=request):
+                    if request.body:
+                        await self._take_late_answer(request)
+                case InviteCancelled():
+                    return "cancelled"
+                case DialogEnded(cause=cause, request=request):
+                    self._take_last_metadata(request)
+                    return cause
+
+    async def _renegotiate(self, change: InviteReceived | UpdateReceived) -> None:
+        at = self._desk.clock()
+        invite = isinstance(change, InviteReceived)
+        try:
+            changes = self._session.offer(_body(change.request), at, invite=invite)
+        except Refused as refusal:
+            self._refuse(change.id, refusal)
+            return
+        try:
+            await self._apply(changes, at)
+        except Refused as refusal:
+            self._session.withdraw()
+            self._refuse(change.id, refusal)
+            return
+        sdp: bytes | None = None
+        if changes.needs_answer:
+            sdp = self._session.answer(self._local(), self._desk.address_for(change.peer))
+        await self._store_update(changes, at)
+        self._answer_with(change.id, sdp)
+
+    async def _take_late_answer(self, ack: Request) -> None:
+        at = self._desk.clock()
+        try:
+            body = _body(ack)
+            if body.sdp is None:
+                return
+            changes = self._session.late_answer(body.sdp, at)
+        except Refused as refusal:
+            log.warning("session.late_answer_refused", reason=refusal.reason)
+            self._desk.signalling.request(self.dialog, "BYE")
+            return
+        await self._apply(changes, at)
+        await self._store_update(changes, at)
+
+    def _take_last_metadata(self, bye: Request | None) -> None:
+        """Some SRCs send a last metadata document in the BYE."""
+        if bye is None or not bye.body:
+            return
+        try:
+            last = _body(bye)
+            self._session.offer(Body(metadata=last.metadata), self._desk.clock(), invite=False)
+        except Refused as refusal:
+            log.warning("session.bye_body_ignored", reason=refusal.reason)
+
+    async def _apply(self, changes: Changes, at: datetime) -> None:
+        """Make the media engine follow what was negotiated. Raises Refused (503)."""
+        media = self._desk.media
+        opened: list[int] = []
+        for stream in changes.opened:
+            try:
+                self._ports[stream.index] = await media.open(self._spec(stream))
+            except NoPortLeft as error:
+                log.error("session.no_port_left", cause=str(error))
+                await media.close([self._stream_id(index) for index in opened])
+                raise Refused(503, "Service Unavailable", _BUSY) from error
+            opened.append(stream.index)
+        for stream in changes.changed:
+            await media.update(self._spec(stream))
+        for index in changes.paused:
+            await media.pause(self._stream_id(index), True, at)
+        for index in changes.resumed:
+            await media.pause(self._stream_id(index), False, at)
+        if changes.closed:
+            await media.close([self._stream_id(index) for index in changes.closed])
+            for index in changes.closed:
+                self._ports.pop(index, None)
+
+    async def _store_update(self, changes: Changes, at: datetime) -> None:
+        """Note the change and tell the listeners; a full disk does not end the call."""
+        if not changes.any:
+            return
+        self._updates += 1
+        document = self._session.document()
+        facts = facts_of(document, self.dialog.call_id, at)
+        number = self._updates
+        labels = {one.index: one.label for one in document.streams}
+        events = []
+        if changes.metadata_changed or changes.opened or changes.closed:
+            events.append(envelope.session_updated(facts, number))
+        if changes.paused:
+            paused = [labels[index] for index in changes.paused]
+            events.append(envelope.session_paused(facts, number, paused))
+        if changes.resumed:
+            resumed = [labels[index] for index in changes.resumed]
+            events.append(envelope.session_resumed(facts, number, resumed))
+
+        def store(connection: Connection) -> None:
+            recordings.update(
+                connection,
+                self.session_id,
+                document=document.model_dump_json(),
+                warnings=document.warnings,
+            )
+            outbox.append(connection, events, self._desk.sinks)
+
+        try:
+            await self._desk.database.write(store)
+        except StoreError as error:
+            log.error("session.update_not_stored", cause=str(error))
+        log.info(
+            "session.updated",
+            opened=len(changes.opened),
+            closed=len(changes.closed),
+            paused=len(changes.paused),
+            resumed=len(changes.resumed),
+            metadata=changes.metadata_changed,
+        )
+
+    async def _end(self, cause: str) -> None:
+        """Close the streams, note the end, and have the audio archived."""
+        at = self._desk.clock()
+        self._desk.metrics.sessions_active.dec()
+        reports = await self._desk.media.close([self._stream_id(index) for index in self._ports])
+        self._session.end(at)
+        log.info(
+            "session.ended",
+            cause=cause,
+            seconds=round((at - self._started_at).total_seconds(), 3),
+            packets=sum(report.packets for report in reports),
+            lost=sum(report.lost for report in reports),
+        )
+        await self._desk.archive.end(self.session_id, cause, at, self._session.document())
+
+    async def _give_up(self, event: str, **why: object) -> None:
+        """An INVITE that came to nothing leaves nothing behind."""
+        log.warning(f"session.{event}", **why)
+        await self._desk.media.close([self._stream_id(index) for index in self._ports])
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _answer_with(self, id: RequestId, sdp: bytes | None) -> None:
+        kind = "application/sdp" if sdp is not None else None
+        self._desk.signalling.respond(id, 200, content_type=kind, body=sdp or b"")
+
+    def _refuse(self, id: RequestId, refusal: Refused) -> None:
+        self._desk.signalling.respond(
+            id, refusal.status, reason=refusal.reason, headers=refusal.headers
+        )
+
+    def _local(self) -> dict[int, int]:
+        return {index: port.rtp_port for index, port in self._ports.items()}
+
+    def _spec(self, stream: StreamToRecord) -> StreamSpec:
+        return StreamSpec(
+            stream_id=self._stream_id(stream.index),
+            session_id=self.session_id,
+            index=stream.index,
+            label=stream.label,
+            codecs=stream.codecs,
+            folder=self._folder,
+        )
+
+    def _stream_id(self, index: int) -> str:
+        return f"{self.session_id}-{index}"
+
+
+def _body(request: Request) -> Body:
+    return parse_body(request.content_type, request.headers.get("Content-Encoding"), request.body)
+
+
+def _parties(request: Request) -> tuple[Participant, ...]:
+    """Caller and callee by From and To, for a fork that sends no metadata."""
+    return tuple(
+        Participant(id=role, name=one.display or None, aor=_aor(one))
+        for role, one in (("from", request.from_), ("to", request.to))
+    )
+
+
+def _aor(address: NameAddr) -> str:
+    try:
+        return parse_uri(address.uri).aor
+    except MalformedMessage:
+        return address.uri

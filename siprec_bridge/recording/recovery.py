@@ -1,0 +1,66 @@
+"""After a crash: what was being recorded or archived is finished from what lies on disk."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.recording.archive import Archive
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import Database, SessionRow, jobs, recordings
+
+log = structlog.get_logger()
+
+
+async def left_behind(database: Database) -> list[SessionRow]:
+    """What a dead bridge did not finish; its runs of the recogniser are queued again.
+
+    To be called before the first new call is taken.
+    """
+    running = await database.write(jobs.requeue_running)
+    if running:
+        log.warning("recovery.runs_queued_again", jobs=running)
+    return await database.read(recordings.unfinished)
+
+
+async def recover(
+    rows: Sequence[SessionRow],
+    database: Database,
+    archive: Archive,
+    clock: Callable[[], datetime],
+) -> None:
+    """Finish these sessions, side by side: one that cannot be finished holds up no other."""
+    async with asyncio.TaskGroup() as sessions:
+        for row in rows:
+            sessions.create_task(_recover_one(row, database, archive, clock))
+
+
+async def _recover_one(
+    row: SessionRow, database: Database, archive: Archive, clock: Callable[[], datetime]
+) -> None:
+    structlog.contextvars.bind_contextvars(session_id=row.id, sip_call_id=row.sip_call_id)
+    log.warning("recovery.session", state=row.state)
+    folder = Path(row.folder)
+    if not await asyncio.to_thread(folder.is_dir):
+        log.error("recovery.audio_missing", folder=row.folder)
+        await database.write(partial(_mark_failed, session_id=row.id, at=clock()))
+        return
+    document = SessionDocument.model_validate_json(row.document)
+    at = row.ended_at or await asyncio.to_thread(_last_written, folder) or clock()
+    await archive.end(row.id, "bridge_restarted", max(at, row.started_at), document)
+
+
+def _last_written(folder: Path) -> datetime | None:
+    """When audio last arrived: the bridge could not note the end of a call that it died in."""
+    times = [spool.stat().st_mtime for spool in folder.glob("*.spool")]
+    return datetime.fromtimestamp(max(times), UTC) if times else None
+
+
+def _mark_failed(connection: Connection, session_id: str, at: datetime) -> None:
+    recordings.update(
+        connection, session_id, state="failed", ended_at=at, end_cause="audio_missing"
+    )

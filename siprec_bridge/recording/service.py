@@ -1,0 +1,107 @@
+"""All calls: gives each dialog its recorder, keeps recorders apart, and stops in good order."""
+
+import asyncio
+import uuid
+
+import structlog
+
+from siprec_bridge.recording.recorder import Desk, Recorder
+from siprec_bridge.sip import (
+    AckReceived,
+    DialogEnded,
+    DialogId,
+    InviteCancelled,
+    InviteReceived,
+    Output,
+    RequestReceived,
+    UpdateReceived,
+)
+
+log = structlog.get_logger()
+
+_OPTIONS_HEADERS = (
+    ("Accept", "application/sdp, application/rs-metadata+xml, application/rs-metadata"),
+    ("Accept", "multipart/mixed"),
+    ("Accept-Encoding", "identity"),
+    ("Accept-Language", "en"),
+)
+_BUSY = (("Retry-After", "10"),)
+
+
+class RecordingService:
+    """The SIP side's listener. One task per call; none of them can end another."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._calls: dict[DialogId, Recorder] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def active(self) -> int:
+        """Dialogs that are being recorded."""
+        return len(self._calls)
+
+    def call_id_of(self, session_id: str) -> str | None:
+        """The SIP Call-ID of a running session."""
+        calls = self._calls.values()
+        return next((one.dialog.call_id for one in calls if one.session_id == session_id), None)
+
+    def on_sip(self, event: Output) -> None:
+        """Take what the SIP side reports; never blocks."""
+        match event:
+            case InviteReceived(initial=True):
+                self._start(event)
+            case (
+                InviteReceived() | UpdateReceived() | AckReceived()
+                | InviteCancelled() | DialogEnded()
+            ):  # fmt: skip
+                recorder = self._calls.get(event.dialog)
+                if recorder is not None:
+                    recorder.deliver(event)
+                if isinstance(event, DialogEnded | InviteCancelled):
+                    self._calls.pop(event.dialog, None)
+            case RequestReceived():
+                self._answer(event)
+            case _:
+                pass  # bytes to send and bookkeeping: the listener's business
+
+    async def stop(self, patience: float) -> None:
+        """Take no new calls; let running ones end, hang up on those that do not, archive all."""
+        self._stopping = True
+        if self._tasks:
+            log.info("service.draining", calls=self.active, patience_s=patience)
+            await asyncio.wait(self._tasks, timeout=patience)
+        for dialog in list(self._calls):
+            self._desk.signalling.request(dialog, "BYE")
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
+        for task in self._tasks:  # what is left is on disk and is recovered at the next start
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, invite: InviteReceived) -> None:
+        if self._stopping:
+            self._desk.signalling.respond(invite.id, 503, headers=_BUSY)
+            return
+        recorder = Recorder(str(uuid.uuid4()), invite, self._desk)
+        self._calls[invite.dialog] = recorder
+        task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._forget(recorder, done))
+
+    def _forget(self, recorder: Recorder, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._calls.pop(recorder.dialog, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("session.lost_its_task", session_id=recorder.session_id, exc_info=error)
+
+    def _answer(self, event: RequestReceived) -> None:
+        signalling = self._desk.signalling
+        if event.request.method != "OPTIONS":
+            # INFO, MESSAGE and the like carry nothing that we record, but must not end the call.
+            signalling.respond(event.id, 200)
+        elif self._stopping:
+            signalling.respond(event.id, 503, headers=_BUSY)
+        else:
+            signalling.respond(event.id, 200, headers=_OPTIONS_HEADERS)
