@@ -60,6 +60,7 @@ class Dialog:
     answered: set[int] = field(default_factory=set)  # CSeq numbers of INVITEs that got their ACK
     busy: str | None = None  # the INVITE or UPDATE that the recorder is working on
     waiting: deque[tuple[str, Request, Peer]] = field(default_factory=deque)
+    scheduled: float | None = None  # its place in the server's agenda
 
     @classmethod
     def from_invite(cls, request: Request, local_tag: str, peer: Peer) -> "Dialog":

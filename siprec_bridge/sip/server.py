@@ -6,7 +6,7 @@ RFC 3261 §8.2, §9.2, §12.2, §13.3, §15.1 and §18.2; RFC 3311, 3581, 4028.
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siprec_bridge.sip.dialog import (
     Dialog,
@@ -159,6 +159,7 @@ class _Pending:
     transaction: Transaction
     dialog: Dialog | None = None
     interval: SessionInterval | None = None
+    scheduled: float | None = None  # its valid entry in the agenda
 
     @property
     def deadline(self) -> float | None:
@@ -174,7 +175,8 @@ class _Asked:
     dialog: DialogId
     peer: Peer
     transaction: Transaction
-    refresh: bool = field(default=False)
+    refresh: bool = False
+    scheduled: float | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -285,10 +287,13 @@ class SipServer:
         """When `advance` has something to do."""
         while self._agenda:
             at, _, owner = self._agenda[0]
-            due = owner.deadline
-            if due is not None and due <= at and self._is_live(owner):
-                return at
-            heapq.heappop(self._agenda)  # moved or gone; a moved one is in the agenda again
+            if owner.scheduled == at:
+                due = owner.deadline if self._is_live(owner) else None
+                if due is not None and due <= at:
+                    return at
+                owner.scheduled = None
+                self._schedule(owner)  # it moved to a later time, or is gone
+            heapq.heappop(self._agenda)
         return None
 
     def advance(self, now: float) -> list[Output]:
@@ -296,6 +301,7 @@ class SipServer:
         out: list[Output] = []
         while (at := self.next_deadline()) is not None and at <= now:
             owner = heapq.heappop(self._agenda)[2]
+            owner.scheduled = None
             match owner:
                 case _Pending():
                     out += self._run_pending(owner, now)
@@ -667,9 +673,12 @@ class SipServer:
             self._merged.pop((request.call_id, request.from_.tag, str(request.cseq)), None)
 
     def _schedule(self, owner: _Timed) -> None:
+        """Have the owner in the agenda at its deadline, or earlier: once, not once a message."""
         at = owner.deadline
         if at is not None and self._is_live(owner):
-            heapq.heappush(self._agenda, (at, next(self._numbers), owner))
+            if owner.scheduled is None or at < owner.scheduled:
+                owner.scheduled = at
+                heapq.heappush(self._agenda, (at, next(self._numbers), owner))
         elif isinstance(owner, _Pending) and owner.transaction.terminated:
             self._forget(owner)
 

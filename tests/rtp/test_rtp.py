@@ -1,0 +1,210 @@
+"""Batches of packets: headers, counts, positions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.rtp import packets, tone
+from siprec_bridge.rtp import (
+    Batch,
+    SequenceTracker,
+    Timeline,
+    build_packet,
+    decode_g711,
+    encode_g711,
+    read_headers,
+)
+
+SECOND = 1_000_000_000
+
+
+def headers(datagrams: list[bytes]) -> Batch:
+    lengths = np.array([len(one) for one in datagrams], np.int64)
+    offsets = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
+    return read_headers(np.frombuffer(b"".join(datagrams), np.uint8), offsets, lengths)
+
+
+def track(numbers: list[int], ssrc: int = 1) -> SequenceTracker:
+    tracker = SequenceTracker()
+    tracker.add(np.array(numbers, np.uint16), np.full(len(numbers), ssrc, np.uint32))
+    return tracker
+
+
+def place(
+    line: Timeline,
+    numbers: list[int],
+    arrivals: list[float],
+    *,
+    timestamps: list[int] | None = None,
+    ssrc: int = 1,
+    interrupted: bool = False,
+) -> list[int]:
+    """Positions of 20 ms packets by their number, arriving at these seconds."""
+    stamps = timestamps if timestamps is not None else [160 * one for one in numbers]
+    positions = line.place(
+        np.array([one % 2**32 for one in stamps], np.uint32),
+        np.array([one % 2**16 for one in numbers], np.uint16),
+        np.full(len(numbers), ssrc, np.uint32),
+        np.array([round(one * SECOND) for one in arrivals], np.int64),
+        np.full(len(numbers), 160, np.int64),
+        interrupted=interrupted,
+    )
+    return [int(one) for one in positions]
+
+
+def paced(numbers: list[int], start: float = 0.0) -> list[float]:
+    return [start + 0.02 * index for index in range(len(numbers))]
+
+
+def test_headers_with_csrcs_extension_and_padding_are_read() -> None:
+    plain = build_packet(0, 65535, 2**32 - 1, 7, b"abcd", marker=True)
+    odd = bytes([0xB1, 8]) + plain[2:12] + b"csrc" + b"\0\0\0\1extn" + b"xyz" + b"\0\0\3"
+
+    batch = headers([plain, odd, b"short", b"\x80\xc8" + bytes(20)])
+
+    assert batch.valid.tolist() == [True, True, False, False]
+    assert batch.payload_type[:2].tolist() == [0, 8]
+    assert batch.marker[:2].tolist() == [True, False]
+    assert (batch.sequence[0], batch.timestamp[0], batch.ssrc[0]) == (65535, 2**32 - 1, 7)
+    assert batch.payload_length[:2].tolist() == [4, 3]
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8))
+def test_no_datagram_reads_beyond_its_end(datagrams: list[bytes]) -> None:
+    batch = headers(datagrams)
+
+    ends = np.cumsum([len(one) for one in datagrams])
+    for index in np.flatnonzero(batch.valid):
+        assert batch.payload_offset[index] + batch.payload_length[index] <= ends[index]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lost", "duplicates", "reordered"),
+    [
+        ([1, 2, 3, 4], 0, 0, 0),
+        ([65534, 65535, 0, 1], 0, 0, 0),
+        ([1, 2, 5, 6], 2, 0, 0),
+        ([1, 3, 2, 4], 0, 0, 1),
+        ([2, 1, 3], 0, 0, 1),
+        ([1, 2, 2, 3, 1], 0, 2, 0),
+        ([1, 2, 40000, 40001], 0, 0, 0),
+    ],
+)
+def test_sequence_numbers_tell_what_is_missing(
+    numbers: list[int], lost: int, duplicates: int, reordered: int
+) -> None:
+    tracker = track(numbers)
+
+    assert (tracker.lost, tracker.duplicates, tracker.reordered) == (lost, duplicates, reordered)
+    assert tracker.packets == len(numbers) - duplicates
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=60), st.integers(1, 59))
+def test_counts_do_not_depend_on_how_packets_are_batched(numbers: list[int], cut: int) -> None:
+    whole = track(numbers)
+    parts = track(numbers[:cut])
+    rest = np.array(numbers[cut:], np.uint16)
+    parts.add(rest, np.full(len(rest), 1, np.uint32))
+
+    assert (parts.lost, parts.duplicates, parts.reordered, parts.packets) == (
+        whole.lost, whole.duplicates, whole.reordered, whole.packets,
+    )  # fmt: skip
+
+
+def test_a_new_source_does_not_count_as_loss() -> None:
+    tracker = track([1, 2, 3])
+
+    tracker.add(np.array([900, 901], np.uint16), np.full(2, 2, np.uint32))
+
+    assert (tracker.lost, tracker.packets) == (0, 5)
+
+
+def test_packets_lie_by_their_timestamps_across_the_wrap() -> None:
+    numbers = list(range(65530, 65546))
+    stamps = [2**32 - 800 + 160 * index for index in range(16)]
+
+    positions = place(Timeline(8000), numbers, paced(numbers), timestamps=stamps)
+
+    assert positions == [160 * index for index in range(16)]
+
+
+def test_a_packet_that_came_too_early_does_not_push_the_first_ones_out() -> None:
+    line = Timeline(8000)
+
+    assert place(line, [12, 10, 11, 13], [0, 0.001, 0.002, 0.02]) == [320, 0, 160, 480]
+    assert line.origin_ns == -40_000_000
+
+
+def test_a_gap_of_lost_packets_keeps_its_length() -> None:
+    assert place(Timeline(8000), [1, 2, 52], [0, 0.02, 1.02])[-1] == 51 * 160
+
+
+def test_a_network_that_stood_still_does_not_stretch_the_line() -> None:
+    numbers = list(range(60))
+    arrivals = paced(numbers[:10]) + [3.2 + 0.0001 * index for index in range(50)]
+
+    line = Timeline(8000)
+
+    assert place(line, numbers, arrivals) == [160 * one for one in numbers]
+    assert line.discontinuities == 0
+
+
+def test_a_clock_that_stood_still_on_hold_leaves_the_hold_on_the_line() -> None:
+    numbers = list(range(60))
+    arrivals = paced(numbers[:10]) + paced(numbers[10:], 10.18)
+
+    line = Timeline(8000)
+    positions = place(line, numbers, arrivals)
+
+    assert positions[10] == pytest.approx(10.18 * 8000, abs=160)
+    assert line.discontinuities == 1
+
+
+def test_a_sender_that_starts_anew_goes_on_by_the_time_that_passed() -> None:
+    line = Timeline(8000)
+    place(line, [1, 2, 3], paced([1, 2, 3]))
+
+    positions = place(line, [500, 501], [5.0, 5.02], timestamps=[99, 259], ssrc=2)
+
+    assert positions == [40000, 40160]
+
+
+def test_a_pause_that_the_sender_did_not_count_is_counted() -> None:
+    line = Timeline(8000)
+    place(line, [1, 2, 3], paced([1, 2, 3]))
+
+    positions = place(line, [4, 5], [30.0, 30.02], interrupted=True)
+
+    assert positions == [240000, 240160]
+
+
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=80, unique=True),
+    st.integers(0, 79),
+)
+def test_orderly_senders_are_placed_the_same_however_they_are_batched(
+    numbers: list[int], cut: int
+) -> None:
+    numbers = sorted(numbers)
+    arrivals = [0.02 * one for one in numbers]
+    whole = place(Timeline(8000), numbers, arrivals)
+    line = Timeline(8000)
+    parts = place(line, numbers[:cut], arrivals[:cut]) + place(line, numbers[cut:], arrivals[cut:])
+
+    assert parts == whole == [160 * (one - numbers[0]) for one in numbers]
+
+
+@pytest.mark.parametrize("name", ["PCMU", "PCMA"])
+def test_g711_survives_a_round_trip_within_its_precision(name: str) -> None:
+    pcm = tone(440, 0.1)
+
+    back = decode_g711(name, encode_g711(name, pcm))
+
+    error = back.astype(np.float64) - pcm
+    assert np.sqrt((error**2).mean()) < 0.01 * np.sqrt((pcm.astype(np.float64) ** 2).mean()) * 2
+    assert encode_g711(name, back) == encode_g711(name, pcm)
+
+
+def test_a_tone_is_as_many_packets_as_it_is_long() -> None:
+    assert len(packets(tone(440, 1.0))) == 50

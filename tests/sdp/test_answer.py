@@ -1,0 +1,130 @@
+"""Offers of real SRCs and the answers to them; hostile bytes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.src import OFFER
+from siprec_bridge.sdp import (
+    Codec,
+    MalformedSdp,
+    Media,
+    MediaPolicy,
+    SessionDescription,
+    answer,
+    parse,
+    plan,
+)
+
+POLICY = MediaPolicy()
+
+
+def answered(offer: str, ports: dict[int, int] | None = None) -> SessionDescription:
+    parsed = parse(offer.encode())
+    plans = plan(parsed, POLICY)
+    local = ports or {one.index: 20000 + 2 * one.index for one in plans if one.accepted}
+    return answer(parsed, plans, local, address="192.0.2.1", session_id=1, version=1)
+
+
+def one_line(media: str) -> str:
+    return f"v=0\r\no=- 1 1 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 192.0.2.9\r\nt=0 0\r\n{media}\r\n"
+
+
+def test_every_line_is_answered_recvonly_with_its_label_and_our_port() -> None:
+    first, second = answered(OFFER).media
+
+    assert (first.label, first.direction, first.port) == ("96", "recvonly", 20000)
+    assert [codec.name for codec in first.codecs] == ["PCMU", "TELEPHONE-EVENT"]
+    assert (second.label, second.direction, second.port) == ("97", "recvonly", 20002)
+    assert second.codecs == (Codec(8, "PCMA", 8000),)
+
+
+@pytest.mark.parametrize(
+    ("media", "reason"),
+    [
+        ("m=video 5000 RTP/AVP 96\r\na=rtpmap:96 H264/90000", "video is not recorded"),
+        ("m=audio 5000 RTP/SAVP 0", "RTP/SAVP is not supported"),
+        ("m=audio 5000 RTP/AVP 18", "no codec in common"),
+        ("m=audio 0 RTP/AVP 0", "offered at port 0"),
+    ],
+)
+def test_a_line_that_cannot_be_recorded_is_answered_at_port_0(media: str, reason: str) -> None:
+    offer = OFFER + media + "\r\na=label:9\r\n"
+
+    lines = answered(offer).media
+
+    assert [line.port for line in lines] == [20000, 20002, 0]
+    assert lines[2].label == "9"
+    assert plan(parse(offer.encode()), POLICY)[2].reason == reason
+
+
+@pytest.mark.parametrize(
+    ("offered", "expected"),
+    [
+        ("sendonly", "recvonly"),
+        ("sendrecv", "recvonly"),
+        ("recvonly", "inactive"),
+        ("inactive", "inactive"),
+    ],
+)
+def test_directions_are_mirrored_for_one_who_only_listens(offered: str, expected: str) -> None:
+    (line,) = answered(one_line(f"m=audio 5000 RTP/AVP 0\r\na={offered}")).media
+
+    assert line.direction == expected
+
+
+def test_a_direction_of_the_session_holds_for_lines_without_one() -> None:
+    offer = one_line("a=inactive\r\nm=audio 5000 RTP/AVP 0")
+
+    assert answered(offer).media[0].direction == "inactive"
+
+
+def test_the_old_hold_by_an_address_of_zeros_is_understood() -> None:
+    offer = one_line("m=audio 5000 RTP/AVP 0\r\nc=IN IP4 0.0.0.0")
+
+    assert plan(parse(offer.encode()), POLICY)[0].paused
+
+
+def test_rtcp_goes_where_the_offer_says() -> None:
+    explicit = plan(parse(one_line("m=audio 5000 RTP/AVP 0\r\na=rtcp:5009").encode()), POLICY)
+    muxed = plan(parse(one_line("m=audio 5000 RTP/AVP 0\r\na=rtcp-mux").encode()), POLICY)
+    plain = plan(parse(one_line("m=audio 5000 RTP/AVP 0").encode()), POLICY)
+
+    assert [one[0].rtcp[1] for one in (explicit, muxed, plain)] == [5009, 5000, 5001]
+
+
+MEDIA = st.builds(
+    Media,
+    kind=st.sampled_from(["audio", "video"]),
+    port=st.integers(0, 65535),
+    protocol=st.sampled_from(["RTP/AVP", "RTP/SAVP"]),
+    formats=st.lists(st.integers(0, 127).map(str), min_size=1, max_size=4).map(tuple),
+    connection=st.sampled_from(["192.0.2.1", "2001:db8::1"]),
+    direction=st.sampled_from(["sendonly", "recvonly", "inactive", "sendrecv"]),
+    attributes=st.lists(
+        st.tuples(
+            st.sampled_from(["label", "ptime", "x-y"]), st.from_regex(r"[!-~]{1,8}", fullmatch=True)
+        ),
+        max_size=3,
+    ).map(tuple),
+)
+
+
+@given(st.lists(MEDIA, max_size=4).map(tuple))
+def test_what_is_written_reads_back_equal(media: tuple[Media, ...]) -> None:
+    description = SessionDescription("a 1 1 IN IP4 192.0.2.1", connection="192.0.2.1", media=media)
+
+    assert parse(description.write()) == description
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_description_or_malformed(data: bytes) -> None:
+    for candidate in (data, b"v=0\r\n" + data, OFFER.encode() + data):
+        try:
+            offer = parse(candidate)
+        except MalformedSdp:
+            continue
+        plans = plan(offer, POLICY)
+        ports = {one.index: 20000 for one in plans if one.accepted}
+        reply = answer(offer, plans, ports, address="192.0.2.1", session_id=1, version=1)
+        assert len(parse(reply.write()).media) == len(offer.media)

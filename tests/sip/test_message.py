@@ -1,0 +1,157 @@
+"""Bytes to messages and back, for well-formed, odd and hostile bytes."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.src import request
+from siprec_bridge.sip import (
+    Headers,
+    KeepAlive,
+    MalformedMessage,
+    Request,
+    StreamFramer,
+    parse,
+    parse_name_addr,
+    parse_uri,
+    serialize,
+)
+from siprec_bridge.sip.headers import split_list
+
+SHARED = Path(os.environ.get("SIPREC_SHARED", Path(__file__).parents[3] / "shared"))
+
+
+def parsed(data: bytes) -> Request:
+    message = parse(data)
+    assert isinstance(message, Request)
+    return message
+
+
+def test_compact_names_folded_lines_and_bare_line_feeds_are_read() -> None:
+    data = (
+        b"\r\nINVITE sip:a@b SIP/2.0\nv : SIP/2.0/UDP  h;branch=z9hG4bKx\nf:<sip:x@y>;tag=1\n"
+        b"t: <sip:a@b>\ni: id@h\nCSEQ:  7   INVITE\nSubject: one\n two\nl: 3\n\nabcdef"
+    )
+
+    message = parsed(data)
+
+    assert (message.call_id, message.cseq.number, message.via.host) == ("id@h", 7, "h")
+    assert message.headers.get("subject") == "one two"
+    assert message.body == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ((b"CSeq: 1 INVITE", b"CSeq: 1 BYE"), "CSeq names another method"),
+        ((b"CSeq: 1 INVITE", b"CSeq: 99999999999 INVITE"), "bad CSeq"),
+        ((b"Call-ID: call-1\r\n", b""), "no Call-ID"),
+        ((b"From: <sip:src@192.0.2.10>;tag=src\r\n", b""), "no From"),
+        ((b"Via: SIP/2.0/UDP", b"Via: HTTP/1.1/UDP"), "bad Via"),
+        ((b"Content-Length: 0", b"Content-Length: 5"), "body shorter than its Content-Length"),
+        ((b"Content-Length: 0", b"Content-Length: -5"), "bad Content-Length"),
+        ((b"sip:srs@192.0.2.1 SIP/2.0", b"sip:srs@192.0.2.1 SIP/7.0"), "Version Not Supported"),
+        ((b"INVITE sip:", b"IN VITE sip:"), "bad Request-URI"),
+    ],
+)
+def test_what_breaks_a_request_is_named(change: tuple[bytes, bytes], reason: str) -> None:
+    with pytest.raises(MalformedMessage, match=f"^{reason}"):
+        parse(request("INVITE").replace(*change, 1))
+
+
+@given(st.binary(max_size=500))
+def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
+    for candidate in (data, request("INVITE")[:120] + data, request("INVITE", body=b"x") + data):
+        try:
+            message = parse(candidate)
+        except MalformedMessage:
+            continue
+        _ = message.call_id, message.cseq, message.via, message.from_, message.to
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Subject", "X-Some", "Record-Route", "v"]),
+            st.text(
+                st.characters(blacklist_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), max_size=30
+            ),
+        ),
+        max_size=5,
+    ),
+    st.binary(max_size=50),
+)
+def test_what_is_written_reads_back_equal(fields: list[tuple[str, str]], body: bytes) -> None:
+    message = parsed(request("INVITE"))
+    for name, value in fields:
+        message.headers.add(name, value)
+    message.body = body
+
+    first = parsed(serialize(message))
+    again = parsed(serialize(first))
+
+    assert (again.headers, again.body, again.uri) == (first.headers, first.body, first.uri)
+
+
+@given(st.lists(st.integers(0, 80), max_size=12))
+def test_any_split_of_a_stream_gives_the_same_messages(cuts: list[int]) -> None:
+    one, two = request("OPTIONS"), request("INVITE", body=b"v=0\r\n\r\n")
+    stream = b"\r\n" + one + b"\r\n\r\n" + two + two
+    framer, got, start = StreamFramer(), [], 0
+
+    for cut in sorted(cut * len(stream) // 80 for cut in cuts):
+        got += framer.feed(stream[start:cut])
+        start = cut
+    got += framer.feed(stream[start:])
+
+    assert got == [one, KeepAlive(), two, two]
+
+
+def test_a_stream_that_cannot_be_framed_is_given_up() -> None:
+    with pytest.raises(MalformedMessage):
+        StreamFramer(max_message=1000).feed(b"x" * 1001)
+    with pytest.raises(MalformedMessage):
+        StreamFramer().feed(b"INVITE x SIP/2.0\r\nContent-Length: many\r\n\r\n")
+    with pytest.raises(MalformedMessage):
+        StreamFramer().feed(b"INVITE x SIP/2.0\r\nContent-Length: 99999999\r\n\r\n")
+
+
+def test_lists_are_split_outside_of_quotes_and_brackets() -> None:
+    text = '"Smith, J." <sip:a@b;x=1,2>;p=",", <sip:c@d> , ,e'
+
+    assert split_list(text) == ['"Smith, J." <sip:a@b;x=1,2>;p=","', "<sip:c@d>", "e"]
+
+
+def test_addresses_of_all_forms_are_read() -> None:
+    assert parse_name_addr('"A \\"B\\" <C>" <sip:a@b;lr>;tag=1').display == 'A "B" <C>'
+    assert parse_name_addr("sip:a@b;tag=2").tag == "2"
+    assert parse_uri("sip:+1;x@[2001:db8::1]:5070;transport=tcp?h=v").host == "2001:db8::1"
+    assert parse_uri("sip:a%20b:pw@H.example:5070").aor == "sip:a b@H.example"
+    assert parse_uri("tel:+4930;phone-context=x").aor == "tel:+4930"
+
+
+def test_setting_a_header_keeps_its_place_and_drops_its_doubles() -> None:
+    headers = Headers([("Via", "a"), ("To", "b"), ("v", "c")])
+
+    headers.set("via", "d")
+
+    assert list(headers) == [("via", "d"), ("To", "b")]
+
+
+@pytest.mark.skipif(not (SHARED / "torture").is_dir(), reason="the torture messages are not here")
+def test_the_torture_messages_are_read_or_refused_and_never_raise_anything_else() -> None:
+    read = refused = 0
+    for path in sorted((SHARED / "torture").rglob("*")):
+        if not path.is_file() or path.suffix in (".md", ".json", ".py"):
+            continue
+        try:
+            parse(path.read_bytes())
+            read += 1
+        except MalformedMessage:
+            refused += 1
+
+    assert read > 10
+    assert refused > 5

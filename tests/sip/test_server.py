@@ -1,0 +1,439 @@
+"""The SIP machine as an SRC meets it, with the clock in the test's hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from harness.src import (
+    PEER,
+    TCP_PEER,
+    multipart,
+    new_server,
+    request,
+    requests,
+    responses,
+    sent,
+    statuses,
+)
+from siprec_bridge.sip import (
+    AckReceived,
+    DialogEnded,
+    DialogId,
+    InviteCancelled,
+    InviteReceived,
+    Malformed,
+    Output,
+    Peer,
+    RequestAnswered,
+    RequestReceived,
+    SipServer,
+    UpdateReceived,
+)
+
+INVITE = request("INVITE", body=multipart(), headers=["Require: siprec"])
+
+
+def invites(outputs: list[Output]) -> list[InviteReceived]:
+    return [one for one in outputs if isinstance(one, InviteReceived)]
+
+
+def ended(outputs: list[Output]) -> list[str]:
+    return [one.cause for one in outputs if isinstance(one, DialogEnded)]
+
+
+def in_call(srs: SipServer, *, peer: Peer = PEER, acknowledged: bool = True) -> DialogId:
+    """Set up a call; returns its dialog."""
+    (invite,) = invites(srs.receive(INVITE, peer, 0.0))
+    srs.respond(invite.id, 200, now=0.0, content_type="application/sdp", body=b"v=0\r\n")
+    if acknowledged:
+        srs.receive(request("ACK", branch="z9hG4bKack", to_tag=invite.dialog.local_tag), peer, 0.1)
+    return invite.dialog
+
+
+def test_an_invite_is_tried_at_once_and_answered_with_what_a_dialog_needs() -> None:
+    srs = new_server()
+
+    outputs = srs.receive(INVITE, PEER, 0.0)
+    (invite,) = invites(outputs)
+    answered = srs.respond(invite.id, 200, now=0.0, content_type="application/sdp", body=b"v=0\r\n")
+
+    assert statuses(outputs) == [100]
+    (answer,) = responses(answered)
+    assert answer.status == 200
+    assert answer.to.tag == invite.dialog.local_tag
+    assert "+sip.srs" in (answer.headers.get("Contact") or "")
+    assert "siprec" in answer.headers.values("Supported")
+    assert answer.body == b"v=0\r\n"
+    assert "rport=5070" in (answer.headers.get("Via") or "")
+    assert "received=192.0.2.10" in (answer.headers.get("Via") or "")
+
+
+def test_a_repeated_invite_gets_the_same_answer_and_no_second_recording() -> None:
+    srs = new_server()
+    first = srs.receive(INVITE, PEER, 0.0)
+    (invite,) = invites(first)
+
+    before = srs.receive(INVITE, PEER, 0.5)
+    answer = srs.respond(invite.id, 200, now=0.6)
+    after = srs.receive(INVITE, PEER, 0.7)
+
+    assert sent(before) == sent(first)
+    assert sent(after) == sent(answer)
+    assert invites(before + after) == []
+
+
+def test_a_2xx_is_repeated_until_its_ack_on_any_transport() -> None:
+    for peer in (PEER, TCP_PEER):
+        srs = new_server()
+        dialog = in_call(srs, peer=peer, acknowledged=False)
+
+        times = []
+        while (at := srs.next_deadline()) is not None and at < 8:
+            if statuses(srs.advance(at)) == [200]:
+                times.append(at)
+        ack = srs.receive(request("ACK", branch="z9hG4bKa", to_tag=dialog.local_tag), peer, 8.0)
+
+        assert times == [0.5, 1.5, 3.5, 7.5]
+        assert [one.dialog for one in ack if isinstance(one, AckReceived)] == [dialog]
+        assert all(200 not in statuses(srs.advance(at)) for at in (12.0, 20.0, 31.0))
+
+
+def test_an_answer_that_is_never_acknowledged_ends_the_call_with_a_bye() -> None:
+    srs = new_server()
+    in_call(srs, acknowledged=False)
+
+    outputs: list[Output] = []
+    while (at := srs.next_deadline()) is not None and at <= 32:
+        outputs += srs.advance(at)
+
+    assert ended(outputs) == ["ack_timeout"]
+    (bye,) = requests(outputs)
+    assert (bye.method, bye.uri) == ("BYE", "sip:src@192.0.2.10:5070")
+    assert srs.dialogs == 0
+
+
+def test_a_bye_is_answered_and_ends_the_dialog_whatever_its_cseq() -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    bye = request("BYE", number=99999, branch="z9hG4bKbye", to_tag=dialog.local_tag)
+    outputs = srs.receive(bye, PEER, 5.0)
+    again = srs.receive(bye, PEER, 5.5)
+
+    assert statuses(outputs) == [200]
+    assert ended(outputs) == ["bye"]
+    assert (statuses(again), ended(again)) == ([200], [])
+
+
+def test_a_cancel_before_the_answer_ends_the_invite_with_487() -> None:
+    srs = new_server()
+    (invite,) = invites(srs.receive(INVITE, PEER, 0.0))
+
+    outputs = srs.receive(request("CANCEL"), PEER, 0.2)
+    late = srs.respond(invite.id, 200, now=0.3)
+
+    assert statuses(outputs) == [200, 487]
+    assert [one.id for one in outputs if isinstance(one, InviteCancelled)] == [invite.id]
+    assert late == []
+    assert srs.dialogs == 0
+
+
+def test_a_cancel_after_the_answer_changes_nothing() -> None:
+    srs = new_server()
+    in_call(srs)
+
+    outputs = srs.receive(request("CANCEL"), PEER, 1.0)
+
+    assert statuses(outputs) == [200]
+    assert not any(isinstance(one, InviteCancelled) for one in outputs)
+    assert srs.dialogs == 1
+
+
+def test_a_cancel_of_nothing_is_481() -> None:
+    assert statuses(new_server().receive(request("CANCEL"), PEER, 0.0)) == [481]
+
+
+def test_overlapping_reinvites_are_answered_one_after_the_other() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+    second = request("INVITE", number=2, branch="z9hG4bK2", to_tag=tag, body=multipart())
+    third = request("INVITE", number=3, branch="z9hG4bK3", to_tag=tag, body=multipart())
+
+    (first_change,) = invites(srs.receive(second, PEER, 1.0))
+    overlapping = srs.receive(third, PEER, 1.001)
+    released = srs.respond(first_change.id, 200, now=1.01)
+    (second_change,) = invites(released)
+    srs.respond(second_change.id, 200, now=1.02)
+    ack = srs.receive(request("ACK", number=3, branch="z9hG4bKa3", to_tag=tag), PEER, 1.1)
+
+    assert (statuses(overlapping), invites(overlapping)) == ([100], [])
+    assert [one.request.cseq.number for one in (first_change, second_change)] == [2, 3]
+    assert len([one for one in ack if isinstance(one, AckReceived)]) == 1
+    # OpenSIPS never acknowledges the first: the later ACK counts for both.
+    outputs: list[Output] = []
+    while (at := srs.next_deadline()) is not None and at < 40:
+        outputs += srs.advance(at)
+    assert (ended(outputs), srs.dialogs) == ([], 1)
+
+
+def test_an_update_takes_its_turn_among_the_reinvites() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+    reinvite = request("INVITE", number=2, branch="z9hG4bK2", to_tag=tag, body=multipart())
+    update = request("UPDATE", number=3, branch="z9hG4bK3", to_tag=tag, body=multipart())
+
+    (change,) = invites(srs.receive(reinvite, PEER, 1.0))
+    waiting = srs.receive(update, PEER, 1.1)
+    released = srs.respond(change.id, 200, now=1.2)
+
+    assert not any(isinstance(one, UpdateReceived) for one in waiting)
+    assert len([one for one in released if isinstance(one, UpdateReceived)]) == 1
+
+
+def test_an_ack_with_an_unrelated_cseq_counts() -> None:
+    srs = new_server()
+    dialog = in_call(srs, acknowledged=False)
+
+    ack = request("ACK", number=4711, branch="z9hG4bKx", to_tag=dialog.local_tag)
+    outputs = srs.receive(ack, PEER, 0.2)
+
+    assert [one.dialog for one in outputs if isinstance(one, AckReceived)] == [dialog]
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "header"),
+    [
+        (
+            request("INVITE", headers=["Require: siprec, 100rel, x"]),
+            420,
+            ("Unsupported", "100rel, x"),
+        ),
+        (request("SUBSCRIBE"), 405, ("Allow", None)),
+        (request("INVITE", to_tag="unknown"), 481, None),
+        (request("BYE", to_tag="unknown"), 481, None),
+        (request("BYE"), 481, None),
+        (
+            request("INVITE", headers=["Supported: timer", "Session-Expires: 30"]),
+            422,
+            ("Min-SE", "90"),
+        ),
+    ],
+)
+def test_what_we_cannot_do_is_refused_with_the_header_that_says_why(
+    message: bytes, status: int, header: tuple[str, str | None] | None
+) -> None:
+    (answer,) = responses(new_server().receive(message, PEER, 0.0))
+
+    assert answer.status == status
+    assert answer.to.tag
+    if header is not None:
+        name, value = header
+        assert answer.headers.get(name) is not None
+        assert value is None or answer.headers.get(name) == value
+
+
+def test_an_invite_that_came_on_two_ways_is_answered_once() -> None:
+    srs = new_server()
+    srs.receive(INVITE, PEER, 0.0)
+
+    other_way = request("INVITE", branch="z9hG4bKother", body=multipart())
+
+    assert statuses(srs.receive(other_way, PEER, 0.1)) == [482]
+
+
+def test_options_is_for_the_recorder_to_answer() -> None:
+    srs = new_server()
+
+    outputs = srs.receive(request("OPTIONS"), PEER, 0.0)
+    (asked,) = (one for one in outputs if isinstance(one, RequestReceived))
+    (answer,) = responses(srs.respond(asked.id, 200, now=0.0))
+
+    assert asked.dialog is None
+    assert answer.status == 200
+    assert "INVITE" in (answer.headers.get("Allow") or "")
+
+
+def test_a_session_timer_that_the_peer_lets_run_out_ends_the_call() -> None:
+    srs = new_server()
+    timed = request(
+        "INVITE",
+        headers=["Supported: timer", "Session-Expires: 90;refresher=uac"],
+        body=multipart(),
+    )
+    (invite,) = invites(srs.receive(timed, PEER, 0.0))
+    (answer,) = responses(srs.respond(invite.id, 200, now=0.0))
+    tag = invite.dialog.local_tag
+    srs.receive(request("ACK", branch="z9hG4bKa", to_tag=tag), PEER, 0.1)
+    refresh = request(
+        "UPDATE", number=2, branch="z9hG4bKu", to_tag=tag,
+        headers=["Supported: timer", "Session-Expires: 90;refresher=uac"],
+    )  # fmt: skip
+    (update,) = (one for one in srs.receive(refresh, PEER, 40.0) if isinstance(one, UpdateReceived))
+    srs.respond(update.id, 200, now=40.0)
+
+    before = srs.advance(99.0)
+    after = srs.advance(101.0)
+
+    assert answer.headers.get("Session-Expires") == "90;refresher=uac"
+    assert ended(before) == []
+    assert ended(after) == ["session_expired"]
+    assert [one.method for one in requests(after)] == ["BYE"]
+
+
+def test_a_session_timer_that_is_ours_is_refreshed_at_half_time() -> None:
+    srs = new_server()
+    timed = request(
+        "INVITE",
+        headers=["Supported: timer", "Session-Expires: 100;refresher=uas"],
+        body=multipart(),
+    )
+    (invite,) = invites(srs.receive(timed, PEER, 0.0))
+    srs.respond(invite.id, 200, now=0.0)
+    tag = invite.dialog.local_tag
+    srs.receive(request("ACK", branch="z9hG4bKa", to_tag=tag), PEER, 0.1)
+
+    (update,) = requests(srs.advance(50.0))
+    via = update.headers.get("Via")
+    ok = f"SIP/2.0 200 OK\r\nVia: {via}\r\nFrom: <sip:a@b>;tag={tag}\r\nTo: <sip:c@d>;tag=src\r\n"
+    ok += f"Call-ID: call-1\r\nCSeq: {update.cseq}\r\nContent-Length: 0\r\n\r\n"
+    answered = srs.receive(ok.encode(), PEER, 50.1)
+
+    assert update.method == "UPDATE"
+    assert [one.method for one in answered if isinstance(one, RequestAnswered)] == ["UPDATE"]
+    assert ended(srs.advance(100.05)) == []
+
+
+def test_hanging_up_sends_a_bye_along_the_route_and_ends_the_dialog_at_once() -> None:
+    srs = new_server()
+    routed = request("INVITE", headers=["Record-Route: <sip:p1;lr>, <sip:p2;lr>"], body=multipart())
+    (invite,) = invites(srs.receive(routed, PEER, 0.0))
+    srs.respond(invite.id, 200, now=0.0)
+
+    outputs = srs.request(invite.dialog, "BYE", now=1.0)
+
+    (bye,) = requests(outputs)
+    assert bye.headers.values("Route") == ["<sip:p1;lr>", "<sip:p2;lr>"]
+    assert (bye.from_.tag, bye.to.tag) == (invite.dialog.local_tag, "src")
+    assert ended(outputs) == ["terminated"]
+    # It is repeated until it is answered, then given up.
+    repeated = 0
+    while (at := srs.next_deadline()) is not None and at < 33:
+        repeated += len(requests(srs.advance(at)))
+    assert repeated == 10
+
+
+def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() -> None:
+    srs = new_server()
+    broken = request("OPTIONS").replace(b"CSeq: 1 OPTIONS", b"CSeq: 1 INVITE")
+
+    answered = srs.receive(broken, PEER, 0.0)
+    silent = srs.receive(b"\x16\x03\x01\x02\x00 not SIP at all\r\n\r\n", PEER, 0.0)
+
+    assert statuses(answered) == [400]
+    assert sent(silent) == []
+    assert [type(one) for one in silent] == [Malformed]
+
+
+def test_nothing_is_remembered_of_calls_that_are_long_over() -> None:
+    srs = new_server()
+    for number in range(50):
+        invite_bytes = request(
+            "INVITE", call_id=f"c{number}", branch=f"z9hG4bK{number}", body=multipart()
+        )
+        (invite,) = invites(srs.receive(invite_bytes, PEER, 0.0))
+        srs.respond(invite.id, 200, now=0.0)
+        srs.request(invite.dialog, "BYE", now=1.0)
+
+    while (at := srs.next_deadline()) is not None:
+        srs.advance(at)
+
+    assert srs.dialogs == 0
+    assert (len(srs._pending), len(srs._by_id), len(srs._asked), len(srs._merged)) == (0, 0, 0, 0)
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_make_it_raise(data: bytes) -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    srs.receive(data, PEER, 1.0)
+    srs.receive(request("BYE", to_tag=dialog.local_tag)[:60] + data, PEER, 1.0)
+
+    assert srs.dialogs <= 1
+
+
+class CallsUnderLossAndRepetition(RuleBasedStateMachine):
+    """Whatever is repeated, lost or out of order: one recording per dialog, and each one ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.srs = new_server()
+        self.now = 0.0
+        self.started: dict[DialogId, str] = {}
+        self.answered: set[DialogId] = set()
+        self.over: dict[DialogId, int] = {}
+
+    def take(self, outputs: list[Output]) -> None:
+        for one in outputs:
+            match one:
+                case InviteReceived(initial=True):
+                    assert one.dialog not in self.started
+                    self.started[one.dialog] = one.id
+                case InviteCancelled() | DialogEnded():
+                    self.over[one.dialog] = self.over.get(one.dialog, 0) + 1
+                case _:
+                    pass
+
+    @rule(call=st.integers(0, 2), method=st.sampled_from(["INVITE", "CANCEL"]))
+    def sends_outside(self, call: int, method: str) -> None:
+        data = request(method, call_id=f"c{call}", branch=f"z9hG4bK{call}", body=b"")
+        self.take(self.srs.receive(data, PEER, self.now))
+
+    @rule(
+        pick=st.integers(0, 5),
+        method=st.sampled_from(["ACK", "BYE", "INVITE", "UPDATE", "INFO"]),
+        number=st.integers(1, 5),
+    )
+    def sends_inside(self, pick: int, method: str, number: int) -> None:
+        if not self.started:
+            return
+        dialog = list(self.started)[pick % len(self.started)]
+        data = request(
+            method, number=number, call_id=dialog.call_id, to_tag=dialog.local_tag,
+            branch=f"z9hG4bK-{dialog.call_id}-{method}-{number}",
+        )  # fmt: skip
+        outputs = self.srs.receive(data, PEER, self.now)
+        self.take(outputs)
+        for one in outputs:
+            if isinstance(one, InviteReceived | UpdateReceived | RequestReceived):
+                self.take(self.srs.respond(one.id, 200, now=self.now))
+
+    @rule(pick=st.integers(0, 5), status=st.sampled_from([200, 488]))
+    def answers(self, pick: int, status: int) -> None:
+        if not self.started:
+            return
+        dialog = list(self.started)[pick % len(self.started)]
+        self.take(self.srs.respond(self.started[dialog], status, now=self.now))
+        self.answered.add(dialog)
+
+    @rule(seconds=st.floats(0.1, 40))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.srs.advance(self.now))
+
+    @invariant()
+    def no_dialog_ends_twice(self) -> None:
+        assert all(count == 1 for count in self.over.values())
+
+    def teardown(self) -> None:
+        for _ in range(1000):
+            at = self.srs.next_deadline()
+            if at is None:
+                break
+            self.now = max(self.now, at)
+            self.take(self.srs.advance(self.now))
+        assert self.srs.next_deadline() is None
+
+
+TestCallsUnderLossAndRepetition = CallsUnderLossAndRepetition.TestCase

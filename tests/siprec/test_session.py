@@ -1,0 +1,262 @@
+"""The recording session: offers and metadata in, streams and speakers out."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.src import METADATA, OFFER, multipart
+from siprec_bridge import sdp
+from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.sip import Refused
+from siprec_bridge.siprec import (
+    Body,
+    Changes,
+    MalformedMetadata,
+    RecordingSession,
+    SessionDocument,
+    parse_body,
+    parse_metadata,
+)
+
+START = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+PORTS = {0: 20000, 1: 20002}
+
+
+def later(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def new_session() -> RecordingSession:
+    return RecordingSession("s", MediaPolicy(), sdp_session_id=7)
+
+
+def full(offer: str = OFFER, metadata: str = METADATA) -> Body:
+    return Body(sdp=offer.encode(), metadata=metadata.encode())
+
+
+def started(body: Body | None = None) -> RecordingSession:
+    session = new_session()
+    session.offer(body or full(), START)
+    session.answer(PORTS, "192.0.2.1")
+    return session
+
+
+def test_an_offer_opens_its_streams_and_metadata_says_who_is_on_them() -> None:
+    session = new_session()
+
+    changes = session.offer(full(), START)
+
+    assert [(one.index, one.label) for one in changes.opened] == [(0, "96"), (1, "97")]
+    assert changes.needs_answer
+    document = session.document()
+    assert [one.name for one in document.participants] == ["Alice", "Bob"]
+    assert document.group_id == "g1"
+    alice = document.speaker("96", later(1))
+    bob = document.speaker("97", later(1))
+    assert (alice and alice.aor, bob and bob.aor) == (
+        "sip:alice@example.com",
+        "sip:bob@example.com",
+    )
+    assert document.warnings == ()
+
+
+@pytest.mark.parametrize("sdp_first", [True, False])
+def test_the_parts_of_a_body_come_in_any_order(sdp_first: bool) -> None:
+    body = parse_body('multipart/mixed; boundary="b"', None, multipart(sdp_first=sdp_first))
+
+    assert body.sdp is not None
+    assert sdp.parse(body.sdp).media[0].label == "96"
+    assert body.metadata is not None
+    assert len(parse_metadata(body.metadata).participants) == 2
+
+
+def test_the_same_offer_again_gets_the_same_answer_and_a_change_a_new_version() -> None:
+    session = new_session()
+    session.offer(full(), START)
+    first = session.answer(PORTS, "192.0.2.1")
+
+    session.offer(full(), later(1))
+    again = session.answer(PORTS, "192.0.2.1")
+    session.offer(full(OFFER.replace("a=sendonly", "a=inactive", 1)), later(2))
+    held = session.answer(PORTS, "192.0.2.1")
+
+    assert again == first
+    assert b" 7 0 IN" in first
+    assert b" 7 1 IN" in held
+    assert b"a=inactive" in held
+
+
+def test_hold_and_resume_of_one_stream() -> None:
+    session = started()
+
+    held = session.offer(full(OFFER.replace("a=sendonly", "a=inactive", 1)), later(5))
+    back = session.offer(full(), later(9))
+
+    assert (held.paused, held.opened, held.closed) == ((0,), (), ())
+    assert (back.resumed, back.opened) == ((0,), ())
+
+
+def test_a_stream_can_be_removed_and_added_again() -> None:
+    session = started()
+
+    removed = session.offer(full(OFFER.replace("m=audio 30002", "m=audio 0")), later(5))
+    answer = sdp.parse(session.answer({0: 20000}, "192.0.2.1"))
+    added = session.offer(full(), later(9))
+
+    assert removed.closed == (1,)
+    assert [one.port for one in answer.media] == [20000, 0]
+    assert [one.index for one in added.opened] == [1]
+
+
+def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> None:
+    session = started()
+    before = session.document()
+
+    with pytest.raises(Refused) as refusal:
+        session.offer(full(OFFER.replace("RTP/AVP", "RTP/SAVP")), later(5))
+
+    assert refusal.value.status == 488
+    assert "RTP/SAVP is not supported" in refusal.value.headers[0][1]
+    assert session.document() == before
+
+
+def test_withdrawing_an_offer_brings_back_what_was() -> None:
+    session = started()
+    before = session.document()
+
+    session.offer(full(OFFER.replace("a=sendonly", "a=inactive", 1)), later(5))
+    session.withdraw()
+
+    assert session.document() == before
+
+
+def test_sdp_that_is_none_is_400() -> None:
+    with pytest.raises(Refused) as refusal:
+        new_session().offer(Body(sdp=b"hello"), START)
+
+    assert refusal.value.status == 400
+
+
+def test_without_metadata_the_call_is_recorded_all_the_same() -> None:
+    changes = new_session().offer(Body(sdp=OFFER.encode()), START)
+
+    assert len(changes.opened) == 2
+
+
+def test_broken_metadata_is_noted_and_the_call_goes_on() -> None:
+    session = new_session()
+
+    changes = session.offer(full(metadata="<recording><participant"), START)
+
+    assert len(changes.opened) == 2
+    assert session.warnings[0].startswith("metadata: not well-formed")
+
+
+def test_a_participant_who_takes_a_stream_over_speaks_from_then_on() -> None:
+    session = started()
+    carol = (
+        '<recording><datamode>partial</datamode><participant participant_id="p3">'
+        '<nameID aor="sip:carol@example.com"><name>Carol</name></nameID></participant>'
+        '<participantstreamassoc participant_id="p3"><send>t2</send></participantstreamassoc>'
+        '<participantstreamassoc participant_id="p2"/></recording>'
+    )
+
+    changes = session.offer(Body(metadata=carol.encode()), later(10), invite=False)
+
+    assert changes.metadata_changed
+    assert not changes.needs_answer
+    document = SessionDocument.model_validate_json(session.document().model_dump_json())
+    names = [document.speaker("97", later(at)) for at in (5, 15)]
+    assert [one and one.name for one in names] == ["Bob", "Carol"]
+    assert [one.name for one in document.on_stream("97")] == ["Bob", "Carol"]
+
+
+def test_labels_that_differ_are_matched_by_order_and_flagged() -> None:
+    renamed = METADATA.replace(">96<", ">1<").replace(">97<", ">2<")
+
+    session = started(full(metadata=renamed))
+
+    speaker = session.document().speaker("97", START)
+    assert speaker is not None
+    assert speaker.name == "Bob"
+    assert "labels of metadata and SDP differ: matched by order" in session.warnings
+
+
+def test_two_speakers_on_one_stream_are_no_speaker() -> None:
+    both = METADATA.replace("<send>t2</send>", "<send>t1</send>")
+
+    document = started(full(metadata=both)).document()
+
+    assert document.speaker("96", START) is None
+    assert [one.name for one in document.on_stream("96")] == ["Alice", "Bob"]
+
+
+def test_audio_that_trails_the_last_word_of_the_metadata_still_has_its_speaker() -> None:
+    session = started()
+    session.end(later(10))
+
+    document = session.document()
+
+    trailing = document.speaker("96", later(12))
+    assert trailing is not None
+    assert trailing.name == "Alice"
+    assert {one.state for one in document.streams} == {"closed"}
+
+
+def test_an_invite_without_sdp_gets_our_offer_and_its_answer_comes_in_the_ack() -> None:
+    session = new_session()
+
+    asked = session.offer(Body(), START)
+    ours = sdp.parse(session.answer(PORTS, "192.0.2.1"))
+    changes = session.late_answer(OFFER.encode(), later(0.1))
+
+    assert len(asked.opened) == 2
+    assert [(one.port, one.direction) for one in ours.media] == [
+        (20000, "recvonly"),
+        (20002, "recvonly"),
+    ]
+    assert (changes.opened, changes.closed) == ((), ())
+
+
+def test_an_update_without_a_body_changes_nothing() -> None:
+    assert started().offer(Body(), later(1), invite=False) == Changes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding", "content", "status"),
+    [
+        ("text/plain", None, b"hi", 415),
+        ("application/sdp", "gzip", b"v=0", 415),
+        ("multipart/mixed", None, b"--x", 400),
+        (None, None, b"x", 415),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused(
+    kind: str | None, encoding: str | None, content: bytes, status: int
+) -> None:
+    with pytest.raises(Refused) as refusal:
+        parse_body(kind, encoding, content)
+
+    assert refusal.value.status == status
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_metadata_or_malformed(data: bytes) -> None:
+    for candidate in (data, METADATA[:200].encode() + data, b"<recording>" + data):
+        with contextlib.suppress(MalformedMetadata):
+            parse_metadata(candidate)
+
+
+@given(st.binary(max_size=300))
+def test_any_body_is_taken_apart(data: bytes) -> None:
+    parse_body("multipart/mixed;boundary=b", None, b"--b\r\n" + data)
+
+
+def test_entities_are_refused() -> None:
+    bomb = b'<!DOCTYPE r [<!ENTITY a "aaaa">]><recording>&a;</recording>'
+
+    with pytest.raises(MalformedMetadata):
+        parse_metadata(bomb)
