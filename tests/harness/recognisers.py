@@ -1,0 +1,78 @@
+"""Recognisers that misbehave, each in its way, and one that says what it is told to."""
+
+import json
+import sys
+from pathlib import Path
+
+_PREAMBLE = f"""#!{sys.executable}
+import json, os, pathlib, subprocess, sys, time
+arguments = sys.argv[1:]
+audio = [pathlib.Path(one) for one in arguments[: arguments.index("--model")]]
+out = pathlib.Path(arguments[arguments.index("--output_dir") + 1])
+here = pathlib.Path(__file__)
+with open(here.with_suffix(".calls"), "a") as calls:
+    calls.write(json.dumps({{"arguments": arguments, "pid": os.getpid()}}) + "\\n")
+
+def write(file, text):
+    out.mkdir(exist_ok=True)
+    (out / (file.stem + ".json")).write_text(text)
+
+def say(text):
+    for file in audio:
+        segment = {{"id": 0, "start": 0.2, "end": 0.8, "text": text}}
+        write(file, json.dumps({{"text": text, "language": "en", "segments": [segment]}}))
+"""
+
+BEHAVIOURS = {
+    "speaks": "say('hello there')",
+    "is_silent": "[write(f, json.dumps({'text': '', 'segments': [], 'language': 'en'})) for f in audio]",
+    "hangs": "time.sleep(600)",
+    "ignores_term": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "leaves_a_child_that_hangs": (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "here.with_suffix('.child').write_text(str(child.pid)); say('hello there')"
+    ),
+    "hangs_in_a_child": (
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "here.with_suffix('.child').write_text(str(child.pid)); child.wait()"
+    ),
+    "exits_1": "print('out of memory on GPU 3', file=sys.stderr); sys.exit(1)",
+    "prints_garbage": "sys.stdout.buffer.write(os.urandom(100000)); sys.exit(0)",
+    "writes_bad_json": '[write(f, \'{"text": "half of\') for f in audio]',
+    "writes_nothing": "pass",
+    "floods_stderr": (
+        "chunk = b'x' * 65536\n"
+        "for _ in range(1600): os.write(2, chunk)\n"
+        "os.write(2, b'the last words'); say('hello there')"
+    ),
+    "fails_until_told": (
+        "sys.exit(3) if not here.with_suffix('.works').exists() else say('hello there')"
+    ),
+    "waits_for_leave": (
+        "while not here.with_suffix('.go').exists(): time.sleep(0.02)\nsay('hello there')"
+    ),
+    "fails_with_company": "sys.exit(5) if len(audio) > 2 else say('hello there')",
+}
+
+
+def recogniser(folder: Path, behaviour: str) -> Path:
+    """Write an executable of this behaviour; returns its path."""
+    path = folder / behaviour
+    path.write_text(_PREAMBLE + BEHAVIOURS[behaviour] + "\n")
+    path.chmod(0o755)
+    return path
+
+
+def calls(path: Path) -> list[dict[str, object]]:
+    """How the recogniser was called: arguments and pid, once a run."""
+    log = path.with_suffix(".calls")
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")

@@ -1,0 +1,125 @@
+"""Every dialect of a recogniser's output."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siprec_providers.whisper_json import FORMATS, MalformedOutput, read_output
+
+
+def test_openai_whisper_with_words() -> None:
+    data = {
+        "text": " Hi there.",
+        "language": "en",
+        "segments": [
+            {"id": 0, "start": 0.5, "end": 1.5, "text": " Hi there.", "avg_logprob": -0.2,
+             "no_speech_prob": 0.01, "compression_ratio": 1.1,
+             "words": [{"word": " Hi", "start": 0.5, "end": 0.9, "probability": 0.9},
+                       {"word": " there.", "start": 0.9, "end": 1.5, "probability": 0.8}]},
+        ],
+    }  # fmt: skip
+
+    transcript = read_output(json.dumps(data).encode(), "json", 2.0)
+
+    (segment,) = transcript.segments
+    assert (segment.text, segment.start, segment.end) == ("Hi there.", 0.5, 1.5)
+    assert [(word.text, word.probability) for word in segment.words] == [
+        ("Hi", 0.9),
+        ("there.", 0.8),
+    ]
+    assert (transcript.language, segment.avg_logprob) == ("en", -0.2)
+
+
+def test_whisper_cpp_with_milliseconds_and_tokens() -> None:
+    data = {
+        "model": {"type": "base"},
+        "result": {"language": "de"},
+        "transcription": [
+            {"offsets": {"from": 1000, "to": 2500}, "text": " Guten Tag",
+             "tokens": [{"text": "[_BEG_]", "offsets": {"from": 0, "to": 0}},
+                        {"text": " Gut", "offsets": {"from": 1000, "to": 1200}, "p": 0.7},
+                        {"text": "en", "offsets": {"from": 1200, "to": 1500}},
+                        {"text": " Tag", "offsets": {"from": 1600, "to": 2500}}]},
+        ],
+    }  # fmt: skip
+
+    transcript = read_output(json.dumps(data).encode(), "json", 3.0)
+
+    (segment,) = transcript.segments
+    assert (segment.text, segment.start, segment.end) == ("Guten Tag", 1.0, 2.5)
+    assert [(word.text, word.start, word.end) for word in segment.words] == [
+        ("Guten", 1.0, 1.5),
+        ("Tag", 1.6, 2.5),
+    ]
+    assert (transcript.language, transcript.model) == ("de", "base")
+
+
+def test_verbose_json_has_its_words_beside_the_segments() -> None:
+    data = {
+        "text": "a b",
+        "segments": [{"start": 0, "end": 1, "text": "a"}, {"start": 1, "end": 2, "text": "b"}],
+        "words": [{"word": "a", "start": 0.1, "end": 0.4}, {"word": "b", "start": 1.1, "end": 1.4}],
+    }
+
+    transcript = read_output(json.dumps(data).encode(), "json", 2.0)
+
+    assert [[word.text for word in one.words] for one in transcript.segments] == [["a"], ["b"]]
+
+
+def test_text_alone_spans_the_whole_file() -> None:
+    (segment,) = read_output(b'{"text": " just text "}', "json", 4.5).segments
+
+    assert (segment.text, segment.start, segment.end) == ("just text", 0.0, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("srt", b"1\r\n00:00:01,000 --> 00:00:02,500\r\nhello\r\nthere\r\n\r\n"),
+        ("vtt", b"WEBVTT\n\n00:01.000 --> 00:02.500\nhello there\n"),
+        ("tsv", b"start\tend\ttext\n1000\t2500\thello there\n"),
+    ],
+)
+def test_timed_text_formats(form: str, data: bytes) -> None:
+    (segment,) = read_output(data, form, 3.0).segments
+
+    assert (segment.text, segment.start, segment.end) == ("hello there", 1.0, 2.5)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"segments": []}', b'{"text": ""}'])
+def test_no_speech_is_an_empty_transcript(data: bytes) -> None:
+    form = "json" if data else "txt"
+
+    assert read_output(data, form, 3.0).segments == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"null", b"{}", b'"x"', b"{", b'{"text": 5}', b"\xff\xfe"])
+def test_what_is_no_transcript_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedOutput):
+        read_output(data, "json", 3.0)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=8) | st.integers(),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(
+            ["text", "segments", "start", "end", "words", "word", "transcription", "offsets",
+             "from", "tokens", "language", "model", "result", "probability"]
+        ),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(JSON | st.lists(JSON), st.binary(max_size=100), st.sampled_from(FORMATS))
+def test_any_output_is_a_transcript_or_malformed(value: object, data: bytes, form: str) -> None:
+    for candidate in (json.dumps(value).encode(), data):
+        with contextlib.suppress(MalformedOutput):
+            transcript = read_output(candidate, form, 3.0)
+            assert all(one.end >= one.start and one.text for one in transcript.segments)
