@@ -8,8 +8,9 @@ import contextlib
 import secrets
 import shutil
 import signal
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 
@@ -38,6 +39,7 @@ from siprec_bridge.transcription import Scheduler, load_provider
 log = structlog.get_logger()
 
 _HOUSEKEEPING_S = 15.0
+_RESTART_S = 5.0
 
 
 async def serve(settings: Settings, options: Mapping[str, str]) -> None:
@@ -152,20 +154,22 @@ class Bridge:
         if self.relay is not None and self.broker is not None:
             parts.push_async_callback(self.broker.close)
             self.database.on_commit(self.relay.wake)
-            self._run(parts, self.relay.run(), "relay to AMQP")
+            self._run(parts, self.relay.run, "relay to AMQP")
         await self.socket.start(lambda: self.front.listen(settings.http_host, settings.http_port))
         parts.push_async_callback(self.socket.stop)
         await self.api.start()
         parts.push_async_callback(self.api.stop)
 
-        self._run(parts, self.scheduler.run(), "scheduler")
+        self._run(parts, self.scheduler.run, "scheduler")
         try:
             await self.media.start()
         except MediaUnavailable as error:
             raise ConfigurationError("media", str(error)) from error
         parts.push_async_callback(self.media.stop)
-        self._run(parts, self._keep_house(), "housekeeping")
-        self._run(parts, recover(unfinished, self.database, self.archive, _now), "recovery")
+        self._run(parts, self._keep_house, "housekeeping")
+        self._run(
+            parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
+        )
 
         parts.push_async_callback(self.listener.stop)
         await self.listener.start(
@@ -176,16 +180,23 @@ class Bridge:
         await self._say_what_was_chosen()
 
     def _run(
-        self, parts: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str
+        self,
+        parts: contextlib.AsyncExitStack,
+        work: Callable[[], Coroutine[None, None, None]],
+        name: str,
     ) -> None:
-        """Own a task that runs as long as the bridge; its end by an error is our fault."""
+        """Own a part that runs as long as the bridge; one that fails by our fault starts anew."""
 
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("bridge.part_failed", part=name, exc_info=error)
+        async def keep_running() -> None:
+            while True:
+                try:
+                    await work()
+                    return
+                except Exception:  # it must not end the calls that are being recorded
+                    log.exception("bridge.part_failed", part=name, again_in_s=_RESTART_S)
+                await asyncio.sleep(_RESTART_S)
 
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(ended)
+        task = asyncio.create_task(keep_running(), name=name)
 
         async def end() -> None:
             task.cancel()

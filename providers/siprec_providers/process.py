@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,18 @@ class Finished:
 
 
 async def run_process(
-    command: Sequence[str], *, timeout_s: float, cwd: Path, environment: Mapping[str, str]
+    command: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path,
+    environment: Mapping[str, str],
+    on_start: Callable[[int], None] = lambda _: None,
 ) -> Finished:
     """Run a command to its end, or to the end of `timeout_s` seconds (0: no limit).
 
     It leads a process group of its own. When it is over, however it is over, the whole group is:
     TERM, then KILL; a wrapper script's child that hangs on the pipe goes the same way. Raises
-    OSError when it cannot be started. Cancelling ends the group too.
+    OSError when it cannot be started. Cancelling ends the group too. `on_start` gets the group.
     """
     begun = time.monotonic()
     child = await asyncio.create_subprocess_exec(
@@ -43,6 +48,7 @@ async def run_process(
         env=dict(environment),
         start_new_session=True,
     )
+    on_start(child.pid)
     assert child.stdout is not None
     assert child.stderr is not None
     tails = [

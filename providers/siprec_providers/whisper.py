@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -25,6 +26,7 @@ from siprec_bridge.provider import (
     parse_duration,
 )
 from siprec_bridge.transcript import RunFacts, Transcript
+from siprec_providers.leftovers import PREFIX, clear_leftovers, note_owner
 from siprec_providers.process import Finished, run_process
 from siprec_providers.whisper_json import MalformedOutput, read_output
 
@@ -137,6 +139,9 @@ class WhisperCli:
         temp_dir = Path(options.get("TMPDIR", tempfile.gettempdir()))
         if not temp_dir.is_dir():
             raise ConfigurationError(f"TMPDIR={temp_dir}", "must be a folder that is there")
+        left = clear_leftovers(temp_dir)
+        if left:
+            log.warning("whisper.leftovers_removed", runs=left, temp_dir=str(temp_dir))
         return cls(parsed, temp_dir, dict(os.environ) | {"TMPDIR": str(temp_dir)})
 
     def describe(self) -> str:
@@ -164,9 +169,7 @@ class WhisperCli:
         if cause is not None:
             return self._failed(jobs, ProviderUnavailable("unavailable", cause), None, 0, 0)
         try:
-            folder = await asyncio.to_thread(
-                tempfile.mkdtemp, prefix="whisper-", dir=self._temp_dir
-            )
+            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix=PREFIX, dir=self._temp_dir)
         except OSError as error:
             problem = ProviderError("temp_dir", f"{self._temp_dir}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, 0)
@@ -194,6 +197,7 @@ class WhisperCli:
                 timeout_s=self._options.timeout,
                 cwd=folder,
                 environment=self._environment,
+                on_start=partial(note_owner, folder),
             )
         except OSError as error:  # it was there a moment ago
             problem = ProviderUnavailable("unavailable", f"{self._binary}: {error.strerror}")
@@ -326,6 +330,7 @@ def _lay_out(
     folder: Path, output: Path, jobs: Sequence[Job], names: Mapping[tuple[str, str], str]
 ) -> list[Path]:
     """Give each audio file a name of its own: two legs may be called the same."""
+    note_owner(folder)
     output.mkdir()
     files: list[Path] = []
     for job in jobs:

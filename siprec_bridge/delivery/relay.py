@@ -154,6 +154,7 @@ class Relay:
                         partial(self._note, confirmed=confirmed, returned=returned)
                     )
                 )
+                self._tell_of_returned(returned)
         return causes[0] if causes else None
 
     def _note(
@@ -165,22 +166,26 @@ class Relay:
         name = self._sink.name
         outbox.delivered(connection, name, confirmed)
         for one, reason in returned:
-            if one.attempts + 1 >= _RETURNS_BEFORE_PARKING:
+            if _is_hopeless(one):
                 outbox.park(connection, name, one.event.seq, reason)
-                self._count("parked")
-                log.warning(
-                    "delivery.parked",
-                    sink=name,
-                    event=one.event.type,
-                    id=one.event.id,
-                    session_id=one.event.session_id,
-                    reason=reason,
-                )
                 continue
             # Nobody wants it now; that must not hold up what somebody does want.
             later = self._clock() + timedelta(seconds=2.0**one.attempts)
             outbox.failed(connection, name, one.event.seq, reason, later, holds_back=False)
-            self._count("returned")
+
+    def _tell_of_returned(self, returned: Sequence[tuple[PendingEvent, str]]) -> None:
+        for one, reason in returned:
+            hopeless = _is_hopeless(one)
+            self._count("parked" if hopeless else "returned")
+            if hopeless:
+                log.warning(
+                    "delivery.parked",
+                    sink=self._sink.name,
+                    type=one.event.type,
+                    id=one.event.id,
+                    session_id=one.event.session_id,
+                    reason=reason,
+                )
 
     async def _measure(self) -> None:
         name = self._sink.name
@@ -193,3 +198,7 @@ class Relay:
 
     def _count(self, result: str) -> None:
         self._metrics.deliveries_total.labels(sink=self._sink.name, result=result).inc()
+
+
+def _is_hopeless(one: PendingEvent) -> bool:
+    return one.attempts + 1 >= _RETURNS_BEFORE_PARKING

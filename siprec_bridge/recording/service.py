@@ -34,6 +34,7 @@ class RecordingService:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._calls: dict[DialogId, Recorder] = {}
+        self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -43,9 +44,9 @@ class RecordingService:
         return len(self._calls)
 
     def call_id_of(self, session_id: str) -> str | None:
-        """The SIP Call-ID of a running session."""
-        calls = self._calls.values()
-        return next((one.dialog.call_id for one in calls if one.session_id == session_id), None)
+        """The SIP Call-ID of a session that is being recorded or archived."""
+        recorder = self._recorders.get(session_id)
+        return recorder.dialog.call_id if recorder is not None else None
 
     def on_sip(self, event: Output) -> None:
         """Take what the SIP side reports; never blocks."""
@@ -86,6 +87,7 @@ class RecordingService:
             return
         recorder = Recorder(str(uuid.uuid4()), invite, self._desk)
         self._calls[invite.dialog] = recorder
+        self._recorders[recorder.session_id] = recorder
         task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._forget(recorder, done))
@@ -93,6 +95,7 @@ class RecordingService:
     def _forget(self, recorder: Recorder, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._calls.pop(recorder.dialog, None)
+        self._recorders.pop(recorder.session_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session.lost_its_task", session_id=recorder.session_id, exc_info=error)
 

@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from websockets.asyncio.client import connect
 
 PATIENCE_S = 30.0
+
+Event = dict[str, Any]
+Events = list[Event]
 
 
 @dataclass
@@ -119,12 +123,14 @@ async def running_bridge(data: Path, **environment: str) -> AsyncIterator[Bridge
     finally:
         if bridge.process.returncode is None:
             await bridge.stop()
+        # Whatever a test is about: our own mistakes show as tracebacks in the log.
+        assert "Traceback" not in bridge.log_file.read_text(), bridge.log_file.read_text()
 
 
 @asynccontextmanager
-async def listening(bridge: Bridge, query: str = "") -> AsyncIterator[list[dict[str, object]]]:
+async def listening(bridge: Bridge, query: str = "") -> AsyncIterator[Events]:
     """A real WebSocket listener; the list grows as events arrive."""
-    received: list[dict[str, object]] = []
+    received: Events = []
     async with connect(bridge.websocket + query) as socket:
         hello = json.loads(await socket.recv())
         assert hello["type"] == "listener.ready", hello
@@ -139,6 +145,20 @@ async def listening(bridge: Bridge, query: str = "") -> AsyncIterator[list[dict[
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+
+async def command(*arguments: str, data: Path, **environment: str) -> tuple[int, str, str]:
+    """Run a `siprec-bridge` command on a data folder; returns exit code, stdout and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("siprec-bridge")), *arguments,
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(data)} | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=data,
+    )  # fmt: skip
+    async with asyncio.timeout(PATIENCE_S):
+        out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
 
 
 async def eventually(
@@ -158,7 +178,7 @@ async def eventually(
         raise AssertionError(f"no {what} within {patience} s{_tail(bridge)}") from None
 
 
-def of_type(events: list[dict[str, object]], kind: str) -> list[dict[str, object]]:
+def of_type(events: Events, kind: str) -> Events:
     """The events of one type."""
     return [event for event in events if event.get("type") == kind]
 

@@ -1,0 +1,222 @@
+"""Whole calls at a real bridge: from the INVITE to what a listener hears."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.bridge import command, eventually, listening, of_type, running_bridge
+from harness.calls import call, finals, tones
+from harness.recognisers import calls, recogniser
+from harness.rtp import loudest_frequency, read_wav, tone
+from siprec_bridge.caller import Leg, sample_call
+from siprec_bridge.doctor import word_error_rate
+
+
+@pytest.mark.parametrize(("transport", "codec"), [("udp", "pcmu"), ("tcp", "pcma")])
+async def test_each_partys_voice_ends_on_its_own_wav_with_its_own_length(
+    tmp_path: Path, transport: str, codec: str
+) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
+        listening(bridge) as events,
+    ):
+        report = await call(bridge, transport=transport, codec=codec)
+        (final,) = await finals(bridge, events)
+        _, text = await bridge.get(f"/api/sessions/{final['subject']}")
+
+    assert report.problems == ()
+    data = final["data"]
+    assert data["sip_call_id"] == report.call_id
+    assert [(one["participant"]["name"], one["text"]) for one in data["utterances"]] == [
+        ("Alice", "hello there"),
+        ("Bob", "hello there"),
+    ]
+    folder = tmp_path / "data" / "recordings" / str(final["subject"])
+    expected = {"Alice": (440, 2.0), "Bob": (1000, 2.5)}
+    for leg in data["legs"]:
+        frequency, seconds = expected[leg["participants"][0]["name"]]
+        rate, pcm = read_wav(folder / leg["audio"])
+        assert rate == 16000
+        assert len(pcm) / rate == pytest.approx(seconds, abs=0.02)
+        assert loudest_frequency(pcm, rate) == pytest.approx(frequency, abs=5)
+    rate, both = read_wav(folder / json.loads(text)["audio"]["stereo"])
+    assert loudest_frequency(both[:12000, 0], rate) == pytest.approx(440, abs=5)
+    assert loudest_frequency(both[:12000, 1], rate) == pytest.approx(1000, abs=5)
+
+
+async def test_a_listener_hears_the_whole_story_in_order_and_can_resume(tmp_path: Path) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge:
+        async with listening(bridge) as events:
+            await call(bridge)
+            (final,) = await finals(bridge, events)
+        resume = f"?since={events[0]['sequence']}&type=transcript."
+        async with listening(bridge, resume) as again:
+            await finals(bridge, again)
+
+    assert [one["type"] for one in events] == [
+        "session.started",
+        "session.ended",
+        "transcript.segment",
+        "transcript.segment",
+        "transcript.final",
+    ]
+    assert [one["type"] for one in again] == [
+        "transcript.segment", "transcript.segment", "transcript.final",
+    ]  # fmt: skip
+    assert again[-1] == final
+    sequences = [one["sequence"] for one in events]
+    assert sequences == sorted(sequences)
+    started = of_type(events, "session.started")[0]["data"]
+    assert [one["label"] for one in started["streams"]] == ["1", "2"]
+
+
+async def test_silence_gives_an_empty_transcript_and_a_call_without_packets_as_well(
+    tmp_path: Path,
+) -> None:
+    silent = recogniser(tmp_path, "is_silent")
+    nothing = Leg("Alice", "sip:alice@example.com", np.zeros(0, np.int16))
+    quiet = Leg("Alice", "sip:alice@example.com", np.zeros(8000, np.int16))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=str(silent)) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge, legs=(quiet, quiet))
+        await finals(bridge, events, 1)
+        await call(bridge, legs=(nothing, nothing))
+        two = await finals(bridge, events, 2)
+
+    assert [(one["data"]["utterances"], one["data"]["text"]) for one in two] == [([], ""), ([], "")]
+    assert len(calls(silent)) == 1
+
+
+@pytest.mark.peer
+async def test_the_stand_in_understands_the_sample_call(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "siprec_bridge" / "caller" / "sample"
+    said = json.loads((sample / "transcript.json").read_text())
+    standin = str(Path(sys.executable).with_name("whisper-standin"))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=standin) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge, legs=sample_call(), rate=4.0)
+        (final,) = await finals(bridge, events)
+
+    data = final["data"]
+    heard = [(one["participant"]["name"].lower(), one["text"]) for one in data["utterances"]]
+    assert [who for who, _ in heard] == [line["speaker"] for line in said]
+    for who in ("alice", "bob"):
+        spoken = " ".join(line["text"] for line in said if line["speaker"] == who)
+        understood = " ".join(text for name, text in heard if name == who)
+        assert word_error_rate(spoken, understood) <= 0.2
+    for utterance, line in zip(data["utterances"], said, strict=True):
+        middle = (utterance["start"] + utterance["end"]) / 2
+        assert line["start"] - 0.5 <= middle <= line["end"] + 0.5
+        assert utterance["words"]
+    assert data["model"] == "pocketsphinx-en-us, not Whisper"
+    assert data["language"] == "en"
+
+
+async def test_waiting_calls_share_a_run_of_the_recogniser(tmp_path: Path) -> None:
+    binary = recogniser(tmp_path, "waits_for_leave")
+    async with (
+        running_bridge(
+            tmp_path / "data", WHISPER_BINARY_PATH=str(binary), WHISPER_MAX_CONCURRENT="1"
+        ) as bridge,
+        listening(bridge) as events,
+    ):
+        for _ in range(4):
+            await call(bridge, legs=tones(0.2))
+        await bridge.wait_for_log("session.archived", 4)
+        binary.with_suffix(".go").touch()
+        await finals(bridge, events, 4)
+
+    arguments = [one["arguments"] for one in calls(binary)]
+    files = [one.index("--model") for one in arguments if isinstance(one, list)]
+    assert sum(files) == 8
+    assert len(files) < 4
+
+
+async def test_a_run_that_fails_is_tried_again_from_the_stored_audio_and_then_parked(
+    tmp_path: Path,
+) -> None:
+    binary = recogniser(tmp_path, "fails_until_told")
+    data = tmp_path / "data"
+    async with (
+        running_bridge(
+            data,
+            WHISPER_BINARY_PATH=str(binary),
+            TRANSCRIPTION_ATTEMPTS="2",
+            TRANSCRIPTION_RETRY_DELAY="100ms",
+        ) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge)
+        await eventually(lambda: bool(of_type(events, "transcript.failed")), "a failure", bridge)
+        _, metrics = await bridge.get("/metrics")
+        _, listed, _ = await command("jobs", "list", "--state", "failed", data=data)
+        binary.with_suffix(".works").touch()
+        code, retried, _ = await command("jobs", "retry", "--all", data=data)
+        (final,) = await finals(bridge, events)
+
+    (failed,) = of_type(events, "transcript.failed")
+    assert (failed["data"]["reason"], failed["data"]["attempts"]) == ("exit_code", 2)
+    assert "exit_code (exit code 3)" in listed
+    assert (code, retried) == (0, "1 queued\n")
+    assert len(final["data"]["utterances"]) == 2
+    assert 'siprec_whisper_cli_duration_seconds_count{model="base",status="error"} 2.0' in metrics
+    assert 'siprec_jobs_total{outcome="failed"} 1.0' in metrics
+
+
+async def test_a_recogniser_that_is_missing_leaves_the_bridge_recording_until_it_appears(
+    tmp_path: Path,
+) -> None:
+    missing = tmp_path / "speaks"
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=str(missing)) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge)
+        await bridge.wait_for_log("session.archived")
+        status, ready = await bridge.get("/health/ready")
+        _, metrics = await bridge.get("/metrics")
+        assert bridge.logged("recogniser.unavailable")
+
+        recogniser(tmp_path, "speaks")
+        (final,) = await finals(bridge, events)
+        status_after, _ = await bridge.get("/health/ready")
+
+    assert status == 503
+    assert json.loads(ready)["facts"]["recogniser"] == f"{missing} does not exist"
+    assert "siprec_recogniser_available 0.0" in metrics
+    assert "siprec_jobs_backlog 1.0" in metrics
+    assert len(final["data"]["utterances"]) == 2
+    assert status_after == 200
+
+
+async def test_a_bridge_that_is_told_to_stop_lets_the_call_end_and_keeps_everything(
+    tmp_path: Path,
+) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    long_call = (Leg("Alice", "sip:alice@example.com", tone(440, 60.0)),)
+    async with running_bridge(
+        tmp_path / "data", WHISPER_BINARY_PATH=speaks, SHUTDOWN_TIMEOUT="500ms"
+    ) as bridge:
+        talking = asyncio.create_task(call(bridge, legs=long_call, rate=1.0))
+        await bridge.wait_for_log("stream.started")
+        code = await bridge.stop()
+        report = await talking
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
+        listening(bridge, "?since=0") as events,
+    ):
+        (final,) = await finals(bridge, events)
+
+    assert code == 0
+    assert report.hung_up_by == "them"
+    assert len(final["data"]["utterances"]) == 1
