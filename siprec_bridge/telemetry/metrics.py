@@ -150,6 +150,9 @@ class Metrics:
     def preset(self, *, model: str, sinks: Sequence[str]) -> None:
         """Show the series of the configured recogniser and sinks before anything happens."""
         self.whisper_timeouts_total.labels(model=model)
+        self.whisper_runs_total.labels(model=model, reason="ok")
+        for method in ("INVITE", "BYE"):
+            self.sip_responses_total.labels(method=method, status=200)
         for status in RUN_STATUSES:
             self.whisper_cli_duration_seconds.labels(model=model, status=status)
         for sink in sinks:

@@ -1,0 +1,152 @@
+"""Dashboard and alerts against a real Prometheus that scrapes a running bridge."""
+
+import asyncio
+import json
+import math
+import re
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from harness.bridge import listening, of_type, running_bridge
+from harness.calls import call, finals, tones
+from harness.rabbitmq import RabbitMq
+from harness.recognisers import recogniser
+from siprec_bridge.telemetry import Metrics
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "grafana/dashboards/siprec-bridge.json").read_text())
+ALERTS = ROOT / "config/prometheus/alerts.yml"
+EXPRESSIONS = [
+    (f"{panel['title']} {target['refId']}", target["expr"])
+    for panel in DASHBOARD["panels"]
+    for target in panel.get("targets", [])
+]
+RULES = [
+    (rule["alert"], rule["expr"])
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]
+    for rule in group["rules"]
+]
+
+
+@asynccontextmanager
+async def prometheus(folder: Path, target: str) -> AsyncIterator[str]:
+    """A Prometheus that scrapes one target every second; yields its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(ALERTS)],
+        "scrape_configs": [
+            {"job_name": "siprec-bridge", "static_configs": [{"targets": [target]}]}
+        ],
+    }
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    process = await asyncio.create_subprocess_exec(
+        shutil.which("prometheus") or "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def query(http: aiohttp.ClientSession, url: str, expression: str) -> list[dict[str, Any]]:
+    """The instant vector of an expression; fails on an error."""
+    async with http.get(f"{url}/api/v1/query", params={"query": expression}) as answer:
+        document = await answer.json()
+    assert document["status"] == "success", f"{expression}: {document}"
+    result: list[dict[str, Any]] = document["data"]["result"]
+    return result
+
+
+async def until(http: aiohttp.ClientSession, url: str, expression: str) -> None:
+    """Wait until an expression has a result."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                if await query(http, url, expression):
+                    return
+            except (aiohttp.ClientError, AssertionError):
+                pass  # it is still starting
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.peer
+async def test_every_panel_has_data_after_a_call_and_every_alert_can_be_evaluated(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    empty: list[str] = []
+    async with (
+        running_bridge(
+            tmp_path / "data",
+            WHISPER_BINARY_PATH=speaks,
+            AMQP_URL=rabbitmq.url,
+            AMQP_EXCHANGE="dashboard",
+        ) as bridge,
+        listening(bridge) as events,
+        prometheus(tmp_path / "prometheus", str(bridge.ready["http"])) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        await until(http, url, "siprec_build_info")
+        await call(bridge, legs=tones(0.5))
+        await finals(bridge, events)
+        await until(http, url, 'siprec_jobs_total{outcome="done"} == 1')
+        await until(http, url, "siprec_jobs_backlog == 0")
+        for title, expression in EXPRESSIONS:
+            plain = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+            values = [float(one["value"][1]) for one in await query(http, url, plain)]
+            if not any(math.isfinite(value) for value in values):
+                empty.append(f"{title}: {plain} -> {values}")
+        for name, expression in RULES:
+            await query(http, url, expression)
+            await until(http, url, f'count(ALERTS{{alertname="{name}"}}) or vector(0)')
+
+    assert len(EXPRESSIONS) > 30
+    assert empty == []
+    assert of_type(events, "transcript.failed") == []
+
+
+def test_every_metric_that_is_charted_or_alerted_on_is_in_the_catalogue() -> None:
+    metrics = Metrics()
+    known = {sample.name for family in metrics.registry.collect() for sample in family.samples} | {
+        name + suffix
+        for name in metrics.registry._names_to_collectors
+        for suffix in ("", "_bucket", "_count", "_sum")
+    }
+
+    used = {
+        name
+        for _, expression in EXPRESSIONS + RULES
+        for name in re.findall(r"\b(?:siprec|process)_[a-z_]+", expression)
+    }
+
+    assert used - known == set()
+    assert {"siprec_whisper_timeouts_total", "siprec_jobs_backlog"} <= used
+
+
+@pytest.mark.peer
+async def test_the_alert_rules_are_well_formed() -> None:
+    process = await asyncio.create_subprocess_exec(
+        shutil.which("promtool") or "promtool", "check", "rules", str(ALERTS),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+
+    assert process.returncode == 0, out.decode()
