@@ -1,0 +1,226 @@
+"""Jobs on a real database, a provider in the test's hand."""
+
+import asyncio
+import wave
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from harness.bridge import eventually
+from harness.provider import Outcome, ScriptedProvider, heard
+from siprec_bridge.provider import AudioFile, Job, ProviderError, ProviderUnavailable
+from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import RunFacts, Transcript
+from siprec_bridge.transcription import Scheduler
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+
+class Office:
+    """The owner of the jobs, as the bridge's completion is: it ends them in the database."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.folder = folder
+        self.done: dict[str, Mapping[str, Transcript]] = {}
+        self.failed: dict[str, ProviderError] = {}
+        self.disk_full = 0
+
+    async def load(self, row: JobRow) -> Job:
+        if row.id.startswith("lost"):
+            raise FileNotFoundError("no such recording")
+        if row.id.startswith("empty"):
+            return Job(row.id, ())
+        return Job(row.id, (AudioFile("1", wav(self.folder), 1.0),))
+
+    async def on_done(self, row: JobRow, result: Mapping[str, Transcript], facts: RunFacts) -> None:
+        if self.disk_full:
+            self.disk_full -= 1
+            raise StoreError("no space left")
+        await self.database.write(lambda connection: jobs.finish(connection, row.id, facts, NOW))
+        self.done[row.id] = result
+
+    async def on_failed(self, row: JobRow, error: ProviderError, facts: RunFacts | None) -> None:
+        await self.database.write(
+            lambda connection: jobs.fail(connection, row.id, error.reason, NOW, facts)
+        )
+        self.failed[row.id] = error
+
+    async def add(self, *ids: str) -> None:
+        def insert(connection: object) -> None:
+            for id in ids:
+                session = SessionRow(id, "c", "finished", NOW, "p", "f", "{}")
+                recordings.insert(connection, session)  # type: ignore[arg-type]
+                row = JobRow(id, id, "scripted", 1.0, datetime.now(UTC))
+                jobs.insert(connection, row)  # type: ignore[arg-type]
+
+        await self.database.write(insert)
+
+    async def states(self) -> dict[str, tuple[str, int, bool]]:
+        rows = await self.database.read(partial(jobs.listing, limit=100))
+        return {row.id: (row.state, row.attempts, row.solo) for row in rows}
+
+
+def wav(folder: Path) -> Path:
+    path = folder / "leg.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(16000))
+    return path
+
+
+@asynccontextmanager
+async def office(
+    folder: Path, provider: ScriptedProvider, *ids: str, attempts: int = 3
+) -> AsyncIterator[tuple[Office, Metrics, Callable[[], None]]]:
+    database = Database(f"sqlite:///{folder / 'jobs.db'}")
+    await database.start()
+    here = Office(database, folder)
+    await here.add(*ids)
+    metrics = Metrics()
+    scheduler = Scheduler(
+        database, provider, metrics,
+        load=here.load, on_done=here.on_done, on_failed=here.on_failed,
+        clock=lambda: datetime.now(UTC), max_attempts=attempts, retry_delay=0.01,
+    )  # fmt: skip
+    running = asyncio.create_task(scheduler.run())
+    try:
+        yield here, metrics, scheduler.wake
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await database.stop()
+
+
+async def test_a_waiting_job_is_run_and_its_result_handed_over(tmp_path: Path) -> None:
+    provider = ScriptedProvider()
+    async with office(tmp_path, provider, "a") as (here, metrics, _):
+        await eventually(lambda: "a" in here.done, "a result")
+
+        assert here.done["a"]["1"].text == "hello"
+        assert await here.states() == {"a": ("done", 1, False)}
+        runs = metrics.registry.get_sample_value(
+            "siprec_whisper_cli_duration_seconds_count", {"model": "m1", "status": "success"}
+        )
+        assert runs == 1
+
+
+async def test_jobs_that_wait_for_the_only_slot_go_into_one_run(tmp_path: Path) -> None:
+    provider = ScriptedProvider(max_batch=8)
+    provider.gate.clear()
+    async with office(tmp_path, provider, "a") as (here, _, wake):
+        await eventually(lambda: len(provider.runs) == 1, "the first run")
+        await here.add("b", "c", "d")
+        wake()
+        provider.gate.set()
+        await eventually(lambda: len(here.done) == 4, "all results")
+
+    assert provider.runs == [["a"], ["b", "c", "d"]]
+    assert provider.most_running == 1
+
+
+async def test_free_slots_share_what_waits(tmp_path: Path) -> None:
+    provider = ScriptedProvider(max_concurrent=2)
+    provider.gate.clear()
+    async with office(tmp_path, provider, "a", "b") as (here, _, _):
+        await eventually(lambda: provider.running == 2, "two runs at once")
+        provider.gate.set()
+        await eventually(lambda: len(here.done) == 2, "both results")
+
+    assert sorted(provider.runs) == [["a"], ["b"]]
+
+
+async def test_a_failure_is_tried_again_and_then_parked(tmp_path: Path) -> None:
+    provider = ScriptedProvider(lambda job, company: ProviderError("exit_code"))
+    async with office(tmp_path, provider, "a", attempts=3) as (here, metrics, _):
+        await eventually(lambda: "a" in here.failed, "the end of the tries")
+
+        assert len(provider.runs) == 3
+        assert (await here.states())["a"][:2] == ("failed", 3)
+        retried = metrics.registry.get_sample_value("siprec_jobs_total", {"outcome": "retried"})
+        assert retried == 2
+
+
+async def test_what_no_second_try_would_mend_is_parked_at_once(tmp_path: Path) -> None:
+    provider = ScriptedProvider(lambda job, company: ProviderError("language", retryable=False))
+    async with office(tmp_path, provider, "a") as (here, _, _):
+        await eventually(lambda: "a" in here.failed, "a failure")
+
+    assert len(provider.runs) == 1
+
+
+async def test_one_bad_job_does_not_fail_its_company(tmp_path: Path) -> None:
+    def answer(job: Job, company: int) -> Outcome:
+        if company > 1 or job.id == "bad":
+            return ProviderError("exit_code")
+        return {"1": heard()}
+
+    provider = ScriptedProvider(answer)
+    provider.gate.clear()
+    async with office(tmp_path, provider, "first", attempts=2) as (here, _, wake):
+        await eventually(lambda: len(provider.runs) == 1, "the first run")
+        await here.add("bad", "good")
+        wake()
+        provider.gate.set()
+        await eventually(lambda: {"good", "first"} <= set(here.done), "the good ones")
+        await eventually(lambda: "bad" in here.failed, "the bad one")
+
+        assert (await here.states())["good"] == ("done", 2, True)
+
+
+async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
+    away = True
+    provider = ScriptedProvider(
+        lambda job, company: ProviderUnavailable("unavailable") if away else {"1": heard()}
+    )
+    provider.cause = "not installed"
+    async with office(tmp_path, provider, "a") as (here, metrics, _):
+        await eventually(
+            lambda: metrics.registry.get_sample_value("siprec_jobs_backlog") == 1, "the backlog"
+        )
+        before = list(provider.runs)
+        provider.cause = None
+        await eventually(lambda: len(provider.runs) >= 1, "a run that finds nothing")
+        away = False
+        await eventually(lambda: "a" in here.done, "a result")
+
+        assert before == []
+        assert (await here.states())["a"] == ("done", 1, False)
+
+
+async def test_a_result_waits_for_a_disk_that_is_full(tmp_path: Path) -> None:
+    async with office(tmp_path, ScriptedProvider()) as (here, _, wake):
+        here.disk_full = 1
+        await here.add("a")
+        wake()
+
+        await eventually(lambda: "a" in here.done, "a result")
+
+
+async def test_audio_that_is_lost_and_audio_that_is_empty_need_no_run(tmp_path: Path) -> None:
+    provider = ScriptedProvider()
+    async with office(tmp_path, provider, "lost", "empty") as (here, _, _):
+        await eventually(lambda: bool(here.failed) and bool(here.done), "both ends")
+
+    assert here.failed["lost"].reason == "audio_missing"
+    assert here.done["empty"] == {}
+    assert provider.runs == []
+
+
+async def test_stopping_queues_what_was_running_again_uncounted(tmp_path: Path) -> None:
+    provider = ScriptedProvider()
+    provider.gate.clear()
+    async with office(tmp_path, provider, "a"):
+        await eventually(lambda: provider.running == 1, "a run")
+
+    assert provider.running == 0
+    database = Database(f"sqlite:///{tmp_path / 'jobs.db'}")
+    await database.start()
+    (row,) = await database.read(partial(jobs.listing, limit=10))
+    await database.stop()
+    assert (row.state, row.attempts) == ("queued", 0)
