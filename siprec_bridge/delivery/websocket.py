@@ -215,6 +215,8 @@ class TranscriptSocket:
                     await self._cut_off(connection, listener, last)
                     return
                 frame = await listener.queue.get()
+                if frame.event.seq <= last:
+                    continue  # it asked for what comes after that
                 await connection.send(frame.text)
                 last = frame.event.seq
                 self._metrics.websocket_events_sent_total.inc()
