@@ -1,0 +1,172 @@
+"""The spool's format, and what becomes of it when its writer dies."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.rtp import packets, read_wav, tone
+from siprec_bridge.media import finish_session
+from siprec_bridge.media.spool import (
+    MAGIC,
+    RTP,
+    MalformedSpool,
+    Packets,
+    SpoolEvent,
+    SpoolHeader,
+    SpoolReader,
+    SpoolWriter,
+    _record,
+)
+from siprec_bridge.sdp import Codec
+
+CODECS = (Codec(0, "PCMU", 8000), Codec(8, "PCMA", 8000))
+SECOND = 1_000_000_000
+anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def header(index: int = 0) -> SpoolHeader:
+    return SpoolHeader(f"s-{index}", "s", index, str(index + 1), CODECS, 5 * SECOND)
+
+
+def record(data: bytes, number: int, start: float = 10.0) -> bytes:
+    return _record(RTP, round((start + 0.02 * number) * SECOND), data)
+
+
+def write(folder: Path, datagrams: list[bytes], index: int = 0, start: float = 10.0) -> Path:
+    path = folder / f"s-{index}.spool"
+    writer = SpoolWriter(path, header(index))
+    writer.write([record(one, number, start) for number, one in enumerate(datagrams)])
+    writer.close()
+    return path
+
+
+def read(path: Path) -> list[bytes]:
+    return [
+        part.data[offset : offset + length].tobytes()
+        for part in SpoolReader(path)
+        if isinstance(part, Packets)
+        for offset, length in zip(part.offsets.tolist(), part.lengths.tolist(), strict=True)
+    ]
+
+
+@anywhere
+@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(0, 4000))
+def test_a_file_cut_anywhere_reads_up_to_its_last_whole_record(
+    tmp_path: Path, datagrams: list[bytes], cut: int
+) -> None:
+    (tmp_path / "s-0.spool").unlink(missing_ok=True)
+    path = write(tmp_path, datagrams)
+    whole = path.read_bytes()
+    start = len(whole) - sum(12 + len(one) for one in datagrams)
+    path.write_bytes(whole[: start + cut])
+
+    got = read(path)
+
+    assert got == datagrams[: len(got)]
+    assert sum(12 + len(one) for one in datagrams[: len(got) + 1]) > cut or got == datagrams
+
+
+@anywhere
+@given(st.binary(max_size=200))
+def test_any_file_is_a_spool_or_malformed(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.spool"
+    for content in (data, MAGIC + data, write(tmp_path, []).read_bytes() + data):
+        path.write_bytes(content)
+        try:
+            list(SpoolReader(path))
+        except MalformedSpool:
+            continue
+
+
+def test_a_writer_goes_on_behind_the_half_record_of_a_dead_one(tmp_path: Path) -> None:
+    path = write(tmp_path, [b"one", b"two"])
+    path.write_bytes(path.read_bytes()[:-1])
+
+    writer = SpoolWriter(path, header())
+    writer.event("reopened", 20 * SECOND)
+    writer.write([record(b"three", 3)])
+    writer.close()
+
+    assert writer.reopened
+    assert read(path) == [b"one", b"three"]
+    assert [one.name for one in SpoolReader(path) if isinstance(one, SpoolEvent)] == ["reopened"]
+
+
+def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s-0.spool"
+    writer = SpoolWriter(path, header())
+    writev, room = os.writev, [0]
+
+    def little_room(file: int, pieces: list[bytes]) -> int:
+        if room[0]:
+            return writev(file, pieces)
+        writev(file, [b"".join(pieces)[:5]])  # a part of it, as a disk that fills up does
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", little_room)
+    causes = [writer.write([record(b"one", 1)]), writer.write([record(b"two", 2)])]
+    room[0] = 1
+    causes.append(writer.write([record(b"three", 3)]))
+    writer.close()
+
+    assert causes == ["No space left on device", "No space left on device", None]
+    assert read(path) == [b"one", b"two", b"three"]
+
+
+def test_finishing_again_changes_nothing_and_finishing_needs_only_the_folder(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, packets(tone(440, 2.0)), 0, 10.0)
+    write(tmp_path, packets(tone(1000, 1.0), codec="PCMA"), 1, 11.5)
+    (tmp_path / "s-2.spool").write_bytes(b"no spool at all")
+    (tmp_path / ".finishing-old").mkdir()
+
+    first = finish_session(tmp_path, "s", 16000)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = finish_session(tmp_path, "s", 16000)
+
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
+    assert first.damaged == ("s-2.spool",)
+    assert not (tmp_path / ".finishing-old").exists()
+    assert [(leg.label, leg.started_at.timestamp(), leg.packets) for leg in first.legs] == [
+        ("1", 10.0, 100),
+        ("2", 11.5, 50),
+    ]
+    assert first.stereo is not None
+    rate, both = read_wav(tmp_path / first.stereo)
+    assert len(both) == round(2.5 * rate)
+    assert not both[: round(1.5 * rate), 1].any()
+    assert both[round(1.5 * rate) :, 1].any()
+
+
+def test_finishing_at_another_rate_makes_the_files_anew(tmp_path: Path) -> None:
+    write(tmp_path, packets(tone(440, 1.0)))
+
+    for rate in (16000, 8000, 44100):
+        (leg,) = finish_session(tmp_path, "s", rate).legs
+        assert read_wav(tmp_path / leg.file)[0] == rate
+        assert leg.duration == pytest.approx(1.0, abs=0.001)
+
+
+def test_a_codec_that_changes_in_mid_call_and_foreign_payloads_are_dealt_with(
+    tmp_path: Path,
+) -> None:
+    pcm = tone(440, 2.0)
+    first = packets(pcm[:8000])
+    second = packets(pcm[8000:], codec="PCMA", first_sequence=150, first_timestamp=9000)
+    foreign = [bytes([0x80, 96]) + one[2:] for one in first[:3]]
+    path = write(tmp_path, [*first, *second, *foreign])
+
+    (leg,) = finish_session(tmp_path, "s", 8000).legs
+
+    _, heard = read_wav(tmp_path / leg.file)
+    assert path.exists()
+    assert (leg.packets, leg.foreign) == (100, 3)
+    assert len(heard) == 16000
+    assert abs(heard.astype(int) - pcm.astype(int)).max() < 1100

@@ -1,0 +1,193 @@
+"""The command line and the page, as an operator meets them."""
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from harness.bridge import command, listening, running_bridge
+from harness.calls import call, finals, tones
+from harness.rabbitmq import RabbitMq
+from harness.recognisers import recogniser
+
+STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("HTTP_PORT", "80800", "HTTP_PORT=80800: "),
+        ("PORTS", "sip", "PORTS=sip: "),
+        ("WHISPER_TIMEOUT", "soon", "WHISPER_TIMEOUT=soon: a duration such as 90s"),
+        ("STT_DEFAULT_VENDOR", "acme", "STT_DEFAULT_VENDOR=acme is not among SUPPORTED_VENDORS"),
+        ("DATABASE_URL", "mysql://h/d", "DATABASE_URL=mysql: only sqlite"),
+        ("AMQP_URL", "http://h", "AMQP_URL: must be amqp://"),
+        ("LOG_LEVEL", "loud", "LOG_LEVEL=loud: "),
+        ("DATA_DIR", "/proc/nowhere", "DATA_DIR=/proc/nowhere: "),
+    ],
+)
+async def test_a_wrong_setting_is_one_line_and_exit_code_2(
+    tmp_path: Path, name: str, value: str, expected: str
+) -> None:
+    environment = {"PORTS": "0", "HTTP_PORT": "0"} | {name: value}
+
+    code, out, err = await command("serve", data=tmp_path, **({"LOG_LEVEL": "error"} | environment))
+
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+async def test_a_port_that_is_taken_stops_the_start_with_its_name(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+
+        code, _, err = await command(
+            "serve", data=tmp_path, SIP_HOST="127.0.0.1", UDP_PORTS=str(port), TCP_PORTS="none",
+            HTTP_PORT="0", LOG_LEVEL="error",
+        )  # fmt: skip
+
+    assert code == 2
+    assert f"SIP cannot listen on 127.0.0.1:{port}" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.peer
+async def test_the_doctor_finds_a_healthy_house_healthy(tmp_path: Path, rabbitmq: RabbitMq) -> None:
+    code, out, _ = await command(
+        "doctor", data=tmp_path, SIP_HOST="127.0.0.1", PORTS="0", HTTP_PORT="0",
+        WHISPER_BINARY_PATH=STANDIN, AMQP_URL=rabbitmq.url,
+    )  # fmt: skip
+
+    lines = out.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "ports", "rtp", "recordings", "database", "recogniser", "broker", "clock",
+    ]  # fmt: skip
+    assert all(line.startswith("ok ") for line in lines), out
+    assert code == 0
+
+
+async def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path: Path) -> None:
+    failing = str(recogniser(tmp_path, "exits_1"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        code, out, _ = await command(
+            "doctor", data=tmp_path, SIP_HOST="127.0.0.1", PORTS=str(taken.getsockname()[1]),
+            HTTP_PORT="0", WHISPER_BINARY_PATH=failing, AMQP_URL="amqp://127.0.0.1:1/",
+        )  # fmt: skip
+
+    findings = {line.split()[1]: line for line in out.splitlines()}
+    assert code == 1
+    assert "is a bridge running already?" in findings["ports"]
+    assert "exit code 1; it wrote: out of memory on GPU 3" in findings["recogniser"]
+    assert "check AMQP_URL" in findings["broker"]
+    assert findings["database"].startswith("ok ")
+
+
+async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
+    async with running_bridge(tmp_path / "data") as bridge:
+        host, port = bridge.tcp
+        alice = Path(__file__).parents[2] / "siprec_bridge" / "caller" / "sample" / "alice.wav"
+        code, out, err = await command(
+            "call", "--to", f"sip:{host}:{port}", "--transport", "tcp", "--codec", "pcma",
+            "--participants", "Ann <sip:ann@example.com>", "--rate", "50", str(alice),
+            data=tmp_path,
+        )  # fmt: skip
+        _, listed, _ = await command("sessions", "list", data=tmp_path / "data")
+        session = listed.split()[0]
+        _, shown, _ = await command("sessions", "show", session, data=tmp_path / "data")
+
+    assert (code, err) == (0, "")
+    assert "200 OK from siprec-bridge/" in out
+    assert "PCMA recvonly, label 1, 698 packets sent" in out
+    assert "BYE 200" in out
+    assert "Ann" in listed
+    assert "Call-ID" in shown
+
+
+async def test_a_call_that_nobody_answers_says_so(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    code, _, err = await command("call", f"sip:127.0.0.1:{port};transport=tcp", data=tmp_path)
+
+    assert code == 1
+    assert (
+        err == f"siprec-bridge: tcp 127.0.0.1:{port}: Connect call failed ('127.0.0.1', {port})\n"
+    )
+
+
+async def test_help_names_every_command(tmp_path: Path) -> None:
+    _, out, _ = await command("--help", data=tmp_path)
+
+    for name in ("serve", "call", "listen", "doctor", "jobs", "sessions"):
+        assert name in out
+
+
+async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
+        listening(bridge) as events,
+    ):
+        for _ in range(3):
+            await call(bridge, legs=tones(0.1))
+        await finals(bridge, events, 3)
+        _, first = await bridge.get("/api/sessions?limit=2")
+        _, second = await bridge.get(f"/api/sessions?limit=2&before={json.loads(first)['next']}")
+        session = json.loads(first)["sessions"][0]["id"]
+        status, text = await bridge.get(f"/api/sessions/{session}/transcript?format=text")
+        _, detail = await bridge.get(f"/api/sessions/{session}")
+        name = json.loads(detail)["audio"]["legs"][0]["file"]
+        audio_status, _ = await get_bytes(bridge.http + f"/api/sessions/{session}/audio/{name}")
+        refused = [
+            await bridge.get(path)
+            for path in (
+                "/api/sessions/none", "/api/sessions?limit=0", "/api/sessions?before=x",
+                "/api/jobs?state=odd", f"/api/sessions/{session}/audio/..%2f..%2fsiprec-bridge.db",
+                "/nothing",
+            )
+        ]  # fmt: skip
+
+    pages = [one["id"] for page in (first, second) for one in json.loads(page)["sessions"]]
+    assert len(set(pages)) == len(pages) == 3
+    assert (status, text) == (200, "hello there\nhello there\n")
+    assert audio_status == 200
+    assert [status for status, _ in refused] == [404, 400, 400, 400, 404, 404]
+    assert all("error" in json.loads(body) for _, body in refused)
+
+
+async def get_bytes(url: str) -> tuple[int, bytes]:
+    async with aiohttp.ClientSession() as http, http.get(url) as answer:
+        return answer.status, await answer.read()
+
+
+@pytest.mark.peer
+async def test_the_page_shows_the_call_in_a_browser(tmp_path: Path) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge, legs=tones(0.1))
+        await finals(bridge, events)
+        browser = await asyncio.create_subprocess_exec(
+            shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
+            bridge.http + "/",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        async with asyncio.timeout(40):
+            page, _ = await browser.communicate()
+
+    assert "<td>Alice, Bob</td>" in page.decode()
+    assert "<td>finished</td>" in page.decode()
+    assert '<span id="ready" class="good" role="status">ready</span>' in page.decode()

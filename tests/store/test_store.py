@@ -1,0 +1,253 @@
+"""The database: what is promised is durable, and each work stands alone."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.store import (
+    Database,
+    Event,
+    JobRow,
+    SessionRow,
+    StoreError,
+    jobs,
+    outbox,
+    recordings,
+    transcripts,
+)
+from siprec_bridge.transcript import RunFacts
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+
+def session(id: str, minutes: int = 0) -> SessionRow:
+    at = NOW + timedelta(minutes=minutes)
+    return SessionRow(id, f"{id}@pbx", "recording", at, "udp:h:1", "/f", "{}", warnings=("odd",))
+
+
+def event(id: str) -> Event:
+    return Event(id, "s1", "session.started", NOW, "{}")
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{folder / 'a.db'}")
+    await database.start()
+    try:
+        yield database
+    finally:
+        await database.stop()
+
+
+async def with_session(database: Database) -> None:
+    await database.write(lambda connection: recordings.insert(connection, session("s1")))
+
+
+async def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await with_session(database)
+
+    async with opened(tmp_path) as database:
+        row = await database.read(partial(recordings.get, session_id="s1"))
+
+    assert row == session("s1")
+
+
+async def test_a_work_that_fails_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    def broken(connection: Connection) -> None:
+        recordings.insert(connection, session("broken"))
+        raise ValueError("mine")
+
+    def twice(connection: Connection) -> None:
+        recordings.insert(connection, session("twice"))
+        recordings.insert(connection, session("twice"))
+
+    async with opened(tmp_path) as database:
+        results = await asyncio.gather(
+            *(
+                database.write(partial(recordings.insert, row=session(f"s{number}")))
+                for number in range(50)
+            ),
+            database.write(broken),
+            database.write(twice),
+            return_exceptions=True,
+        )
+        rows = await database.read(partial(recordings.listing, limit=100))
+
+    assert results[:50] == [None] * 50
+    assert isinstance(results[50], ValueError)
+    assert isinstance(results[51], StoreError)
+    assert {row.id for row in rows} == {f"s{number}" for number in range(50)}
+
+
+CHILD = """
+import asyncio, sys
+from siprec_bridge.store import Database, recordings, SessionRow
+from datetime import datetime, UTC
+async def main():
+    database = Database(sys.argv[1])
+    await database.start()
+    for number in range(10_000):
+        row = SessionRow(f"s{number:05}", "c", "recording", datetime.now(UTC), "p", "f", "{}")
+        await database.write(lambda connection: recordings.insert(connection, row))
+        print(row.id, flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_every_write_that_was_confirmed_survives_kill_9(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CHILD, url, stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    confirmed = [(await child.stdout.readline()).decode().strip() for _ in range(100)]
+
+    os.kill(child.pid, signal.SIGKILL)
+    confirmed += [line.strip().decode() async for line in child.stdout if line.endswith(b"\n")]
+    await child.wait()
+
+    async with opened(tmp_path) as database:
+        rows = await database.read(partial(recordings.listing, limit=10_000))
+    assert set(confirmed) - {row.id for row in rows} == set()
+    assert len(confirmed) >= 100
+
+
+async def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "a.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'from_the_future'")
+    connection.close()
+
+    with pytest.raises(StoreError):
+        async with opened(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgresql://h/d", "sqlite://", "sqlite:///:memory:"])
+def test_a_url_that_cannot_be_used_is_the_operators_mistake(url: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Database(url)
+
+    assert error.value.setting.startswith("DATABASE_URL")
+
+
+async def test_a_closed_database_says_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        assert await database.writable()
+
+    assert await database.unwritable() == "the database is closed"
+    with pytest.raises(StoreError):
+        await database.read(outbox.last_seq)
+
+
+async def test_jobs_go_their_ways(tmp_path: Path) -> None:
+    facts = RunFacts(provider="w", model="m", status="error", exit_code=3, stderr_tail="oh")
+    async with opened(tmp_path) as database:
+        await with_session(database)
+        for number in range(3):
+            row = JobRow(f"j{number}", "s1", "w", 2.5, NOW + timedelta(seconds=number))
+            await database.write(partial(jobs.insert, row=row))
+        claimed = await database.write(partial(jobs.claim, limit=2, now=NOW))
+        await database.write(partial(jobs.finish, job_id="j0", facts=facts, at=NOW))
+        later = NOW + timedelta(minutes=1)
+        await database.write(
+            partial(jobs.reschedule, job_id="j1", not_before=later, reason="exit_code", facts=facts)
+        )
+        not_yet = await database.write(partial(jobs.claim, limit=9, now=NOW))
+        await database.write(partial(jobs.fail, job_id="j2", reason="timeout", at=NOW))
+        backlog = await database.read(jobs.backlog)
+        due = await database.read(jobs.next_due)
+        retried = await database.write(jobs.retry)
+        rows = {row.id: row for row in await database.read(partial(jobs.listing, limit=9))}
+
+    assert [(row.id, row.state, row.attempts) for row in claimed] == [
+        ("j0", "running", 1),
+        ("j1", "running", 1),
+    ]
+    assert [row.id for row in not_yet] == ["j2"]
+    assert (backlog.jobs, backlog.audio_seconds, backlog.failed) == (1, 2.5, 1)
+    assert (due, retried) == (later, 1)
+    assert {id: row.state for id, row in rows.items()} == {
+        "j0": "done", "j1": "queued", "j2": "queued",
+    }  # fmt: skip
+    assert (rows["j1"].exit_code, rows["j1"].stderr_tail) == (3, "oh")
+
+
+async def test_an_event_that_is_built_again_is_stored_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await with_session(database)
+        first = await database.write(
+            partial(outbox.append, new_events=[event("a"), event("b")], sinks=["x"])
+        )
+        again = await database.write(
+            partial(outbox.append, new_events=[event("b"), event("c")], sinks=["x"])
+        )
+        pending = await database.read(partial(outbox.pending, sink="x", limit=9, now=NOW))
+
+    assert [one.id for one in first + again] == ["a", "b", "c"]
+    assert [one.event.id for one in pending] == ["a", "b", "c"]
+    seqs = [one.event.seq for one in pending]
+    assert seqs == sorted(seqs)
+
+
+async def test_a_delivery_that_waits_holds_back_its_session_only(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await with_session(database)
+        await database.write(partial(recordings.insert, row=session("s2")))
+        other = Event("z", "s2", "session.started", NOW, "{}")
+        await database.write(
+            partial(outbox.append, new_events=[event("a"), event("b"), other], sinks=["x"])
+        )
+        later = NOW + timedelta(minutes=1)
+        await database.write(
+            partial(outbox.failed, sink="x", seq=1, reason="nack", not_before=later)
+        )
+        now = await database.read(partial(outbox.pending, sink="x", limit=9, now=NOW))
+        after = await database.read(partial(outbox.pending, sink="x", limit=9, now=later))
+
+    assert [one.event.id for one in now] == ["z"]
+    assert [one.event.id for one in after] == ["a", "b", "z"]
+
+
+async def test_the_first_transcript_of_a_version_stays(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await with_session(database)
+
+        def save(text: str) -> partial[bool]:
+            return partial(
+                transcripts.save, session_id="s1", version=1, job_id="j", text=text,
+                document="{}", at=NOW,
+            )  # fmt: skip
+
+        stored = [await database.write(save("first")), await database.write(save("second"))]
+        kept = await database.read(partial(transcripts.get, session_id="s1"))
+
+    assert stored == [True, False]
+    assert kept is not None
+    assert kept.text == "first"
+
+
+async def test_pages_of_sessions_follow_each_other_without_gap(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        for number in range(5):
+            await database.write(partial(recordings.insert, row=session(f"s{number}", number // 2)))
+        seen: list[str] = []
+        before: tuple[datetime, str] | None = None
+        while page := await database.read(partial(recordings.listing, limit=2, before=before)):
+            seen += [row.id for row in page]
+            before = (page[-1].started_at, page[-1].id)
+
+    assert seen == ["s4", "s3", "s2", "s1", "s0"]
