@@ -8,7 +8,7 @@ its own variables without the bridge knowing them.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -75,6 +75,7 @@ class Job:
     audio: tuple[AudioFile, ...]
     model: str | None = None
     language: str | None = None
+    log_fields: Mapping[str, str] = field(default_factory=dict)  # which call it is, for log lines
 
 
 @dataclass(frozen=True, slots=True)

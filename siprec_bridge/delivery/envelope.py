@@ -348,6 +348,60 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     }
 
 
+def asyncapi() -> dict[str, Any]:
+    """AsyncAPI 3.0 document of both ways to the events."""
+    messages = {
+        kind: {
+            "name": kind,
+            "summary": (model.__doc__ or "").strip().splitlines()[0],
+            "contentType": CONTENT_TYPE,
+            "payload": {"$ref": f"events.schema.json#/{kind}"},
+        }
+        for kind, model in EVENT_MODELS.items()
+    }
+    references = {kind: {"$ref": f"#/components/messages/{kind}"} for kind in messages}
+
+    def operation(channel: str) -> dict[str, Any]:
+        return {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{channel}"},
+            "messages": [{"$ref": f"#/channels/{channel}/messages/{kind}"} for kind in messages],
+        }
+
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "siprec-bridge events",
+            "version": "1",
+            "description": "CloudEvents 1.0: structured over WebSocket; over AMQP binary, where the "
+            "payload is the schema's `data` and the other members are ce-* headers.",
+        },
+        "channels": {
+            "websocket": {
+                "address": "/ws/transcripts",
+                "messages": references,
+                "bindings": {"ws": {"method": "GET"}},
+            },
+            "amqp": {
+                "address": "{type}.{session_id}",
+                "parameters": {"type": {}, "session_id": {}},
+                "messages": references,
+                "bindings": {
+                    "amqp": {
+                        "is": "routingKey",
+                        "exchange": {"name": "siprec", "type": "topic", "durable": True},
+                    }
+                },
+            },
+        },
+        "operations": {
+            "sendOverWebSocket": operation("websocket"),
+            "sendOverAmqp": operation("amqp"),
+        },
+        "components": {"messages": messages},
+    }
+
+
 def _session(facts: SessionFacts) -> dict[str, Any]:
     return {
         "session_id": facts.session_id,

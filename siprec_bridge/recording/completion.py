@@ -50,7 +50,8 @@ class Completion:
             for leg in audio.legs
             if leg.duration > 0
         )
-        return Job(id=job.id, audio=files, model=job.model, language=job.language)
+        call = {"session_id": row.id, "sip_call_id": row.sip_call_id}
+        return Job(id=job.id, audio=files, model=job.model, language=job.language, log_fields=call)
 
     async def done(self, job: JobRow, heard: Mapping[str, Transcript], facts: RunFacts) -> None:
         """Commit the conversation, its events and the job's end together."""

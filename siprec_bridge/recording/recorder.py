@@ -99,6 +99,10 @@ class Recorder:
             fallback=_parties(invite.request),
         )
 
+    def is_cancelled_by(self, event: InviteCancelled) -> bool:
+        """Whether it takes the call back, and not only a change in it."""
+        return event.id == self._invite.id
+
     def deliver(self, event: Event) -> None:
         """Hand over what happened in this session's dialog."""
         self._inbox.put_nowait(event)
@@ -113,6 +117,10 @@ class Recorder:
         except Refused as refusal:
             self._refuse(self._invite.id, refusal)
             await self._give_up("refused", status=refusal.status, reason=refusal.reason)
+            return
+        except (OSError, StoreError) as error:  # no room, or a part of ours is down
+            self._refuse(self._invite.id, Refused(503, "Service Unavailable", _BUSY))
+            await self._give_up("not_recordable", cause=str(error))
             return
         except Exception:  # our fault: this call fails, with an answer, and no other
             log.exception("session.failed")
@@ -150,12 +158,8 @@ class Recorder:
             recordings.insert(connection, row)
             outbox.append(connection, [started], self._desk.sinks)
 
-        try:
-            # On disk before we say yes: from the 200 on, nothing of this call may be lost.
-            await self._desk.database.write(store)
-        except StoreError as error:
-            log.error("session.not_stored", cause=str(error))
-            raise Refused(503, "Service Unavailable", _BUSY) from error
+        # On disk before we say yes: from the 200 on, nothing of this call may be lost.
+        await self._desk.database.write(store)
         self._started_at = at
         self._answer_with(invite.id, sdp)
         self._desk.metrics.sessions_active.inc()
@@ -176,8 +180,11 @@ class Recorder:
                 case AckReceived(request=request):
                     if request.body:
                         await self._take_late_answer(request)
-                case InviteCancelled():
-                    return "cancelled"
+                case InviteCancelled(id=id):
+                    if id == self._invite.id:
+                        return "cancelled"
+                    # A re-INVITE's CANCEL came while we were following it: what it asked for
+                    # holds until the next one. RFC 3261 §9.2 leaves it to us.
                 case DialogEnded(cause=cause, request=request):
                     self._take_last_metadata(request)
                     return cause
@@ -233,9 +240,11 @@ class Recorder:
         for stream in changes.opened:
             try:
                 self._ports[stream.index] = await media.open(self._spec(stream))
-            except NoPortLeft as error:
-                log.error("session.no_port_left", cause=str(error))
+            except (NoPortLeft, OSError) as error:
+                log.error("session.stream_not_opened", label=stream.label, cause=str(error))
                 await media.close([self._stream_id(index) for index in opened])
+                for index in opened:
+                    del self._ports[index]
                 raise Refused(503, "Service Unavailable", _BUSY) from error
             opened.append(stream.index)
         for stream in changes.changed:

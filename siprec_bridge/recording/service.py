@@ -58,10 +58,14 @@ class RecordingService:
                 | InviteCancelled() | DialogEnded()
             ):  # fmt: skip
                 recorder = self._calls.get(event.dialog)
-                if recorder is not None:
-                    recorder.deliver(event)
-                if isinstance(event, DialogEnded | InviteCancelled):
-                    self._calls.pop(event.dialog, None)
+                if recorder is None:
+                    return
+                recorder.deliver(event)
+                over = isinstance(event, DialogEnded) or (
+                    isinstance(event, InviteCancelled) and recorder.is_cancelled_by(event)
+                )
+                if over:
+                    del self._calls[event.dialog]
             case RequestReceived():
                 self._answer(event)
             case _:

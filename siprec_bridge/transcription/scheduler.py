@@ -184,6 +184,10 @@ class Scheduler:
                 return
             result = await self._provider.transcribe([ready[id] for id in rows])
         self._observe(result.facts)
+        for id, row in rows.items():
+            outcome = result.outcomes.get(id)
+            if isinstance(outcome, ProviderError):
+                self._log_failure(row, ready[id], outcome, result.facts)
         await self._take(list(rows.values()), result)
 
     async def _prepare(self, row: JobRow, folder: Path) -> Job | None:
@@ -205,7 +209,6 @@ class Scheduler:
                     self._note_availability(outcome.detail or outcome.reason)
                     away.append(row)
                 case ProviderError():
-                    self._log_failure(row, outcome, result.facts)
                     if len(rows) > 1:
                         # Another job of the batch may be the reason: each gets a run alone.
                         await self._put_back(row, outcome, result.facts, 0.0, solo=True)
@@ -311,11 +314,10 @@ class Scheduler:
         if facts.status == "success":
             metrics.whisper_output_format_total.labels(format=facts.output_format).inc()
 
-    def _log_failure(self, row: JobRow, error: ProviderError, facts: RunFacts) -> None:
+    def _log_failure(self, row: JobRow, job: Job, error: ProviderError, facts: RunFacts) -> None:
         log.warning(
             "job.run_failed",
             job=row.id,
-            session_id=row.session_id,
             attempt=row.attempts,
             of=self._max_attempts,
             reason=error.reason,
@@ -323,4 +325,5 @@ class Scheduler:
             exit_code=facts.exit_code,
             stderr=facts.stderr_tail[-500:],
             seconds=round(facts.duration, 3),
+            **job.log_fields,
         )

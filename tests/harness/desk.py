@@ -1,0 +1,94 @@
+"""A recording desk without sockets: real store, media and archive, and a SIP side to look at."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from siprec_bridge.media import Finisher, MediaEngine
+from siprec_bridge.recording import Archive, Desk, Recogniser, RecordingService
+from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.sip import DialogId, RequestId
+from siprec_bridge.store import Database
+from siprec_bridge.telemetry import Metrics
+
+
+@dataclass
+class Answer:
+    """What the recorder answered to a request."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Phone:
+    """The SIP side: remembers answers by request, and requests by dialog."""
+
+    answers: dict[RequestId, Answer] = field(default_factory=dict)
+    asked: list[tuple[DialogId, str]] = field(default_factory=list)
+
+    def respond(
+        self,
+        id: RequestId,
+        status: int,
+        *,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Remember it."""
+        self.answers[id] = Answer(status, dict(headers), body)
+
+    def request(self, dialog: DialogId, method: str) -> None:
+        """Remember it."""
+        self.asked.append((dialog, method))
+
+
+@dataclass
+class Office:
+    """Everything that a test of the recorder looks at."""
+
+    service: RecordingService
+    phone: Phone
+    database: Database
+    media: MediaEngine
+    metrics: Metrics
+    recordings: Path
+
+
+@asynccontextmanager
+async def office(folder: Path, *, ports: tuple[int, int] = (31000, 31999)) -> AsyncIterator[Office]:
+    """A recording service on a data folder; stopped at the end."""
+    metrics = Metrics()
+    database = Database(f"sqlite:///{folder / 'bridge.db'}")
+    await database.start()
+    finisher = Finisher()
+    media = MediaEngine(
+        bind_host="127.0.0.1", port_min=ports[0], port_max=ports[1],
+        metrics=metrics, on_event=lambda event: None,
+    )  # fmt: skip
+    await media.start()
+    archive = Archive(
+        database, finisher, Recogniser("whisper", "base", 16000), metrics,
+        sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
+    )  # fmt: skip
+    phone = Phone()
+    recordings = folder / "recordings"
+    service = RecordingService(
+        Desk(
+            signalling=phone, media=media, database=database, archive=archive, metrics=metrics,
+            policy=MediaPolicy(), recordings=recordings, sinks=[],
+            clock=lambda: datetime.now(UTC), address_for=lambda peer: "127.0.0.1",
+        )
+    )  # fmt: skip
+    try:
+        yield Office(service, phone, database, media, metrics, recordings)
+    finally:
+        await service.stop(0.5)
+        await media.stop()
+        await finisher.stop()
+        await database.stop()

@@ -1,0 +1,254 @@
+"""One call at a desk with real media and store: answered, changed, ended; and when it cannot be."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness.bridge import eventually
+from harness.desk import Office, office
+from harness.rtp import packets, send, tone
+from harness.src import OFFER, PEER, multipart, request
+from siprec_bridge import sdp
+from siprec_bridge.sip import (
+    AckReceived,
+    DialogEnded,
+    DialogId,
+    InviteCancelled,
+    InviteReceived,
+    Request,
+    RequestReceived,
+    UpdateReceived,
+    parse,
+)
+from siprec_bridge.store import SessionRow, StoreError, jobs, outbox, recordings
+
+DIALOG = DialogId("call-1", "ours", "src")
+
+
+def message(
+    method: str, body: bytes = b"", content_type: str = "multipart/mixed;boundary=b"
+) -> Request:
+    parsed = parse(request(method, body=body, content_type=content_type))
+    assert isinstance(parsed, Request)
+    return parsed
+
+
+def invite(body: bytes | None = None, *, id: str = "i1", initial: bool = True) -> InviteReceived:
+    carried = multipart() if body is None else body
+    return InviteReceived(id, DIALOG, message("INVITE", carried), PEER, initial)
+
+
+async def answered(here: Office, id: str = "i1") -> int:
+    await eventually(lambda: id in here.phone.answers, f"an answer to {id}")
+    return here.phone.answers[id].status
+
+
+async def sessions(here: Office) -> list[SessionRow]:
+    return await here.database.read(partial(recordings.listing, limit=10))
+
+
+async def hang_up(here: Office) -> SessionRow:
+    here.service.on_sip(DialogEnded(DIALOG, "bye"))
+    await finished(here)
+    (row,) = await sessions(here)
+    return row
+
+
+async def finished(here: Office) -> None:
+    async with asyncio.timeout(20):
+        while not all(row.state == "finished" for row in await sessions(here)):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_call_is_on_disk_before_it_is_answered_and_has_a_job_when_it_is_over(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        assert await answered(here) == 200
+        (row,) = await sessions(here)
+        answer = sdp.parse(here.phone.answers["i1"].body)
+        for line in answer.media:
+            send(packets(tone(440, 0.2)), line.port)
+        last = await hang_up(here)
+        (job,) = await here.database.read(partial(jobs.listing, limit=10))
+        events = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    assert (row.state, row.sip_call_id) == ("recording", "call-1")
+    assert (last.state, last.end_cause) == ("finished", "bye")
+    assert job.audio_seconds == pytest.approx(0.4, abs=0.02)
+    assert [event.type for event in events] == ["session.started", "session.ended"]
+
+
+async def test_hold_resume_and_a_new_speaker_reach_the_listeners(tmp_path: Path) -> None:
+    held = multipart(sdp=OFFER.replace("a=sendonly", "a=inactive", 1))
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(invite(held, id="i2", initial=False))
+        here.service.on_sip(invite(id="i3", initial=False))
+        renamed = multipart().replace(b"<name>Bob", b"<name>Robert")
+        update = UpdateReceived("u1", DIALOG, message("UPDATE", renamed), PEER)
+        here.service.on_sip(update)
+        assert [await answered(here, id) for id in ("i2", "i3", "u1")] == [200, 200, 200]
+        await hang_up(here)
+        events = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    assert b"a=inactive" in here.phone.answers["i2"].body
+    assert [event.type for event in events] == [
+        "session.started", "session.paused", "session.resumed", "session.updated", "session.ended",
+    ]  # fmt: skip
+    assert "Robert" in events[3].body
+
+
+async def test_a_cancelled_change_does_not_end_the_call(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(invite(id="i2", initial=False))
+        here.service.on_sip(InviteCancelled("i2", DIALOG))
+        here.service.on_sip(invite(id="i3", initial=False))
+
+        assert await answered(here, "i3") == 200
+        assert here.service.active == 1
+
+
+async def test_a_cancelled_call_ends(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        here.service.on_sip(InviteCancelled("i1", DIALOG))
+        await answered(here)
+        await finished(here)
+        (row,) = await sessions(here)
+
+    assert row.end_cause == "cancelled"
+    assert here.service.active == 0
+
+
+async def test_an_answer_in_the_ack_is_taken(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(b""))
+        await answered(here)
+        ours = sdp.parse(here.phone.answers["i1"].body)
+        ack = AckReceived(DIALOG, message("ACK", OFFER.encode(), "application/sdp"))
+        here.service.on_sip(ack)
+        send(packets(tone(440, 0.2)), ours.media[0].port)
+        row = await hang_up(here)
+
+    assert [line.direction for line in ours.media] == ["recvonly", "recvonly"]
+    assert '"packets":10' in (row.audio or "")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (multipart(sdp=OFFER.replace("RTP/AVP", "RTP/SAVP")), 488),
+        (multipart(sdp="nonsense"), 400),
+    ],
+)
+async def test_what_cannot_be_recorded_is_refused_and_leaves_nothing_behind(
+    tmp_path: Path, body: bytes, status: int
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(body))
+
+        assert await answered(here) == status
+        await eventually(lambda: here.service.active == 0, "its end")
+        assert await sessions(here) == []
+        assert not here.recordings.exists() or list(here.recordings.iterdir()) == []
+
+
+async def test_no_port_no_room_and_no_database_are_503_with_retry_after(tmp_path: Path) -> None:
+    async with office(tmp_path, ports=(31990, 31993)) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        other = DialogId("call-2", "ours", "src")
+        here.service.on_sip(
+            InviteReceived("no-port", other, message("INVITE", multipart()), PEER, True)
+        )
+        assert await answered(here, "no-port") == 503
+        await hang_up(here)
+
+        here.recordings.rename(tmp_path / "elsewhere")
+        here.recordings.write_text("a file where the folder should be")
+        third = DialogId("call-3", "ours", "src")
+        here.service.on_sip(
+            InviteReceived("no-room", third, message("INVITE", multipart()), PEER, True)
+        )
+        assert await answered(here, "no-room") == 503
+
+        here.recordings.unlink()
+        await here.database.stop()
+        fourth = DialogId("call-4", "ours", "src")
+        here.service.on_sip(
+            InviteReceived("no-db", fourth, message("INVITE", multipart()), PEER, True)
+        )
+        assert await answered(here, "no-db") == 503
+
+    for id in ("no-port", "no-room", "no-db"):
+        assert here.phone.answers[id].headers["Retry-After"]
+
+
+async def test_a_change_that_finds_no_port_is_refused_and_the_call_goes_on(tmp_path: Path) -> None:
+    three = OFFER + "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:98\r\n"
+    async with office(tmp_path, ports=(31994, 31997)) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(invite(multipart(sdp=three), id="i2", initial=False))
+        assert await answered(here, "i2") == 503
+        here.service.on_sip(invite(id="i3", initial=False))
+
+        assert await answered(here, "i3") == 200
+        assert here.phone.answers["i3"].body == here.phone.answers["i1"].body
+
+
+async def test_a_draining_service_sends_new_calls_elsewhere(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        stopping = asyncio.create_task(here.service.stop(5.0))
+        await asyncio.sleep(0)
+        other = DialogId("call-2", "ours", "src")
+        here.service.on_sip(
+            InviteReceived("late", other, message("INVITE", multipart()), PEER, True)
+        )
+        here.service.on_sip(RequestReceived("options", None, message("OPTIONS"), PEER))
+        here.service.on_sip(DialogEnded(DIALOG, "bye"))
+        await stopping
+        (row,) = await sessions(here)
+
+    assert [here.phone.answers[id].status for id in ("late", "options")] == [503, 503]
+    assert here.phone.answers["late"].headers["Retry-After"]
+    assert row.state == "finished"
+    assert here.phone.asked == []
+
+
+async def test_options_tells_what_is_accepted(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(RequestReceived("o1", None, message("OPTIONS"), PEER))
+
+        assert here.phone.answers["o1"].status == 200
+        assert "multipart/mixed" in here.phone.answers["o1"].headers["Accept"]
+
+
+async def test_a_full_database_does_not_end_a_running_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        write = here.database.write
+
+        async def full(work: object) -> None:
+            raise StoreError("database or disk is full")
+
+        monkeypatch.setattr(here.database, "write", full)
+        held = multipart(sdp=OFFER.replace("a=sendonly", "a=inactive", 1))
+        here.service.on_sip(invite(held, id="i2", initial=False))
+        assert await answered(here, "i2") == 200
+        monkeypatch.setattr(here.database, "write", write)
+        row = await hang_up(here)
+
+    assert row.state == "finished"
