@@ -48,84 +48,63 @@ REASONS = {
 }
 
 
+class _Typed:
+    """The headers that both kinds of messages have, read when asked for.
+
+    Each raises MalformedMessage; `parse` has seen to it that none does.
+    """
+
+    headers: Headers
+
+    @cached_property
+    def call_id(self) -> str:
+        """The Call-ID."""
+        return _needed(self.headers, "Call-ID").strip()
+
+    @cached_property
+    def cseq(self) -> CSeq:
+        """The CSeq: of a response, that of the request which it answers."""
+        return parse_cseq(_needed(self.headers, "CSeq"))
+
+    @cached_property
+    def from_(self) -> NameAddr:
+        """The From."""
+        return parse_name_addr(_needed(self.headers, "From"))
+
+    @cached_property
+    def to(self) -> NameAddr:
+        """The To."""
+        return parse_name_addr(_needed(self.headers, "To"))
+
+    @cached_property
+    def via(self) -> Via:
+        """The topmost Via: the hop that sent a request to us, or our own in a response."""
+        return parse_via((self.headers.values("Via") or [_needed(self.headers, "Via")])[0])
+
+    @property
+    def content_type(self) -> str | None:
+        """The Content-Type as it came."""
+        return self.headers.get("Content-Type")
+
+
 @dataclass(eq=False)
-class Request:
-    """A SIP request. The typed properties raise MalformedMessage; `parse` has checked them."""
+class Request(_Typed):
+    """A SIP request."""
 
     method: str
     uri: str
     headers: Headers = field(default_factory=Headers)
     body: bytes = b""
 
-    @cached_property
-    def call_id(self) -> str:
-        """The Call-ID."""
-        return _needed(self.headers, "Call-ID").strip()
-
-    @cached_property
-    def cseq(self) -> CSeq:
-        """The CSeq."""
-        return parse_cseq(_needed(self.headers, "CSeq"))
-
-    @cached_property
-    def from_(self) -> NameAddr:
-        """The From."""
-        return parse_name_addr(_needed(self.headers, "From"))
-
-    @cached_property
-    def to(self) -> NameAddr:
-        """The To."""
-        return parse_name_addr(_needed(self.headers, "To"))
-
-    @cached_property
-    def via(self) -> Via:
-        """The topmost Via: the hop that sent it to us."""
-        return parse_via((self.headers.values("Via") or [_needed(self.headers, "Via")])[0])
-
-    @property
-    def content_type(self) -> str | None:
-        """The Content-Type as it came."""
-        return self.headers.get("Content-Type")
-
 
 @dataclass(eq=False)
-class Response:
+class Response(_Typed):
     """A SIP response."""
 
     status: int
     reason: str
     headers: Headers = field(default_factory=Headers)
     body: bytes = b""
-
-    @cached_property
-    def call_id(self) -> str:
-        """The Call-ID."""
-        return _needed(self.headers, "Call-ID").strip()
-
-    @cached_property
-    def cseq(self) -> CSeq:
-        """The CSeq of the request that it answers."""
-        return parse_cseq(_needed(self.headers, "CSeq"))
-
-    @cached_property
-    def via(self) -> Via:
-        """The topmost Via, whose branch names the client transaction."""
-        return parse_via((self.headers.values("Via") or [_needed(self.headers, "Via")])[0])
-
-    @cached_property
-    def from_(self) -> NameAddr:
-        """The From."""
-        return parse_name_addr(_needed(self.headers, "From"))
-
-    @cached_property
-    def to(self) -> NameAddr:
-        """The To."""
-        return parse_name_addr(_needed(self.headers, "To"))
-
-    @property
-    def content_type(self) -> str | None:
-        """The Content-Type as it came."""
-        return self.headers.get("Content-Type")
 
 
 def parse(data: bytes) -> Request | Response:

@@ -86,11 +86,15 @@ def _read_parts(parts: list[bytes]) -> Body:
             head, content = b"", part.lstrip(b"\r\n")
         else:
             head, _, content = _partition_head(part)
-        kind = _part_type(head)
+        kind = _part_header(head, "content-type", "c")[0].lower()
+        _, disposition = _part_header(head, "content-disposition")
         if kind == SDP_TYPE and sdp is None:
             sdp = content
         elif kind in METADATA_TYPES and metadata is None:
             metadata = content
+        elif disposition.get("handling", "").lower() == "required":
+            # RFC 3261 §20.11: who cannot handle such a part has to refuse the whole.
+            raise Refused(415, "Unsupported Media Type", (("Accept", ", ".join(ACCEPT)),))
         elif kind.startswith("multipart/"):
             warnings.append("nested multipart part ignored")
         else:
@@ -107,10 +111,11 @@ def _partition_head(part: bytes) -> tuple[bytes, bytes, bytes]:
     return part[: found.start()], found.group(), part[found.end() :]
 
 
-def _part_type(head: bytes) -> str:
+def _part_header(head: bytes, *names: str) -> tuple[str, dict[str, str]]:
+    """The value of a part's header and its parameters; empty where it has none."""
     text = re.sub(r"\r?\n[ \t]+", " ", head.decode("utf-8", "replace"))
     for line in text.splitlines():
         name, _, value = line.partition(":")
-        if name.strip().lower() in ("content-type", "c"):
-            return split_params(value)[0].lower()
-    return ""
+        if name.strip().lower() in names:
+            return split_params(value)
+    return "", {}
