@@ -1,8 +1,13 @@
 """Calls of our own caller at a real bridge, with voices that a test can tell apart."""
 
+from pathlib import Path
+
 from harness.bridge import Bridge, Events, eventually, of_type
 from harness.rtp import tone
+from siprec_bridge import caller
 from siprec_bridge.caller import CallPlan, CallReport, Leg, parse_target, place_call
+
+SAMPLE = Path(caller.__file__).parent / "sample"  # also where the package is installed
 
 
 def tones(seconds: float = 2.0) -> tuple[Leg, Leg]:

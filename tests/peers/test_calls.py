@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness.bridge import command, eventually, listening, of_type, running_bridge
-from harness.calls import call, finals, tones
+from harness.calls import SAMPLE, call, finals, tones
 from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
 from siprec_bridge.caller import Leg, sample_call
@@ -97,8 +97,7 @@ async def test_silence_gives_an_empty_transcript_and_a_call_without_packets_as_w
 
 @pytest.mark.peer
 async def test_the_stand_in_understands_the_sample_call(tmp_path: Path) -> None:
-    sample = Path(__file__).parents[2] / "siprec_bridge" / "caller" / "sample"
-    said = json.loads((sample / "transcript.json").read_text())
+    said = json.loads((SAMPLE / "transcript.json").read_text())
     standin = str(Path(sys.executable).with_name("whisper-standin"))
     async with (
         running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=standin) as bridge,

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from harness.bridge import command, listening, running_bridge
-from harness.calls import call, finals, tones
+from harness.calls import SAMPLE, call, finals, tones
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
 
@@ -94,10 +94,9 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path: Path) -> 
 async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
     async with running_bridge(tmp_path / "data") as bridge:
         host, port = bridge.tcp
-        alice = Path(__file__).parents[2] / "siprec_bridge" / "caller" / "sample" / "alice.wav"
         code, out, err = await command(
             "call", "--to", f"sip:{host}:{port}", "--transport", "tcp", "--codec", "pcma",
-            "--participants", "Ann <sip:ann@example.com>", "--rate", "50", str(alice),
+            "--participants", "Ann <sip:ann@example.com>", "--rate", "50", str(SAMPLE / "alice.wav"),
             data=tmp_path,
         )  # fmt: skip
         _, listed, _ = await command("sessions", "list", data=tmp_path / "data")

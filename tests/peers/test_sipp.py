@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from harness.bridge import Bridge, listening, of_type, running_bridge
-from harness.calls import finals
+from harness.calls import SAMPLE, finals
 from harness.recognisers import recogniser
 from harness.rtp import read_wav
 
 pytestmark = pytest.mark.peer
 
 HERE = Path(__file__).parent
-SAMPLE = HERE.parents[1] / "siprec_bridge" / "caller" / "sample"
 
 
 async def sipp(

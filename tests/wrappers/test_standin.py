@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.calls import SAMPLE
 from siprec_bridge.doctor import word_error_rate
 from siprec_bridge.rtp import decode_g711, encode_g711
 
 STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
-SAMPLE = Path(__file__).parents[2] / "siprec_bridge" / "caller" / "sample"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
