@@ -170,7 +170,7 @@ class BatchReceiver:
         arena.arrivals_ns[:count] = np.where(stamped, arrivals, time.time_ns())
         second = control[:, 32:48].copy().view(self._CMSG)[:, 0]
         counted = stamped & (told >= 52) & (second["kind"] == _SO_RXQ_OVFL)
-        drops = control[:, 48:52].copy().view(np.uint32)[:, 0]
+        drops = control[:, 48:52].copy().view(np.uint32)[:, 0].astype(np.int64)
         arena.drops[:count] = np.where(counted, drops, -1)
         messages["control_length"] = _CONTROL
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from siprec_bridge.media import (
     StreamReport,
     StreamSpec,
     finish_session,
+    sweep,
 )
 from siprec_bridge.sdp import Codec
 from siprec_bridge.telemetry import Metrics
@@ -74,7 +76,7 @@ async def test_each_tone_ends_on_its_own_wav_with_its_own_length(
 
         assert media.receiver == ("BatchReceiver" if fast else "PlainReceiver")
     assert [one.packets for one in reports] == [100, 150]
-    assert [one.lost for one in reports] == [0, 0]
+    assert [(one.lost, one.kernel_drops) for one in reports] == [(0, 0), (0, 0)]
     audio = finish_session(tmp_path, SESSION, 16000)
     for leg, frequency, seconds in zip(audio.legs, (440, 1000), (2.0, 3.0), strict=True):
         rate, pcm = read_wav(tmp_path / leg.file)
@@ -189,6 +191,30 @@ async def test_what_is_no_rtp_is_counted_and_left_out(tmp_path: Path) -> None:
 
     assert (report.packets, report.malformed) == (5, 4)
     assert metrics.registry.get_sample_value("siprec_rtp_packets_malformed_total") == 4
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["recvmmsg", "plain"])
+async def test_what_the_kernel_had_no_room_for_is_counted(
+    tmp_path: Path, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena = sweep.Arena()
+    receiver = sweep.best_receiver(arena, fast=fast)
+    monkeypatch.setattr(sweep, "_RECEIVE_BUFFER", 4096)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("127.0.0.1", 0))
+        one.setblocking(False)
+        sweep.prepare(one)
+        send(packets(tone(440, 4.0)), one.getsockname()[1])
+        first = receiver.receive(one, arena, 0)
+        receiver.complete(arena, first)
+        before = arena.drops[:first].tolist()
+        send(packets(tone(440, 0.02)), one.getsockname()[1])
+        second = receiver.receive(one, arena, 0)
+        receiver.complete(arena, second)
+
+    assert 0 < first < 200
+    assert set(before) == {-1}  # told with what comes after them
+    assert arena.drops[:second].tolist() == [200 - first]
 
 
 async def test_stopping_the_engine_makes_open_streams_durable(tmp_path: Path) -> None:
