@@ -30,7 +30,7 @@ from siprec_bridge.recording import (
 )
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings
-from siprec_bridge.signalling import Listener
+from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import Output, Peer, SipServer
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
@@ -38,7 +38,7 @@ from siprec_bridge.transcription import Scheduler, load_provider
 
 log = structlog.get_logger()
 
-_HOUSEKEEPING_S = 15.0
+_HOUSEKEEPING_S = 10.0
 _RESTART_S = 5.0
 
 
@@ -120,7 +120,17 @@ class Bridge:
             contact=self._contact,
             user_agent=f"siprec-bridge/{__version__}",
         )
-        self.listener = Listener(self.sip, self._on_sip, metrics)
+        admission = Admission(
+            settings.sip_allowed_sources, forbid=settings.sip_unknown_sources == "forbidden"
+        )
+        self.listener = Listener(self.sip, self._on_sip, metrics, admission)
+        self.tls = (
+            TlsServerContext(
+                TlsFiles(settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_path)
+            )
+            if settings.tls_port is not None and settings.tls_cert_path and settings.tls_key_path
+            else None
+        )
         self.service = RecordingService(
             Desk(
                 signalling=self.listener,
@@ -173,7 +183,11 @@ class Bridge:
 
         parts.push_async_callback(self.listener.stop)
         await self.listener.start(
-            settings.sip_host, udp_ports=settings.sip_udp_ports, tcp_ports=settings.sip_tcp_ports
+            settings.sip_host,
+            udp_ports=settings.sip_udp_ports,
+            tcp_ports=settings.sip_tcp_ports,
+            tls_port=settings.tls_port,
+            tls=self.tls.context if self.tls is not None else None,
         )
         parts.push_async_callback(self.service.stop, settings.shutdown_timeout.total_seconds())
         self._register_checks()
@@ -266,17 +280,25 @@ class Bridge:
         while True:
             usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
             self.metrics.spool_disk_free_bytes.set(usage.free)
+            if self.tls is not None:
+                await asyncio.to_thread(self.tls.reload)
             await asyncio.sleep(_HOUSEKEEPING_S)
 
     async def _say_what_was_chosen(self) -> None:
         settings = self._settings
-        udp = [str(one) for one in self.listener.endpoints if one.transport == "udp"]
-        tcp = [str(one) for one in self.listener.endpoints if one.transport == "tcp"]
+        bound: dict[str, list[str]] = {"udp": [], "tcp": [], "tls": []}
+        for one in self.listener.endpoints:
+            bound[one.transport].append(str(one))
+        sip = "; ".join(
+            f"{name.upper()} {', '.join(places)}" for name, places in bound.items() if places
+        )
         host, port = self.front.address
         http = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         stored = "embedded SQLite" if settings.database_url is None else "DATABASE_URL"
         chosen = [
-            f"SIP on UDP {', '.join(udp) or 'none'}; TCP {', '.join(tcp) or 'none'}",
+            f"SIP on {sip}",
+            "SIP from "
+            + (", ".join(map(str, settings.sip_allowed_sources)) or "anyone who reaches the port"),
             f"RTP on {settings.rtp_bind_ip or settings.sip_host}, ports {settings.rtp_port_min} "
             f"to {settings.rtp_port_max}, received by {self.media.receiver}",
             f"recordings in {settings.recordings}",
@@ -297,8 +319,9 @@ class Bridge:
             "bridge.ready",
             version=__version__,
             chosen=chosen,
-            sip_udp=udp,
-            sip_tcp=tcp,
+            sip_udp=bound["udp"],
+            sip_tcp=bound["tcp"],
+            sip_tls=bound["tls"],
             http=http,
         )
 

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -94,7 +95,7 @@ def call(
         typer.Argument(help="audio file of each participant; none: the sample call"),
     ] = None,
     to: Annotated[str | None, typer.Option(help="server to call, if not the argument")] = None,
-    transport: Annotated[str | None, typer.Option(help="udp or tcp")] = None,
+    transport: Annotated[str | None, typer.Option(help="udp, tcp or tls")] = None,
     codec: Annotated[str, typer.Option(help="pcmu or pcma")] = "pcmu",
     participants: Annotated[
         list[str] | None,
@@ -105,6 +106,12 @@ def call(
     rate: Annotated[
         float, typer.Option(help="pace of the packets; 1 is that of speech", min=0.1, max=100)
     ] = 1.0,
+    ca: Annotated[
+        Path | None, typer.Option(help="TLS: CAs that the server's certificate must come from")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="TLS: our certificate and key in one PEM file")
+    ] = None,
     brief: Annotated[bool, typer.Option(help="print the report only")] = False,
 ) -> None:
     """Place a SIPREC call to any recording server and tell what it answered."""
@@ -129,11 +136,27 @@ def call(
             else leg
             for index, leg in enumerate(sample_call())
         ]
-    plan = CallPlan(parse_target(goal, transport), legs, codec.lower(), rate)
+    plan = CallPlan(parse_target(goal, transport), legs, codec.lower(), rate, _tls(ca, cert))
     report = asyncio.run(place_call(plan, on_status=None if brief else print))
     for line in report_lines(report):
         print(line)
     raise typer.Exit(0 if report.ok else 1)
+
+
+def _tls(ca: Path | None, cert: Path | None) -> ssl.SSLContext | None:
+    """What `--ca` and `--cert` ask for; None: any certificate will do."""
+    if ca is None and cert is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if ca is None:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if cert is not None:
+            context.load_cert_chain(cert)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError("--ca, --cert", error.strerror or str(error)) from error
+    return context
 
 
 @app.command()

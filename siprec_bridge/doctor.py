@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from siprec_bridge.media import NoPortLeft
 from siprec_bridge.media.ports import PortRange
 from siprec_bridge.provider import AudioFile, ConfigurationError, Job, ProviderError
 from siprec_bridge.settings import Settings
+from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.transcription import load_provider
 
@@ -45,6 +47,8 @@ class Finding:
 async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Examine everything that the settings choose, one piece after the other."""
     yield _ports(settings)
+    if settings.tls_port is not None:
+        yield _tls(settings)
     yield _rtp(settings)
     yield _folder(settings)
     yield await _database(settings)
@@ -62,6 +66,8 @@ def _ports(settings: Settings) -> Finding:
         ),
         (settings.http_host, settings.http_port, socket.SOCK_STREAM, "HTTP_PORT"),
     ]
+    if settings.tls_port is not None:
+        wanted.append((settings.sip_host, settings.tls_port, socket.SOCK_STREAM, "TLS_PORT"))
     for host, port, kind, setting in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, kind) as one:
@@ -77,6 +83,25 @@ def _ports(settings: Settings) -> Finding:
                     f"Else choose another {setting}",
                 )
     return Finding("ports", True, f"SIP and HTTP can listen ({len(wanted)} ports tried)")
+
+
+def _tls(settings: Settings) -> Finding:
+    """Load the certificate as the bridge does, and say until when it is good."""
+    assert settings.tls_cert_path is not None
+    assert settings.tls_key_path is not None
+    files = TlsFiles(settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_path)
+    try:
+        TlsServerContext(files)
+        # The standard library has no other way to read a certificate that is not a peer's.
+        shown: dict[str, str] = ssl._ssl._test_decode_cert(str(files.certificate))  # type: ignore[attr-defined]
+    except ConfigurationError as error:
+        return Finding("tls", False, str(error))
+    until = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
+    text = f"{files.certificate} is valid until {until:%Y-%m-%d}"
+    if until < datetime.now(UTC):
+        return Finding("tls", False, f"{text}; renew it")
+    mutual = ", SRCs must show one too" if files.client_ca is not None else ""
+    return Finding("tls", True, text + mutual)
 
 
 def _rtp(settings: Settings) -> Finding:

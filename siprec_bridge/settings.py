@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -32,6 +33,15 @@ def _names(value: object) -> object:
     return value
 
 
+def _networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(f"{error}; write 192.0.2.10 or 198.51.100.0/24") from error
+
+
 def _duration(value: object) -> object:
     return timedelta(seconds=parse_duration(value)) if isinstance(value, str) else value
 
@@ -39,7 +49,11 @@ def _duration(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+_CASELESS = ("log_level", "log_format", "stt_default_vendor", "sip_unknown_sources")
 
 
 class Settings(BaseModel):
@@ -55,6 +69,20 @@ class Settings(BaseModel):
     )
     tcp_ports: PortList | None = Field(
         None, description="SIP ports for TCP, instead of PORTS; none: no TCP"
+    )
+    tls_port: Port | None = Field(None, description="SIP port for TLS, usually 5061; none: no TLS")
+    tls_cert_path: Path | None = Field(
+        None, description="PEM file of our certificate and its chain; renewed files are taken over"
+    )
+    tls_key_path: Path | None = Field(None, description="PEM file of its private key")
+    tls_client_ca_path: Path | None = Field(
+        None, description="PEM file of CAs; set: SRCs must show a certificate that these signed"
+    )
+    sip_allowed_sources: NetworkList = Field(
+        (), description="addresses and networks that may send SIP; none given: anyone"
+    )
+    sip_unknown_sources: Literal["silent", "forbidden"] = Field(
+        "silent", description="what others get: no answer, or a 403"
     )
     external_ip: str | None = Field(
         None, description="address that Contact and SDP announce (behind NAT); else the local one"
@@ -124,9 +152,7 @@ class Settings(BaseModel):
     @classmethod
     def _lower_levels(cls, values: dict[str, object]) -> dict[str, object]:
         return {
-            name: value.lower()
-            if name in ("log_level", "log_format", "stt_default_vendor") and isinstance(value, str)
-            else value
+            name: value.lower() if name in _CASELESS and isinstance(value, str) else value
             for name, value in values.items()
         }
 
@@ -139,8 +165,10 @@ class Settings(BaseModel):
                 f"STT_DEFAULT_VENDOR={self.stt_default_vendor} is not among SUPPORTED_VENDORS="
                 + ",".join(self.supported_vendors)
             )
-        if not (self.sip_udp_ports or self.sip_tcp_ports):
-            raise ValueError("PORTS: at least one UDP or TCP port is needed")
+        if not (self.sip_udp_ports or self.sip_tcp_ports or self.tls_port is not None):
+            raise ValueError("PORTS: at least one UDP, TCP or TLS port is needed")
+        if self.tls_port is not None and not (self.tls_cert_path and self.tls_key_path):
+            raise ValueError("TLS_PORT needs TLS_CERT_PATH and TLS_KEY_PATH")
         return self
 
     @property

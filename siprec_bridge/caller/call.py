@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ class CallPlan:
     legs: Sequence[Leg]
     codec: str = "pcmu"
     rate: float = 1.0
+    tls: ssl.SSLContext | None = None  # None: over TLS, take any certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ async def place_call(
         raise CallError(f"codec {plan.codec}: pcmu or pcma")
     if not 1 <= len(plan.legs) <= 16:
         raise CallError("one to sixteen participants")
-    wire = await connect(plan.target)
+    wire = await connect(plan.target, plan.tls)
     try:
         with _rtp_sockets(wire.local_host, len(plan.legs)) as sockets:
             return await _call(plan, wire, sockets, say)

@@ -15,22 +15,24 @@ class Target:
     transport: str
     host: str
     port: int
+    name: str = ""  # what its certificate must be for
 
 
 def parse_target(text: str, transport: str | None = None) -> Target:
     """Read `sip:host:port;transport=tcp`, `host:port` or `host`. Raises CallError.
 
-    `transport` (udp, tcp) outranks the one in the URI.
+    `transport` (udp, tcp, tls) outranks the one in the URI; sips means tls.
     """
     uri = text if text.lower().startswith(("sip:", "sips:")) else f"sip:{text}"
     try:
         parsed = parse_uri(uri)
     except MalformedMessage as error:
         raise CallError(f"{text}: {error.reason}") from error
-    chosen = (transport or parsed.params.get("transport") or "udp").lower()
-    if parsed.scheme == "sips" or chosen not in ("udp", "tcp"):
-        raise CallError(f"{text}: only UDP and TCP are supported")
-    port = parsed.port or 5060
+    usual = "tls" if parsed.scheme == "sips" else "udp"
+    chosen = (transport or parsed.params.get("transport") or usual).lower()
+    if chosen not in ("udp", "tcp", "tls"):
+        raise CallError(f"{text}: the transport is udp, tcp or tls")
+    port = parsed.port or (5061 if chosen == "tls" else 5060)
     try:
         found = socket.getaddrinfo(
             parsed.host,
@@ -39,7 +41,7 @@ def parse_target(text: str, transport: str | None = None) -> Target:
         )
     except OSError as error:
         raise CallError(f"{parsed.host}: {error.strerror}") from error
-    return Target(uri, chosen, str(found[0][4][0]), port)
+    return Target(uri, chosen, str(found[0][4][0]), port, parsed.host)
 
 
 def parse_participant(text: str) -> tuple[str, str]:

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.signalling.admission import Admission
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
@@ -27,6 +29,8 @@ from siprec_bridge.telemetry import Metrics
 log = structlog.get_logger()
 
 _BACKLOG = 1024
+_HANDSHAKE_TIMEOUT_S = 10.0
+_COMPLAINTS = 1000
 _SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
 
 
@@ -47,37 +51,53 @@ class Listener:
     """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order."""
 
     def __init__(
-        self, server: SipServer, on_event: Callable[[Output], None], metrics: Metrics
+        self,
+        server: SipServer,
+        on_event: Callable[[Output], None],
+        metrics: Metrics,
+        admission: Admission | None = None,
     ) -> None:
         self._server = server
+        self._admission = admission or Admission()
         self._on_event = on_event
         self._metrics = metrics
         self._flows = itertools.count(1)
         self._udp: dict[int, UdpEndpoint] = {}
         self._connections: dict[int, StreamConnection] = {}
-        self._tcp: list[asyncio.Server] = []
+        self._streams: list[tuple[str, asyncio.Server]] = []  # transport and server
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._complained: set[str] = set()
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Where SIP is received now."""
         udp = [Endpoint("udp", one.host, one.port) for one in self._udp.values()]
-        tcp = [
-            Endpoint("tcp", *one.getsockname()[:2])
-            for server in self._tcp
+        streams = [
+            Endpoint(transport, *one.getsockname()[:2])
+            for transport, server in self._streams
             if server.is_serving()
             for one in server.sockets
         ]
-        return (*udp, *tcp)
+        return (*udp, *streams)
 
-    async def start(self, host: str, *, udp_ports: Sequence[int], tcp_ports: Sequence[int]) -> None:
+    async def start(
+        self,
+        host: str,
+        *,
+        udp_ports: Sequence[int],
+        tcp_ports: Sequence[int],
+        tls_port: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Bind every port. A port 0 takes one that is free for both UDP and TCP.
 
         Raises ConfigurationError when an address cannot be bound.
         """
         for port in dict.fromkeys((*udp_ports, *tcp_ports)):
             await self._bind(host, port, udp=port in udp_ports, tcp=port in tcp_ports)
+        if tls_port is not None and tls is not None:
+            await self._bind_tls(host, tls_port, tls)
 
     async def stop(self) -> None:
         """Unbind and close the connections."""
@@ -86,7 +106,7 @@ class Listener:
             self._alarm.cancel()
         for endpoint in self._udp.values():
             endpoint.close()
-        for server in self._tcp:
+        for _, server in self._streams:
             server.close()
         for connection in list(self._connections.values()):
             connection.close()
@@ -140,8 +160,25 @@ class Listener:
                     f"PORTS={port}", f"SIP cannot listen on {host}:{port}: {error.strerror}"
                 ) from error
             if stream is not None:
-                self._tcp.append(stream)
+                self._streams.append(("tcp", stream))
             return
+
+    async def _bind_tls(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                self._accept,
+                host,
+                port,
+                ssl=tls,
+                ssl_handshake_timeout=_HANDSHAKE_TIMEOUT_S,
+                backlog=_BACKLOG,
+                reuse_address=True,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"TLS_PORT={port}", f"SIP cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
+        self._streams.append(("tls", server))
 
     async def _bind_udp(self, host: str, port: int) -> None:
         flow = next(self._flows)
@@ -160,12 +197,32 @@ class Listener:
 
     def _connection_made(self, connection: StreamConnection) -> None:
         self._connections[connection.flow] = connection
+        peer = connection.peer
+        if peer is not None and not self._admission.admits(peer.host):
+            self._note_unadmitted(peer)
+            if not self._admission.forbid:
+                connection.close()
+
+    def _note_unadmitted(self, peer: Peer) -> None:
+        self._metrics.sip_unadmitted_total.labels(transport=peer.transport).inc()
+        # Not a line a packet: a scan must not fill the disk. The metric has them all.
+        if peer.host not in self._complained:
+            if len(self._complained) >= _COMPLAINTS:
+                self._complained.clear()
+            self._complained.add(peer.host)
+            log.warning("sip.source_not_allowed", peer=f"{peer.transport}:{peer.host}:{peer.port}")
 
     def _connection_lost(self, connection: StreamConnection) -> None:
         self._connections.pop(connection.flow, None)
 
     def _receive(self, data: bytes, peer: Peer) -> None:
         try:
+            if not self._admission.admits(peer.host):
+                if peer.transport == "udp":
+                    self._note_unadmitted(peer)
+                if self._admission.forbid:
+                    self._perform(self._server.turn_away(data, peer))
+                return
             self._perform(self._server.receive(data, peer, self._now()))
         except Exception:  # our fault, and this message's alone: the others must go on
             log.exception("sip.message_not_handled", peer=f"{peer.transport}:{peer.host}")

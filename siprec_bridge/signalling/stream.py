@@ -1,4 +1,4 @@
-"""SIP over TCP: a connection is a stream of messages."""
+"""SIP over TCP and TLS: a connection is a stream of messages."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,12 +32,18 @@ class StreamConnection(asyncio.Protocol):
         self._peer: Peer | None = None
         self._patience: asyncio.TimerHandle | None = None
 
+    @property
+    def peer(self) -> Peer | None:
+        """Its other end, once the connection is there."""
+        return self._peer
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio: the connection is there."""
         self._transport = transport
         host, port = transport.get_extra_info("peername")[:2]
         local_host, local_port = transport.get_extra_info("sockname")[:2]
-        self._peer = Peer("tcp", host, port, self.flow, local_host, local_port)
+        kind = "tls" if transport.get_extra_info("ssl_object") is not None else "tcp"
+        self._peer = Peer(kind, host, port, self.flow, local_host, local_port)
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:

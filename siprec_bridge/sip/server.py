@@ -247,6 +247,17 @@ class SipServer:
         except Refused as refusal:
             return out + self._refuse(pending, refusal, now)
 
+    def turn_away(self, data: bytes, peer: Peer) -> list[Output]:
+        """Answer a request of somebody who may not talk to us with 403, and remember nothing."""
+        try:
+            request = parse(data)
+            if isinstance(request, Response) or request.method == "ACK":
+                return []
+            reply_to = _note_source(request, peer)
+        except MalformedMessage:
+            return []
+        return self._answer_statelessly(request, 403, REASONS[403], reply_to)
+
     def respond(
         self,
         id: RequestId,
@@ -531,14 +542,19 @@ class SipServer:
             reply_to = _note_source(request, peer)
         except MalformedMessage:
             return out
+        # What cannot be read cannot be matched to a transaction either.
+        reason = REASONS.get(error.status, error.reason)
+        return out + self._answer_statelessly(request, error.status, reason, reply_to)
+
+    def _answer_statelessly(
+        self, request: Request, status: int, reason: str, reply_to: Peer
+    ) -> list[Output]:
         headers = _echo(request)
         if "tag=" not in (headers.get("To") or "").lower():
             headers.set("To", f"{headers.get('To')};tag={self._token()}")
         headers.add("Server", self._user_agent)
-        # Stateless: what cannot be read cannot be matched to a transaction either.
-        reason = REASONS.get(error.status, error.reason)
-        data = serialize(Response(error.status, reason, headers))
-        return [*out, Send(data, reply_to), ResponseSent(_method(request), error.status)]
+        data = serialize(Response(status, reason, headers))
+        return [Send(data, reply_to), ResponseSent(_method(request), status)]
 
     # Our own requests
 

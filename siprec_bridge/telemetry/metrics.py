@@ -48,6 +48,9 @@ class Metrics:
         self.sip_malformed_total = counter(
             "sip_malformed", "SIP messages that could not be parsed", ("transport",)
         )
+        self.sip_unadmitted_total = counter(
+            "sip_unadmitted", "messages and connections from sources not allowed", ("transport",)
+        )
 
         # Recording
         self.sessions_total = counter("sessions", "recording sessions ended", ("outcome",))

@@ -1,0 +1,187 @@
+"""Real sockets around the machine: framing, admission, peers that misbehave."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+
+import pytest
+
+from harness.bridge import eventually
+from harness.src import multipart, new_server, request
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.signalling import Admission, Listener
+from siprec_bridge.sip import InviteReceived, Output, RequestReceived
+from siprec_bridge.telemetry import Metrics
+
+OPTIONS = request("OPTIONS").replace(b"192.0.2.10:5070;", b"127.0.0.1:5070;")
+
+
+@asynccontextmanager
+async def listening(
+    admission: Admission | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[Listener, list[Output], Metrics]]:
+    """A listener that answers OPTIONS and takes note of the rest."""
+    events: list[Output] = []
+    metrics = Metrics()
+
+    def on_event(event: Output) -> None:
+        events.append(event)
+        if isinstance(event, RequestReceived):
+            listener.respond(event.id, 200)
+
+    listener = Listener(new_server(), on_event, metrics, admission)
+    await listener.start(host, udp_ports=[0], tcp_ports=[0])
+    try:
+        yield listener, events, metrics
+    finally:
+        await listener.stop()
+
+
+async def connect(listener: Listener) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    tcp = next(one for one in listener.endpoints if one.transport == "tcp")
+    return await asyncio.open_connection(tcp.host, tcp.port)
+
+
+def ask_udp(listener: Listener, data: bytes) -> socket.socket:
+    udp = next(one for one in listener.endpoints if one.transport == "udp")
+    one = socket.socket(socket.AF_INET6 if ":" in udp.host else socket.AF_INET, socket.SOCK_DGRAM)
+    one.setblocking(False)
+    one.sendto(data, (udp.host, udp.port))
+    return one
+
+
+async def answer(one: socket.socket) -> bytes:
+    async with asyncio.timeout(5):
+        return await asyncio.get_running_loop().sock_recv(one, 65536)
+
+
+def status(data: bytes) -> int:
+    return int(data.split()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_udp_is_answered_where_it_came_from(host: str) -> None:
+    async with listening(host=host) as (listener, _, _):
+        with ask_udp(listener, OPTIONS) as one:
+            assert status(await answer(one)) == 200
+
+
+async def test_several_messages_in_pieces_on_one_connection_are_all_answered() -> None:
+    async with listening() as (listener, _, _):
+        reader, writer = await connect(listener)
+        stream = b"".join(
+            request("OPTIONS", branch=f"z9hG4bK{number}", number=number + 1, transport="TCP")
+            for number in range(5)
+        )
+        for start in range(0, len(stream), 100):
+            writer.write(stream[start : start + 100])
+            await writer.drain()
+        heads = [await reader.readuntil(b"\r\n\r\n") for _ in range(5)]
+        writer.write(b"\r\n\r\n")
+        pong = await reader.readexactly(2)
+        writer.close()
+
+    assert [status(head) for head in heads] == [200] * 5
+    assert pong == b"\r\n"
+
+
+async def test_a_message_of_64_kb_is_taken_over_tcp() -> None:
+    body = multipart() + b"\r\n" + b"x" * 60_000
+    async with listening() as (listener, events, _):
+        _, writer = await connect(listener)
+        writer.write(request("INVITE", body=body, transport="TCP"))
+        await eventually(lambda: bool(events), "an INVITE")
+        writer.close()
+
+    (invite,) = events
+    assert isinstance(invite, InviteReceived)
+    assert len(invite.request.body) == len(body)
+
+
+async def test_a_peer_that_never_reads_loses_its_connection_and_stalls_nobody() -> None:
+    async with listening() as (listener, events, _):
+        _, stuck = await connect(listener)
+        lost = asyncio.create_task(stuck.wait_closed())
+        flood = b"".join(
+            request("OPTIONS", branch=f"z9hG4bK{number}", transport="TCP") for number in range(2000)
+        )
+        with ask_udp(listener, OPTIONS) as one:
+            assert status(await answer(one)) == 200
+        for _ in range(40):
+            stuck.write(flood)
+            await asyncio.sleep(0)
+            if stuck.is_closing():
+                break
+        with ask_udp(listener, OPTIONS.replace(b"z9hG4bK1", b"z9hG4bKagain")) as one:
+            assert status(await answer(one)) == 200
+        stuck.transport.abort()
+        lost.cancel()
+        await asyncio.gather(lost, return_exceptions=True)
+
+    assert events
+
+
+async def test_sources_that_are_not_allowed_learn_nothing() -> None:
+    admission = Admission([ip_network("192.0.2.0/24")])
+    async with listening(admission) as (listener, events, metrics):
+        with ask_udp(listener, OPTIONS) as one:
+            reader, writer = await connect(listener)
+            writer.write(OPTIONS)
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""  # closed without a word
+            writer.close()
+            with pytest.raises(BlockingIOError):
+                one.recv(100)
+
+        def refused(transport: str) -> float | None:
+            labels = {"transport": transport}
+            return metrics.registry.get_sample_value("siprec_sip_unadmitted_total", labels)
+
+        assert (refused("udp"), refused("tcp")) == (1, 1)
+    assert events == []
+
+
+async def test_by_policy_they_are_told_that_they_are_forbidden() -> None:
+    admission = Admission([ip_network("192.0.2.0/24")], forbid=True)
+    async with listening(admission) as (listener, events, _):
+        with ask_udp(listener, OPTIONS) as one:
+            assert status(await answer(one)) == 403
+        reader, writer = await connect(listener)
+        writer.write(OPTIONS)
+        assert status(await reader.readuntil(b"\r\n\r\n")) == 403
+        writer.close()
+        with ask_udp(listener, b"garbage") as silent, ask_udp(listener, OPTIONS) as one:
+            await answer(one)  # so that the garbage has been dealt with
+            with pytest.raises(BlockingIOError):
+                silent.recv(100)
+
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "host", "admitted"),
+    [
+        ([], "203.0.113.9", True),
+        (["192.0.2.10"], "192.0.2.10", True),
+        (["192.0.2.10"], "192.0.2.11", False),
+        (["192.0.2.0/24", "2001:db8::/32"], "2001:db8::5", True),
+        (["192.0.2.0/24"], "::ffff:192.0.2.7", True),
+        (["192.0.2.0/24"], "2001:db8::5", False),
+        (["fe80::/10"], "fe80::1%eth0", True),
+    ],
+)
+def test_networks_of_both_families(allowed: list[str], host: str, admitted: bool) -> None:
+    assert Admission([ip_network(one) for one in allowed]).admits(host) is admitted
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    async with listening() as (listener, _, _):
+        port = listener.endpoints[0].port
+        other = Listener(new_server(), lambda event: None, Metrics())
+
+        with pytest.raises(ConfigurationError) as error:
+            await other.start("127.0.0.1", udp_ports=[port], tcp_ports=[])
+
+    assert error.value.setting == f"PORTS={port}"
