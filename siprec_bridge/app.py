@@ -23,6 +23,7 @@ from siprec_bridge.recording import (
     Archive,
     Completion,
     Desk,
+    LadderKeeper,
     Recogniser,
     RecordingService,
     left_behind,
@@ -123,7 +124,7 @@ class Bridge:
         admission = Admission(
             settings.sip_allowed_sources, forbid=settings.sip_unknown_sources == "forbidden"
         )
-        self.listener = Listener(self.sip, self._on_sip, metrics, admission)
+        self.listener = Listener(self.sip, self._on_sip, metrics, admission, self._on_message)
         self.tls = (
             TlsServerContext(
                 TlsFiles(settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_path)
@@ -145,6 +146,7 @@ class Bridge:
                 address_for=self._address_for,
             )
         )
+        self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
         self.api = Api(self.database, metrics, self.health, on_retry=self.scheduler.wake)
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 
@@ -181,6 +183,7 @@ class Bridge:
             parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
         )
 
+        self._run(parts, self.ladder.run, "ladder")
         parts.push_async_callback(self.listener.stop)
         await self.listener.start(
             settings.sip_host,
@@ -230,6 +233,9 @@ class Bridge:
 
     def _on_sip(self, event: Output) -> None:
         self.service.on_sip(event)
+
+    def _on_message(self, data: bytes, peer: Peer, sent: bool) -> None:
+        self.ladder.note(data, peer, sent=sent)
 
     def _on_media(self, event: MediaEvent) -> None:
         fields = {

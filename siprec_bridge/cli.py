@@ -28,7 +28,17 @@ from siprec_bridge.caller import (
 )
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import Settings, from_environment
-from siprec_bridge.store import Database, StoreError, jobs, recordings, transcripts
+from siprec_bridge.store import (
+    Database,
+    SessionRow,
+    SipMessage,
+    StoreError,
+    TranscriptRow,
+    jobs,
+    ladder,
+    recordings,
+    transcripts,
+)
 from siprec_bridge.store.jobs import JobState
 from siprec_bridge.telemetry import configure_logs
 from siprec_bridge.transcript import Conversation
@@ -257,22 +267,33 @@ def sessions_list(limit: Limit = 50, as_json: AsJson = False, config: ConfigFile
 @sessions_app.command("show")
 def sessions_show(
     session: Annotated[str, typer.Argument(help="id of the session")],
+    show_ladder: Annotated[
+        bool, typer.Option("--ladder", help="its SIP messages, one line each")
+    ] = False,
+    verbose: Annotated[bool, typer.Option(help="with --ladder: whole messages")] = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
     """Show a session and what was said in it."""
     settings, _ = from_environment(config)
 
-    async def find(store: Database) -> tuple[Any, Any]:
+    async def find(
+        store: Database,
+    ) -> tuple[SessionRow | None, TranscriptRow | None, list[SipMessage]]:
         return (
             await store.read(partial(recordings.get, session_id=session)),
             await store.read(partial(transcripts.get, session_id=session)),
+            await store.read(partial(ladder.of_session, session_id=session)),
         )
 
-    row, transcript = _with_database(settings, find)
+    row, transcript, messages = _with_database(settings, find)
     if row is None:
         print(f"siprec-bridge: there is no session {session}", file=sys.stderr)
         raise typer.Exit(1)
+    if show_ladder:
+        for line in _ladder_lines(messages, verbose=verbose):
+            print(line)
+        return
     if as_json:
         print(transcript.document if transcript is not None else row.document)
         return
@@ -292,6 +313,18 @@ def sessions_show(
     for one in talk.utterances:
         who = one.participant.name or one.participant.aor if one.participant else None
         print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+
+
+def _ladder_lines(messages: list[SipMessage], *, verbose: bool) -> list[str]:
+    """The messages as arrows: the peer is on the left, we are on the right."""
+    lines: list[str] = []
+    for one in messages:
+        seconds = (one.at - messages[0].at).total_seconds()
+        arrow = "<--" if one.sent else "-->"
+        lines.append(f"{seconds:9.3f}  {one.peer} {arrow} {one.title}")
+        if verbose:
+            lines += [f"           | {line}" for line in one.text.splitlines()] + [""]
+    return lines or ["no messages are stored for this session"]
 
 
 def _with_database(settings: Settings, use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
+from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
 from siprec_bridge.store import transcripts as transcripts_of
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.telemetry.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -74,6 +74,7 @@ class Api:
                 web.get("/api/sessions", self._sessions),
                 web.get("/api/sessions/{id}", self._session),
                 web.get("/api/sessions/{id}/transcript", self._transcript),
+                web.get("/api/sessions/{id}/ladder", self._ladder),
                 web.get("/api/sessions/{id}/audio/{name}", self._audio),
                 web.get("/api/jobs", self._jobs),
                 web.post("/api/jobs/{id}/retry", self._retry),
@@ -140,6 +141,23 @@ class Api:
         if request.query.get("format") == "text":
             return web.Response(text=found.text + "\n")
         return web.Response(text=found.document, content_type="application/json")
+
+    async def _ladder(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+        messages = await self._database.read(partial(ladder.of_session, session_id=row.id))
+        return web.json_response(
+            {
+                "messages": [
+                    {
+                        "at": one.at.isoformat(),
+                        "sent": one.sent,
+                        "peer": one.peer,
+                        "text": one.text,
+                    }
+                    for one in messages
+                ]
+            }
+        )
 
     async def _audio(self, request: web.Request) -> web.FileResponse:
         row = await self._find(request)

@@ -6,6 +6,7 @@ knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 Â
 
 from siprec_bridge.recording.archive import Archive, Recogniser
 from siprec_bridge.recording.completion import Completion
+from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.recorder import Desk, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.service import RecordingService
@@ -14,6 +15,7 @@ __all__ = [
     "Archive",
     "Completion",
     "Desk",
+    "LadderKeeper",
     "Recogniser",
     "Recorder",
     "RecordingService",

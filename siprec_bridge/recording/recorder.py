@@ -82,11 +82,19 @@ class Desk:
 class Recorder:
     """Owns one recording session. `deliver` its dialog's events; `run` ends when it is archived."""
 
-    def __init__(self, session_id: str, invite: InviteReceived, desk: Desk) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        invite: InviteReceived,
+        desk: Desk,
+        *,
+        on_stored: Callable[["Recorder"], None] = lambda recorder: None,
+    ) -> None:
         self.session_id = session_id
         self.dialog = invite.dialog
         self._invite = invite
         self._desk = desk
+        self._on_stored = on_stored
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._folder = desk.recordings / session_id
         self._ports: dict[int, StreamPort] = {}  # by m-line
@@ -160,6 +168,7 @@ class Recorder:
 
         # On disk before we say yes: from the 200 on, nothing of this call may be lost.
         await self._desk.database.write(store)
+        self._on_stored(self)
         self._started_at = at
         self._answer_with(invite.id, sdp)
         self._desk.metrics.sessions_active.inc()

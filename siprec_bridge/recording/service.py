@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import OrderedDict
 
 import structlog
 
@@ -26,6 +27,7 @@ _OPTIONS_HEADERS = (
     ("Accept-Language", "en"),
 )
 _BUSY = (("Retry-After", "10"),)
+_REMEMBERED = 20_000
 
 
 class RecordingService:
@@ -36,6 +38,7 @@ class RecordingService:
         self._calls: dict[DialogId, Recorder] = {}
         self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stored: OrderedDict[str, str] = OrderedDict()  # Call-ID to session id, newest last
         self._stopping = False
 
     @property
@@ -47,6 +50,10 @@ class RecordingService:
         """The SIP Call-ID of a session that is being recorded or archived."""
         recorder = self._recorders.get(session_id)
         return recorder.dialog.call_id if recorder is not None else None
+
+    def session_of(self, call_id: str) -> str | None:
+        """The id of the session with this SIP Call-ID, if it is stored and not long over."""
+        return self._stored.get(call_id)
 
     def on_sip(self, event: Output) -> None:
         """Take what the SIP side reports; never blocks."""
@@ -89,12 +96,17 @@ class RecordingService:
         if self._stopping:
             self._desk.signalling.respond(invite.id, 503, headers=_BUSY)
             return
-        recorder = Recorder(str(uuid.uuid4()), invite, self._desk)
+        recorder = Recorder(str(uuid.uuid4()), invite, self._desk, on_stored=self._remember)
         self._calls[invite.dialog] = recorder
         self._recorders[recorder.session_id] = recorder
         task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._forget(recorder, done))
+
+    def _remember(self, recorder: Recorder) -> None:
+        self._stored[recorder.dialog.call_id] = recorder.session_id
+        while len(self._stored) > _REMEMBERED:
+            self._stored.popitem(last=False)
 
     def _forget(self, recorder: Recorder, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

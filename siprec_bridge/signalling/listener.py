@@ -56,9 +56,11 @@ class Listener:
         on_event: Callable[[Output], None],
         metrics: Metrics,
         admission: Admission | None = None,
+        trace: Callable[[bytes, Peer, bool], None] = lambda data, peer, sent: None,
     ) -> None:
         self._server = server
         self._admission = admission or Admission()
+        self._trace = trace  # gets every message of admitted peers, both ways
         self._on_event = on_event
         self._metrics = metrics
         self._flows = itertools.count(1)
@@ -223,6 +225,7 @@ class Listener:
                 if self._admission.forbid:
                     self._perform(self._server.turn_away(data, peer))
                 return
+            self._trace(data, peer, False)
             self._perform(self._server.receive(data, peer, self._now()))
         except Exception:  # our fault, and this message's alone: the others must go on
             log.exception("sip.message_not_handled", peer=f"{peer.transport}:{peer.host}")
@@ -258,6 +261,7 @@ class Listener:
         self._set_alarm()
 
     def _send(self, data: bytes, peer: Peer) -> None:
+        self._trace(data, peer, True)
         if peer.transport == "udp":
             endpoint = self._udp.get(peer.flow)
             if endpoint is not None:

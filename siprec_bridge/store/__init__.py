@@ -4,10 +4,11 @@ Refuses to know what an event says, how audio is made and who listens; callers h
 values and get frozen rows. Audio itself lies in files beside the database.
 """
 
-from siprec_bridge.store import jobs, outbox, recordings, transcripts
+from siprec_bridge.store import jobs, ladder, outbox, recordings, transcripts
 from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow
+from siprec_bridge.store.ladder import SipMessage
 from siprec_bridge.store.outbox import Event, PendingEvent, SinkBacklog
 from siprec_bridge.store.recordings import SessionRow
 from siprec_bridge.store.transcripts import TranscriptRow
@@ -20,9 +21,11 @@ __all__ = [
     "PendingEvent",
     "SessionRow",
     "SinkBacklog",
+    "SipMessage",
     "StoreError",
     "TranscriptRow",
     "jobs",
+    "ladder",
     "outbox",
     "recordings",
     "transcripts",

@@ -154,6 +154,19 @@ deliveries = Table(
     Index("ix_deliveries_parked", "sink", "seq", sqlite_where=_PARKED, postgresql_where=_PARKED),
 )
 
+sip_messages = Table(
+    "sip_messages",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("sent", Boolean, nullable=False),
+    Column("peer", String, nullable=False),
+    Column("text", Text, nullable=False),
+    Index("ix_sip_messages_session_id_id", "session_id", "id"),
+    sqlite_autoincrement=True,
+)
+
 probe = Table(
     "probe",
     metadata,

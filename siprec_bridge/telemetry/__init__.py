@@ -4,7 +4,7 @@ Refuses to know calls and protocols: whoever makes a thing happen counts and log
 """
 
 from siprec_bridge.telemetry.health import Check, Health, HealthReport
-from siprec_bridge.telemetry.logs import configure_logs
+from siprec_bridge.telemetry.logs import configure_logs, masked
 from siprec_bridge.telemetry.metrics import Metrics
 
-__all__ = ["Check", "Health", "HealthReport", "Metrics", "configure_logs"]
+__all__ = ["Check", "Health", "HealthReport", "Metrics", "configure_logs", "masked"]

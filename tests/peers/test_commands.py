@@ -14,6 +14,8 @@ from harness.bridge import command, listening, running_bridge
 from harness.calls import SAMPLE, call, finals, tones
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
+from harness.src import OFFER, multipart, request
+from siprec_bridge.sip import Response, StreamFramer, parse
 
 STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
 
@@ -109,6 +111,52 @@ async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
     assert "BYE 200" in out
     assert "Ann" in listed
     assert "Call-ID" in shown
+
+
+async def test_the_ladder_shows_what_was_said_on_the_wire_without_its_secrets(
+    tmp_path: Path,
+) -> None:
+    secret = b"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:c2VjcmV0c2VjcmV0"
+    body = multipart(sdp=OFFER + "a=x:1\r\n" + secret.decode() + "\r\n")
+    data = tmp_path / "data"
+    async with running_bridge(data) as bridge:
+        reader, writer = await asyncio.open_connection(*bridge.tcp)
+        writer.write(request("INVITE", body=body, transport="TCP"))
+        answer = await read_final(reader)
+        for method, number in (("ACK", 1), ("BYE", 2)):
+            branch, tag = f"z9hG4bK{method}", answer.to.tag
+            writer.write(request(method, number=number, branch=branch, to_tag=tag, transport="TCP"))
+        await read_final(reader)
+        writer.close()
+        await bridge.wait_for_log("session.archived")
+        (session,) = [str(one["session_id"]) for one in bridge.logged("session.archived")]
+    _, lines, _ = await command("sessions", "show", session, "--ladder", data=data)
+    _, whole, _ = await command("sessions", "show", session, "--ladder", "--verbose", data=data)
+
+    shown = [line.split(maxsplit=2)[2] for line in lines.splitlines()]
+    assert shown == [
+        "--> INVITE sip:srs@192.0.2.1",
+        "<-- SIP/2.0 100 Trying",
+        "<-- SIP/2.0 200 OK",
+        "--> ACK sip:srs@192.0.2.1",
+        "--> BYE sip:srs@192.0.2.1",
+        "<-- SIP/2.0 200 OK",
+    ]
+    assert "inline:***" in whole
+    assert "c2VjcmV0" not in whole
+
+
+async def read_final(reader: asyncio.StreamReader) -> Response:
+    """The next final response on a connection."""
+    framer = StreamFramer()
+    async with asyncio.timeout(10):
+        while True:
+            for data in framer.feed(await reader.read(1)):
+                assert isinstance(data, bytes)
+                message = parse(data)
+                assert isinstance(message, Response)
+                if message.status >= 200:
+                    return message
 
 
 async def test_a_call_that_nobody_answers_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from siprec_bridge.provider import ConfigurationError
@@ -24,6 +27,7 @@ from siprec_bridge.store import (
     jobs,
     outbox,
     recordings,
+    schema,
     transcripts,
 )
 from siprec_bridge.transcript import RunFacts
@@ -122,6 +126,17 @@ async def test_every_write_that_was_confirmed_survives_kill_9(tmp_path: Path) ->
         rows = await database.read(partial(recordings.listing, limit=10_000))
     assert set(confirmed) - {row.id for row in rows} == set()
     assert len(confirmed) >= 100
+
+
+async def test_the_migrations_lead_to_the_schema(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), schema.metadata)
+    engine.dispose()
+
+    assert differences == []
 
 
 async def test_a_database_of_a_newer_version_is_not_touched(tmp_path: Path) -> None:
