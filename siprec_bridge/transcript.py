@@ -107,6 +107,7 @@ class Conversation(Value):
     session_id: str
     sip_call_id: str
     group_id: str | None = None
+    call_ids: dict[str, str] = {}  # vendors' names for the call
     started_at: datetime
     ended_at: datetime
     duration: float

@@ -6,8 +6,8 @@ drops duplicates by `id` alone. `sequence` rises with every event of a bridge an
 
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -41,6 +41,7 @@ class SessionFacts:
     sip_call_id: str
     at: datetime
     group_id: str | None = None
+    call_ids: Mapping[str, str] = field(default_factory=dict)
     participants: tuple[Participant, ...] = ()
     streams: tuple[Stream, ...] = ()
 
@@ -53,6 +54,7 @@ class Data(BaseModel):
     session_id: str = Field(description="the bridge's id of the recording session")
     sip_call_id: str = Field(description="Call-ID of the recording session's dialog")
     group_id: str | None = Field(None, description="communication session group, RFC 7865 §6.2")
+    call_ids: dict[str, str] = Field({}, description="vendors' names for the call, such as ucid")
 
 
 class SessionData(Data):
@@ -249,6 +251,7 @@ def transcript_events(conversation: Conversation, version: int) -> list[Event]:
         "session_id": conversation.session_id,
         "sip_call_id": conversation.sip_call_id,
         "group_id": conversation.group_id,
+        "call_ids": conversation.call_ids,
         "version": version,
         "provider": conversation.provider,
         "model": conversation.model,
@@ -293,6 +296,7 @@ def transcript_failed(
     sip_call_id: str,
     *,
     group_id: str | None,
+    call_ids: Mapping[str, str] | None = None,
     job_id: str,
     attempts: int,
     reason: str,
@@ -303,6 +307,7 @@ def transcript_failed(
         session_id=session_id,
         sip_call_id=sip_call_id,
         group_id=group_id,
+        call_ids=dict(call_ids or {}),
         job_id=job_id,
         attempts=attempts,
         reason=reason,
@@ -407,6 +412,7 @@ def _session(facts: SessionFacts) -> dict[str, Any]:
         "session_id": facts.session_id,
         "sip_call_id": facts.sip_call_id,
         "group_id": facts.group_id,
+        "call_ids": dict(facts.call_ids),
         "participants": facts.participants,
         "streams": facts.streams,
     }

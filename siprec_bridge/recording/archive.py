@@ -139,6 +139,7 @@ def facts_of(document: SessionDocument, sip_call_id: str, at: datetime) -> envel
         sip_call_id=sip_call_id,
         at=at,
         group_id=document.group_id,
+        call_ids=document.call_ids,
         participants=document.participants,
         streams=tuple(
             envelope.Stream(

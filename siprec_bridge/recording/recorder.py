@@ -30,7 +30,14 @@ from siprec_bridge.sip import (
     UpdateReceived,
     parse_uri,
 )
-from siprec_bridge.siprec import Body, Changes, RecordingSession, StreamToRecord, parse_body
+from siprec_bridge.siprec import (
+    Body,
+    Changes,
+    RecordingSession,
+    StreamToRecord,
+    call_ids_of_headers,
+    parse_body,
+)
 from siprec_bridge.store import Database, StoreError, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Participant
@@ -105,6 +112,7 @@ class Recorder:
             desk.policy,
             sdp_session_id=int(desk.clock().timestamp()),
             fallback=_parties(invite.request),
+            call_ids=call_ids_of_headers(invite.request.headers),
         )
 
     def is_cancelled_by(self, event: InviteCancelled) -> bool:

@@ -5,6 +5,7 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
 from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument
+from siprec_bridge.siprec.extensions import call_ids_of_headers
 from siprec_bridge.siprec.metadata import MalformedMetadata, Metadata, parse_metadata
 from siprec_bridge.siprec.session import Changes, RecordingSession, StreamToRecord
 
@@ -19,6 +20,7 @@ __all__ = [
     "SessionDocument",
     "StreamDocument",
     "StreamToRecord",
+    "call_ids_of_headers",
     "parse_body",
     "parse_metadata",
 ]

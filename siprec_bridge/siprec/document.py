@@ -39,6 +39,8 @@ class SessionDocument(Value):
     sip_session_ids: tuple[str, ...] = ()
     participants: tuple[Participant, ...] = ()
     streams: tuple[StreamDocument, ...] = ()
+    call_ids: dict[str, str] = Field({}, description="vendors' names for the call")
+    extensions: tuple[str, ...] = Field((), description="vendors' metadata, as XML")
     warnings: tuple[str, ...] = Field((), description="what was odd in SDP or metadata")
 
     def stream(self, label: str) -> StreamDocument | None:

@@ -6,13 +6,15 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+
+from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions
 
 MAX_BYTES = 1 << 20
 
@@ -68,6 +70,8 @@ class Metadata:
     participants: tuple[ParticipantData, ...] = ()
     streams: tuple[StreamData, ...] = ()
     associations: tuple[Association, ...] = ()
+    call_ids: Mapping[str, str] = field(default_factory=dict)  # vendors' names for the call
+    extensions: tuple[str, ...] = ()  # vendors' elements, as XML
 
 
 def parse_metadata(xml: bytes) -> Metadata:
@@ -113,6 +117,8 @@ def _read(root: Element, namespace: str) -> Metadata:
         participants=tuple(participants),
         streams=tuple(filter(None, (_stream(one) for one in _find(root, "stream")))),
         associations=tuple(associations.values()),
+        call_ids=call_ids_of_metadata(root),
+        extensions=extensions(root, namespace),
     )
 
 

@@ -77,12 +77,18 @@ class _Negotiated:
     groups: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     sip_session_ids: tuple[str, ...] = ()
+    call_ids: dict[str, str] = field(default_factory=dict)
+    extensions: tuple[str, ...] = ()
     late: bool = False  # our own offer is out and its answer has not come
     warnings: list[str] = field(default_factory=list)
 
 
 class RecordingSession:
-    """One recording session. `fallback` are the parties to show when no metadata comes."""
+    """One recording session.
+
+    `fallback` are the parties to show when no metadata comes, `call_ids` the vendor's names for
+    the call that the INVITE's headers gave.
+    """
 
     def __init__(
         self,
@@ -91,12 +97,13 @@ class RecordingSession:
         *,
         sdp_session_id: int,
         fallback: tuple[Participant, ...] = (),
+        call_ids: Mapping[str, str] | None = None,
     ) -> None:
         self.session_id = session_id
         self._policy = policy
         self._sdp_session_id = sdp_session_id
         self._fallback = fallback
-        self._now = _Negotiated()
+        self._now = _Negotiated(call_ids=dict(call_ids or {}))
         self._before = _Negotiated()
         self._version = 0
         self._answer: SessionDescription | None = None
@@ -191,6 +198,8 @@ class RecordingSession:
                 )
                 for one in sorted(now.streams.values(), key=lambda one: one.index)
             ),
+            call_ids=dict(now.call_ids),
+            extensions=now.extensions,
             warnings=tuple(now.warnings),
         )
 
@@ -320,6 +329,7 @@ class RecordingSession:
         if metadata.mode == "complete":
             now.participants, now.labels, now.sends = {}, {}, {}
             now.groups, now.sessions, now.sip_session_ids = (), (), ()
+            now.extensions = ()
         for one in metadata.participants:
             old = now.participants.get(one.id)
             now.participants[one.id] = Participant(
@@ -337,6 +347,8 @@ class RecordingSession:
             now.sip_session_ids,
             tuple(id for one in metadata.sessions for id in one.sip_session_ids),
         )
+        now.call_ids |= metadata.call_ids
+        now.extensions = _joined(now.extensions, metadata.extensions)
         self._place_participants(at)
         return self.document() != before
 

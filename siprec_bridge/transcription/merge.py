@@ -41,6 +41,7 @@ def merge(
     started_at: datetime,
     ended_at: datetime,
     facts: RunFacts,
+    call_ids: Mapping[str, str] | None = None,
 ) -> Conversation:
     """Place what was heard on each leg in the session; utterances come in order of their start.
 
@@ -62,6 +63,7 @@ def merge(
         session_id=session_id,
         sip_call_id=sip_call_id,
         group_id=group_id,
+        call_ids=dict(call_ids or {}),
         started_at=started_at,
         ended_at=ended_at,
         duration=max(0.0, (ended_at - started_at).total_seconds()),

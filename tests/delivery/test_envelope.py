@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 ALICE = Participant(id="p1", name="Alice", aor="sip:alice@example.com")
 STREAM = envelope.Stream(label="1", participants=(ALICE,), codec="PCMU")
-FACTS = envelope.SessionFacts("s1", "c1", NOW, "g1", (ALICE,), (STREAM,))
+FACTS = envelope.SessionFacts("s1", "c1", NOW, "g1", {"ucid": "1"}, (ALICE,), (STREAM,))
 
 
 def conversation() -> Conversation:

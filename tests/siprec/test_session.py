@@ -262,6 +262,22 @@ def test_any_body_is_taken_apart_or_refused(data: bytes) -> None:
         parse_body("multipart/mixed;boundary=b", None, b"--b\r\n" + data)
 
 
+def test_vendor_data_is_kept_and_its_call_ids_get_one_name() -> None:
+    vendor = (
+        '<v:data xmlns:v="urn:vendor"><v:ucid>00FA</v:ucid><v:x a="1"/></v:data>'
+        "<extensiondata><callID>half-1</callID></extensiondata>"
+    )
+    session = RecordingSession("s", MediaPolicy(), sdp_session_id=7, call_ids={"cisco_guid": "1-2"})
+
+    session.offer(full(metadata=METADATA.replace("</recording>", vendor + "</recording>")), START)
+
+    document = session.document()
+    assert document.call_ids == {"cisco_guid": "1-2", "ucid": "00FA", "call_id": "half-1"}
+    assert len(document.extensions) == 2
+    assert "00FA" in document.extensions[0]
+    assert len(document.participants) == 2
+
+
 def test_entities_are_refused() -> None:
     bomb = b'<!DOCTYPE r [<!ENTITY a "aaaa">]><recording>&a;</recording>'
 
