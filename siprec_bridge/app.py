@@ -21,6 +21,7 @@ from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavaila
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
     Archive,
+    Capacity,
     Completion,
     Desk,
     LadderKeeper,
@@ -132,6 +133,7 @@ class Bridge:
             if settings.tls_port is not None and settings.tls_cert_path and settings.tls_key_path
             else None
         )
+        self.capacity = Capacity(settings.max_calls, settings.min_free_disk)
         self.service = RecordingService(
             Desk(
                 signalling=self.listener,
@@ -144,7 +146,8 @@ class Bridge:
                 sinks=sinks,
                 clock=_now,
                 address_for=self._address_for,
-            )
+            ),
+            self.capacity,
         )
         self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
         self.api = Api(self.database, metrics, self.health, on_retry=self.scheduler.wake)
@@ -271,6 +274,10 @@ class Bridge:
         async def media() -> str | None:
             return None if self.media.alive else "the media worker is down"
 
+        async def disk() -> str | None:
+            full = self.capacity.exhausted_by(0) == "disk"
+            return f"less than {self.capacity.min_free_disk:,} octets free" if full else None
+
         async def broker() -> str | None:
             assert self.broker is not None
             return None if self.broker.connected else self.broker.trouble or "not connected"
@@ -278,6 +285,7 @@ class Bridge:
         self.health.register("sip", sip)
         self.health.register("media", media)
         self.health.register("database", self.database.unwritable)
+        self.health.register("disk", disk)
         self.health.register("recogniser", self.provider.unavailable)
         if self.broker is not None:
             self.health.register("amqp", broker)
@@ -286,6 +294,7 @@ class Bridge:
         while True:
             usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
             self.metrics.spool_disk_free_bytes.set(usage.free)
+            self.capacity.free_disk = usage.free
             if self.tls is not None:
                 await asyncio.to_thread(self.tls.reload)
             await asyncio.sleep(_HOUSEKEEPING_S)

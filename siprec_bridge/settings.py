@@ -7,6 +7,7 @@ provider's name (`WHISPER_…`) belongs to that provider, which reads it from `o
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -42,6 +43,15 @@ def _networks(value: object) -> object:
         raise ValueError(f"{error}; write 192.0.2.10 or 198.51.100.0/24") from error
 
 
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", value.strip().lower())
+    if found is None:
+        raise ValueError("a size such as 500MB or 2GB is needed")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
+
+
 def _duration(value: object) -> object:
     return timedelta(seconds=parse_duration(value)) if isinstance(value, str) else value
 
@@ -49,6 +59,7 @@ def _duration(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
@@ -84,6 +95,9 @@ class Settings(BaseModel):
     sip_unknown_sources: Literal["silent", "forbidden"] = Field(
         "silent", description="what others get: no answer, or a 403"
     )
+    max_calls: Annotated[int, Field(ge=0)] = Field(
+        0, description="calls at once; further ones are turned away (503); 0: no limit"
+    )
     external_ip: str | None = Field(
         None, description="address that Contact and SDP announce (behind NAT); else the local one"
     )
@@ -110,6 +124,10 @@ class Settings(BaseModel):
     recording_dir: Path | None = Field(None, description="audio; else DATA_DIR/recordings")
     database_url: str | None = Field(
         None, description="database; else SQLite in DATA_DIR/siprec-bridge.db"
+    )
+
+    min_free_disk: Size = Field(
+        500_000_000, description="new calls are turned away (503) while less than this is free"
     )
 
     # Transcription

@@ -9,10 +9,11 @@ from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.recorder import Desk, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
-from siprec_bridge.recording.service import RecordingService
+from siprec_bridge.recording.service import Capacity, RecordingService
 
 __all__ = [
     "Archive",
+    "Capacity",
     "Completion",
     "Desk",
     "LadderKeeper",

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import OrderedDict
+from dataclasses import dataclass
 
 import structlog
 
@@ -30,11 +31,33 @@ _BUSY = (("Retry-After", "10"),)
 _REMEMBERED = 20_000
 
 
-class RecordingService:
-    """The SIP side's listener. One task per call; none of them can end another."""
+@dataclass(slots=True)
+class Capacity:
+    """How much the bridge takes. `free_disk` is kept up to date by whoever looks at the disk."""
 
-    def __init__(self, desk: Desk) -> None:
+    max_calls: int = 0  # at once; 0: no limit
+    min_free_disk: int = 0  # octets
+    free_disk: int | None = None
+
+    def exhausted_by(self, calls: int) -> str | None:
+        """What there is too little of for one more call: capacity or disk; None: nothing."""
+        if self.max_calls and calls >= self.max_calls:
+            return "capacity"
+        if self.free_disk is not None and self.free_disk < self.min_free_disk:
+            return "disk"
+        return None
+
+
+class RecordingService:
+    """The SIP side's listener. One task per call; none of them can end another.
+
+    While it is stopping or full, new calls and OPTIONS get 503 with Retry-After, so that the SRC
+    goes elsewhere.
+    """
+
+    def __init__(self, desk: Desk, capacity: Capacity | None = None) -> None:
         self._desk = desk
+        self._capacity = capacity or Capacity()
         self._calls: dict[DialogId, Recorder] = {}
         self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,8 +115,19 @@ class RecordingService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _unavailable(self) -> str | None:
+        return "draining" if self._stopping else self._capacity.exhausted_by(self.active)
+
     def _start(self, invite: InviteReceived) -> None:
-        if self._stopping:
+        cause = self._unavailable()
+        if cause is not None:
+            self._desk.metrics.calls_turned_away_total.labels(reason=cause).inc()
+            log.warning(
+                "call.turned_away",
+                cause=cause,
+                sip_call_id=invite.dialog.call_id,
+                calls=self.active,
+            )
             self._desk.signalling.respond(invite.id, 503, headers=_BUSY)
             return
         recorder = Recorder(str(uuid.uuid4()), invite, self._desk, on_stored=self._remember)
@@ -120,7 +154,7 @@ class RecordingService:
         if event.request.method != "OPTIONS":
             # INFO, MESSAGE and the like carry nothing that we record, but must not end the call.
             signalling.respond(event.id, 200)
-        elif self._stopping:
+        elif self._unavailable() is not None:
             signalling.respond(event.id, 503, headers=_BUSY)
         else:
             signalling.respond(event.id, 200, headers=_OPTIONS_HEADERS)

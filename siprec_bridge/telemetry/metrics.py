@@ -54,6 +54,11 @@ class Metrics:
 
         # Recording
         self.sessions_total = counter("sessions", "recording sessions ended", ("outcome",))
+        self.calls_turned_away_total = counter(
+            "calls_turned_away", "new calls answered 503 for want of room", ("reason",)
+        )
+        for reason in ("draining", "capacity", "disk"):
+            self.calls_turned_away_total.labels(reason=reason)
         self.sessions_active = gauge("sessions_active", "sessions being recorded")
         self.session_duration_seconds = histogram(
             "session_duration_seconds", "length of a recording session", _SECONDS_OF_A_CALL

@@ -101,6 +101,7 @@ async def start_bridge(data: Path, **environment: str) -> Bridge:
         "HTTP_PORT": "0",
         "LOG_FORMAT": "json",
         "TMPDIR": str(data / "tmp"),
+        "MIN_FREE_DISK": "0",
     }
     (data / "tmp").mkdir(exist_ok=True)
     with log_file.open("wb") as sink:

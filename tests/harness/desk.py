@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from siprec_bridge.media import Finisher, MediaEngine
-from siprec_bridge.recording import Archive, Desk, Recogniser, RecordingService
+from siprec_bridge.recording import Archive, Capacity, Desk, Recogniser, RecordingService
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import DialogId, RequestId
 from siprec_bridge.store import Database
@@ -61,7 +61,9 @@ class Office:
 
 
 @asynccontextmanager
-async def office(folder: Path, *, ports: tuple[int, int] = (31000, 31999)) -> AsyncIterator[Office]:
+async def office(
+    folder: Path, *, ports: tuple[int, int] = (31000, 31999), capacity: Capacity | None = None
+) -> AsyncIterator[Office]:
     """A recording service on a data folder; stopped at the end."""
     metrics = Metrics()
     database = Database(f"sqlite:///{folder / 'bridge.db'}")
@@ -83,7 +85,8 @@ async def office(folder: Path, *, ports: tuple[int, int] = (31000, 31999)) -> As
             signalling=phone, media=media, database=database, archive=archive, metrics=metrics,
             policy=MediaPolicy(), recordings=recordings, sinks=[],
             clock=lambda: datetime.now(UTC), address_for=lambda peer: "127.0.0.1",
-        )
+        ),
+        capacity,
     )  # fmt: skip
     try:
         yield Office(service, phone, database, media, metrics, recordings)

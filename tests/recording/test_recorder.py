@@ -11,6 +11,7 @@ from harness.desk import Office, office
 from harness.rtp import packets, send, tone
 from harness.src import OFFER, PEER, multipart, request
 from siprec_bridge import sdp
+from siprec_bridge.recording import Capacity
 from siprec_bridge.sip import (
     AckReceived,
     DialogEnded,
@@ -223,6 +224,36 @@ async def test_a_draining_service_sends_new_calls_elsewhere(tmp_path: Path) -> N
     assert here.phone.answers["late"].headers["Retry-After"]
     assert row.state == "finished"
     assert here.phone.asked == []
+
+
+@pytest.mark.parametrize(
+    ("capacity", "reason"),
+    [
+        (Capacity(max_calls=1), "capacity"),
+        (Capacity(min_free_disk=1000, free_disk=999), "disk"),
+    ],
+)
+async def test_a_full_service_sends_new_calls_elsewhere_and_takes_them_again(
+    tmp_path: Path, capacity: Capacity, reason: str
+) -> None:
+    async with office(tmp_path, capacity=capacity) as here:
+        if reason == "capacity":
+            here.service.on_sip(invite())
+            assert await answered(here) == 200
+        other = DialogId("call-2", "ours", "src")
+        late = message("INVITE", multipart())
+        here.service.on_sip(InviteReceived("late", other, late, PEER, True))
+        here.service.on_sip(RequestReceived("options", None, message("OPTIONS"), PEER))
+        capacity.max_calls, capacity.free_disk = 0, 1001
+        here.service.on_sip(InviteReceived("again", other, late, PEER, True))
+        assert await answered(here, "again") == 200
+
+    assert [here.phone.answers[id].status for id in ("late", "options")] == [503, 503]
+    assert here.phone.answers["late"].headers["Retry-After"]
+    counted = here.metrics.registry.get_sample_value(
+        "siprec_calls_turned_away_total", {"reason": reason}
+    )
+    assert counted == 1
 
 
 async def test_options_tells_what_is_accepted(tmp_path: Path) -> None:
