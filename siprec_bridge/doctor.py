@@ -27,6 +27,7 @@ from siprec_bridge.store import Database, StoreError
 from siprec_bridge.transcription import load_provider
 
 _LITTLE_ROOM = 1 << 30
+_OCTETS_AN_HOUR = 4.2e8  # of a two-party call in G.711: spools, a WAV each at 16 kHz, stereo
 _MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
 _BROKER_TIMEOUT_S = 10.0
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -132,8 +133,8 @@ def _folder(settings: Settings) -> Finding:
             False,
             f"{folder}: {error.strerror}; make it writable or choose another RECORDING_DIR",
         )
-    hours = free / (2 * 8000 * 3600 * 4)  # spool, two WAVs and the stereo file of a G.711 leg
-    text = f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of calls"
+    hours = free / _OCTETS_AN_HOUR
+    text = f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of two-party calls"
     if free < _LITTLE_ROOM:
         return Finding("recordings", False, f"{text}; make room or move RECORDING_DIR")
     return Finding("recordings", True, text)
