@@ -33,7 +33,7 @@ from siprec_bridge.recording import (
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
-from siprec_bridge.sip import Output, Peer, SipServer
+from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import Scheduler, load_provider
@@ -121,6 +121,14 @@ class Bridge:
             token=lambda: secrets.token_hex(8),
             contact=self._contact,
             user_agent=f"siprec-bridge/{__version__}",
+            authority=DigestAuthority(
+                settings.sip_auth_realm,
+                settings.sip_auth_users,
+                secrets.token_bytes(32),
+                algorithms=settings.sip_auth_algorithms,
+            )
+            if settings.sip_auth_users
+            else None,
         )
         admission = Admission(
             settings.sip_allowed_sources, forbid=settings.sip_unknown_sources == "forbidden"
@@ -313,7 +321,11 @@ class Bridge:
         chosen = [
             f"SIP on {sip}",
             "SIP from "
-            + (", ".join(map(str, settings.sip_allowed_sources)) or "anyone who reaches the port"),
+            + (", ".join(map(str, settings.sip_allowed_sources)) or "anyone who reaches the port")
+            + (
+                f", with a password (realm {settings.sip_auth_realm})"
+                * bool(settings.sip_auth_users)
+            ),
             f"RTP on {settings.rtp_bind_ip or settings.sip_host}, ports {settings.rtp_port_min} "
             f"to {settings.rtp_port_max}, received by {self.media.receiver}",
             f"recordings in {settings.recordings}",

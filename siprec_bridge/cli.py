@@ -116,6 +116,9 @@ def call(
     rate: Annotated[
         float, typer.Option(help="pace of the packets; 1 is that of speech", min=0.1, max=100)
     ] = 1.0,
+    user: Annotated[
+        str | None, typer.Option(help="name:password, for a server that asks for it")
+    ] = None,
     ca: Annotated[
         Path | None, typer.Option(help="TLS: CAs that the server's certificate must come from")
     ] = None,
@@ -146,7 +149,15 @@ def call(
             else leg
             for index, leg in enumerate(sample_call())
         ]
-    plan = CallPlan(parse_target(goal, transport), legs, codec.lower(), rate, _tls(ca, cert))
+    name, _, password = (user or "").partition(":")
+    plan = CallPlan(
+        parse_target(goal, transport),
+        legs,
+        codec.lower(),
+        rate,
+        _tls(ca, cert),
+        (name, password) if user else None,
+    )
     report = asyncio.run(place_call(plan, on_status=None if brief else print))
     for line in report_lines(report):
         print(line)

@@ -43,6 +43,25 @@ def _networks(value: object) -> object:
         raise ValueError(f"{error}; write 192.0.2.10 or 198.51.100.0/24") from error
 
 
+def _upper_names(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip().upper() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _users(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    users: dict[str, str] = {}
+    for part in value.replace("\n", ",").split(","):
+        name, colon, password = part.strip().partition(":")
+        if part.strip() and not (name and colon and password):
+            raise ValueError("name:password is needed, several by commas")
+        if name:
+            users[name] = password
+    return users
+
+
 def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -59,11 +78,13 @@ def _duration(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+Users = Annotated[dict[str, str], BeforeValidator(_users), Field(repr=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
+_SECRETS = ("SIP_AUTH_USERS", "AMQP_URL")  # never shown, not even when they are wrong
 _CASELESS = ("log_level", "log_format", "stt_default_vendor", "sip_unknown_sources")
 
 
@@ -94,6 +115,18 @@ class Settings(BaseModel):
     )
     sip_unknown_sources: Literal["silent", "forbidden"] = Field(
         "silent", description="what others get: no answer, or a 403"
+    )
+    sip_auth_realm: str = Field("siprec-bridge", min_length=1, description="realm of the users")
+    sip_auth_users: Users = Field(
+        {},
+        description="name:password, several by commas: SRCs must authenticate (digest); "
+        "none given: they need not",
+    )
+    sip_auth_algorithms: Annotated[
+        tuple[Literal["SHA-256", "MD5"], ...], BeforeValidator(_upper_names), Field(min_length=1)
+    ] = Field(
+        ("SHA-256", "MD5"),
+        description="digests that are offered, in this order; MD5 alone for SRCs that know no other",
     )
     max_calls: Annotated[int, Field(ge=0)] = Field(
         0, description="calls at once; further ones are turned away (503); 0: no limit"
@@ -249,7 +282,8 @@ def load(options: Mapping[str, str]) -> Settings:
         if not first["loc"]:  # a rule over several settings: the text names them
             raise ConfigurationError("settings", message) from error
         name = str(first["loc"][0]).upper()
-        raise ConfigurationError(f"{name}={options.get(name, '')}", message) from error
+        shown = "***" if name in _SECRETS else options.get(name, "")
+        raise ConfigurationError(f"{name}={shown}", message) from error
 
 
 def from_environment(toml_file: Path | None = None) -> tuple[Settings, dict[str, str]]:

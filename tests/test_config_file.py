@@ -21,6 +21,8 @@ def shown(value: object) -> str:
             return f"{value.total_seconds():g}s"
         case tuple():
             return ",".join(map(str, value))
+        case dict():
+            return ",".join(f"{name}:{word}" for name, word in value.items())
         case _:
             return str(value)
 

@@ -24,7 +24,15 @@ from siprec_bridge.caller.wire import Wire, connect
 from siprec_bridge.rtp import build_packet, encode_g711
 from siprec_bridge.sdp import MalformedSdp, Media
 from siprec_bridge.sdp import parse as parse_sdp
-from siprec_bridge.sip import MalformedMessage, Request, Response, Timers, parse, serialize
+from siprec_bridge.sip import (
+    MalformedMessage,
+    Request,
+    Response,
+    Timers,
+    answer_challenge,
+    parse,
+    serialize,
+)
 from siprec_bridge.sip.transaction import Action, Input, Transaction
 
 _PACKET = RATE // 50  # samples in 20 ms
@@ -40,6 +48,7 @@ class CallPlan:
     codec: str = "pcmu"
     rate: float = 1.0
     tls: ssl.SSLContext | None = None  # None: over TLS, take any certificate
+    credentials: tuple[str, str] | None = None  # user and password, for a server that asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +120,14 @@ async def _call(
     listening = asyncio.create_task(_listen(dialog), name="caller's SIP")
     try:
         begun = time.monotonic()
-        branch = secrets.token_hex(8)
         ports = [one.getsockname()[1] for one in sockets]
-        request = invite(me, branch, plan.legs, ports, plan.codec)
-        answer = await _transact(dialog, request, say)
+        answer, number = await _dial(plan, dialog, ports, say)
         setup = time.monotonic() - begun
         server = answer.headers.get("Server") or answer.headers.get("User-Agent") or "unnamed"
         report = CallReport(me.call_id, answer.status, answer.reason, setup, server)
         if answer.status >= 300:
-            wire.send(serialize(ack_of_refusal(me, branch, answer)))
             return report
-        dialog.ack = serialize(in_dialog(me, secrets.token_hex(8), "ACK", 1, answer))
+        dialog.ack = serialize(in_dialog(me, secrets.token_hex(8), "ACK", number, answer))
         wire.send(dialog.ack)
         media, problems = _check_answer(answer, len(plan.legs))
         say(f"answered {answer.status} after {setup * 1000:.0f} ms, talking")
@@ -130,7 +136,7 @@ async def _call(
         by_peer = dialog.remote_bye.is_set()
         bye_status: int | None = None
         if not by_peer:
-            bye = in_dialog(me, secrets.token_hex(8), "BYE", 2, answer)
+            bye = in_dialog(me, secrets.token_hex(8), "BYE", number + 1, answer)
             bye_status = (await _transact(dialog, bye, say)).status
             if bye_status != 200:
                 problems += (f"BYE was answered {bye_status}",)
@@ -150,6 +156,45 @@ async def _call(
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
+
+
+async def _dial(
+    plan: CallPlan, dialog: _Dialog, ports: Sequence[int], say: Callable[[str], None]
+) -> tuple[Response, int]:
+    """Send the INVITE, and once more with credentials when the server asks for them.
+
+    Returns the answer and the number of the INVITE that it is to.
+    """
+    me = dialog.me
+
+    async def attempt(number: int, authorization: str | None) -> Response:
+        branch = secrets.token_hex(8)
+        request = invite(me, branch, number, plan.legs, ports, plan.codec, authorization)
+        answer = await _transact(dialog, request, say)
+        if answer.status >= 300:
+            dialog.wire.send(serialize(ack_of_refusal(me, branch, number, answer)))
+        return answer
+
+    answer = await attempt(1, None)
+    authorization = _authorization(plan, me, answer)
+    if authorization is None:
+        return answer, 1
+    return await attempt(2, authorization), 2
+
+
+def _authorization(plan: CallPlan, me: Identity, answer: Response) -> str | None:
+    """Our answer to a 401's challenge; None: it is no 401, or we have no credentials."""
+    if answer.status != 401 or plan.credentials is None:
+        return None
+    user, password = plan.credentials
+    answers = (
+        answer_challenge(
+            challenge, method="INVITE", uri=me.target, user=user, password=password,
+            cnonce=secrets.token_hex(8),
+        )
+        for challenge in answer.headers.get_all("WWW-Authenticate")
+    )  # fmt: skip
+    return next((one for one in answers if one is not None), None)
 
 
 async def _transact(dialog: _Dialog, request: Request, say: Callable[[str], None]) -> Response:

@@ -46,7 +46,13 @@ class Identity:
 
 
 def invite(
-    me: Identity, branch: str, legs: Sequence[Leg], ports: Sequence[int], codec: str
+    me: Identity,
+    branch: str,
+    number: int,
+    legs: Sequence[Leg],
+    ports: Sequence[int],
+    codec: str,
+    authorization: str | None = None,
 ) -> Request:
     """A recording session's INVITE. RFC 7866 §6.1 and §9.1."""
     offer = _offer(me, ports, codec).write()
@@ -57,7 +63,9 @@ def invite(
     ]
     limit = f"--{_BOUNDARY}".encode()
     body = b"".join(limit + b"\r\n" + part + b"\r\n" for part in parts) + limit + b"--\r\n"
-    headers = _headers(me, branch, 1, "INVITE", f"<{me.target}>")
+    headers = _headers(me, branch, number, "INVITE", f"<{me.target}>")
+    if authorization is not None:
+        headers.add("Authorization", authorization)
     headers.add("Contact", me.contact)
     headers.add("Require", "siprec")
     headers.add("Supported", "siprec, timer")
@@ -78,9 +86,9 @@ def in_dialog(me: Identity, branch: str, method: str, number: int, answer: Respo
     return Request(method, target, headers)
 
 
-def ack_of_refusal(me: Identity, branch: str, answer: Response) -> Request:
+def ack_of_refusal(me: Identity, branch: str, number: int, answer: Response) -> Request:
     """The ACK of a 3xx-6xx: same branch as the INVITE. RFC 3261 §17.1.1.3."""
-    headers = _headers(me, branch, 1, "ACK", answer.headers.get("To") or "")
+    headers = _headers(me, branch, number, "ACK", answer.headers.get("To") or "")
     return Request("ACK", me.target, headers)
 
 

@@ -4,6 +4,7 @@ Bytes and time in, outputs out. Refuses to know sockets, clocks, SDP and what a 
 """
 
 from siprec_bridge.sip.dialog import DialogId
+from siprec_bridge.sip.digest import DigestAuthority, answer_challenge
 from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.framing import KeepAlive, StreamFramer
 from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, split_params
@@ -32,6 +33,7 @@ __all__ = [
     "AckReceived",
     "DialogEnded",
     "DialogId",
+    "DigestAuthority",
     "Headers",
     "InviteCancelled",
     "InviteReceived",
@@ -55,6 +57,7 @@ __all__ = [
     "Timers",
     "UpdateReceived",
     "Uri",
+    "answer_challenge",
     "parse",
     "parse_name_addr",
     "parse_uri",

@@ -15,6 +15,7 @@ from siprec_bridge.sip.dialog import (
     Unacknowledged,
     negotiate_timer,
 )
+from siprec_bridge.sip.digest import DigestAuthority, Verdict
 from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.headers import Headers, parse_via, split_host_port, split_list
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
@@ -202,12 +203,14 @@ class SipServer:
         user_agent: str = "siprec-bridge",
         timers: Timers | None = None,
         min_session_expires: int = 90,
+        authority: DigestAuthority | None = None,
     ) -> None:
         self._token = token
         self._contact = contact
         self._user_agent = user_agent
         self._timers = timers or Timers()
         self._min_session_expires = min_session_expires
+        self._authority = authority  # None: whoever reaches us may talk to us
         self._numbers = itertools.count(1)
         self._pending: dict[tuple[str, ...], _Pending] = {}
         self._by_id: dict[RequestId, _Pending] = {}
@@ -334,6 +337,7 @@ class SipServer:
         ]
         if unsupported:
             raise Refused(420, REASONS[420], (("Unsupported", ", ".join(unsupported)),))
+        self._authenticate(request, now)
         if request.to.tag:
             return self._take_in_dialog(pending, peer, now)
         if request.method == "INVITE":
@@ -341,6 +345,20 @@ class SipServer:
         if request.method == "OPTIONS":
             return [RequestReceived(pending.id, None, request, peer)]
         raise Refused(481, REASONS[481])
+
+    def _authenticate(self, request: Request, now: float) -> None:
+        """Raise Refused (401) unless the request is of somebody we know.
+
+        Requests in a dialog are believed by its tags, which only its peer and we have seen:
+        many SRCs authenticate the first INVITE alone.
+        """
+        if self._authority is None or _dialog_id(request) in self._dialogs:
+            return
+        verdict = self._authority.verify(request, now)
+        if verdict is Verdict.GOOD:
+            return
+        challenges = self._authority.challenges(now, stale=verdict is Verdict.STALE)
+        raise Refused(401, REASONS[401], tuple(("WWW-Authenticate", value) for value in challenges))
 
     def _take_invite(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request

@@ -12,7 +12,7 @@ from harness.bridge import command, eventually, listening, of_type, running_brid
 from harness.calls import SAMPLE, call, finals, tones
 from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
-from siprec_bridge.caller import Leg, sample_call
+from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
 from siprec_bridge.doctor import word_error_rate
 
 
@@ -196,6 +196,27 @@ async def test_a_recogniser_that_is_missing_leaves_the_bridge_recording_until_it
     assert "siprec_jobs_backlog 1.0" in metrics
     assert len(final["data"]["utterances"]) == 2
     assert status_after == 200
+
+
+async def test_only_who_knows_the_password_is_recorded(tmp_path: Path) -> None:
+    silent = str(recogniser(tmp_path, "is_silent"))
+    users = tmp_path / "users"
+    users.write_text("sbc:let me in\nother:x\n")
+    async with running_bridge(
+        tmp_path / "data", WHISPER_BINARY_PATH=silent, SIP_AUTH_USERS_FILE=str(users)
+    ) as bridge:
+        host, port = bridge.udp
+        target = parse_target(f"{host}:{port}")
+        reports = [
+            await place_call(CallPlan(target, tones(0.1), rate=20.0, credentials=credentials))
+            for credentials in (None, ("sbc", "guess"), ("sbc", "let me in"))
+        ]
+        await bridge.wait_for_log("session.archived")
+
+    assert [one.status for one in reports] == [401, 401, 200]
+    assert reports[2].bye_status == 200
+    assert len(bridge.logged("session.started")) == 1
+    assert "let me in" not in bridge.log_file.read_text()
 
 
 async def test_a_bridge_that_is_told_to_stop_lets_the_call_end_and_keeps_everything(

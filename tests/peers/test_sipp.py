@@ -105,6 +105,24 @@ async def test_an_invite_without_metadata_is_recorded_and_video_is_refused(
     assert [one["label"] for one in started["data"]["streams"]] == ["1"]
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_an_src_that_is_asked_to_authenticates_and_is_recorded(
+    tmp_path: Path, transport: str
+) -> None:
+    silent = str(recogniser(tmp_path, "is_silent"))
+    async with running_bridge(
+        tmp_path / "data",
+        WHISPER_BINARY_PATH=silent,
+        SIP_AUTH_USERS="sbc:secret",
+        SIP_AUTH_ALGORITHMS="MD5",  # SIPp looks at the first challenge only, and knows no other
+    ) as bridge:
+        code, errors = await sipp(bridge, "authenticated_call.xml", transport, tmp_path)
+        assert (code, errors) == (0, "")
+        await bridge.wait_for_log("session.archived")
+
+    assert len(bridge.logged("session.started")) == 1
+
+
 async def test_scanners_and_garbage_do_no_harm(tmp_path: Path) -> None:
     speaks = str(recogniser(tmp_path, "speaks"))
     async with running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge:
