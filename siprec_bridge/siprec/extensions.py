@@ -5,6 +5,7 @@ metadata is kept as it is.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from xml.etree.ElementTree import Element, tostring
 
 from siprec_bridge.sip import Headers
@@ -54,9 +55,8 @@ def call_ids_of_metadata(root: Element) -> dict[str, str]:
     """The call's names in vendors' elements, wherever they stand."""
     found: dict[str, str] = {}
     for element in root.iter():
-        name = _ELEMENTS.get(_local(element).lower())
-        text = (element.text or "").strip()
-        if name is not None and text:
+        name = _ELEMENTS.get(_local(element.tag))
+        if name is not None and (text := (element.text or "").strip()):
             found.setdefault(name, text[:_LONGEST])
     return found
 
@@ -74,11 +74,12 @@ def _foreign(root: Element, namespace: str) -> Iterator[Element]:
     while waiting:
         element = waiting.pop()
         own = str(element.tag).rpartition("}")[0].removeprefix("{")
-        if own != namespace or _local(element).lower() == "extensiondata":
+        if own != namespace or _local(element.tag) == "extensiondata":
             yield element
         else:
             waiting += list(element)[::-1]
 
 
-def _local(element: Element) -> str:
-    return str(element.tag).rpartition("}")[2]
+@lru_cache(maxsize=1024)
+def _local(tag: object) -> str:
+    return str(tag).rpartition("}")[2].lower()

@@ -5,9 +5,9 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 `<participantstreamassoc><send>`, `<aor>` for `nameID@aor`.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
 
@@ -87,35 +87,38 @@ def parse_metadata(xml: bytes) -> Metadata:
         root = fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise MalformedMetadata(f"not well-formed: {' '.join(str(error).split())}") from error
-    namespace, name = _names(root)
-    if name.lower() not in ("recording", "recording_metadata", "recording-metadata"):
+    namespace = str(root.tag).rpartition("}")[0].removeprefix("{")
+    if _local(root.tag) not in ("recording", "recording_metadata", "recording-metadata"):
         raise MalformedMetadata("the document is no recording")
     return _read(root, namespace)
 
 
 def _read(root: Element, namespace: str) -> Metadata:
-    mode = next((_text(one) for one in _find(root, "datamode")), "complete").lower()
+    # One pass over the tree for all kinds: what is nested deeply must not cost more.
+    by_name: dict[str, list[Element]] = {}
+    for element in root.iter():
+        by_name.setdefault(_local(element.tag), []).append(element)
+    mode = next((_text(one) for one in by_name.get("datamode", ())), "complete").lower()
     participants: list[ParticipantData] = []
     associations: dict[str, Association] = {}
-    for element in _find(root, "participant"):
+    for element in by_name.get("participant", ()):
         one = _participant(element)
         if one is None:
             continue
         participants.append(one)
         _associate(associations, one.id, element)
-    for element in _find(root, "participantstreamassoc"):
+    for element in by_name.get("participantstreamassoc", ()):
         participant = _attribute(element, "participant_id", "participant")
         if participant:
             _associate(associations, participant, element)
+    groups = (_attribute(one, "group_id", "id") for one in by_name.get("group", ()))
     return Metadata(
         mode="partial" if mode == "partial" else "complete",
         namespace=namespace,
-        groups=tuple(
-            filter(None, (_attribute(one, "group_id", "id") for one in _find(root, "group")))
-        ),
-        sessions=tuple(filter(None, (_session(one) for one in _find(root, "session")))),
+        groups=tuple(filter(None, groups)),
+        sessions=tuple(filter(None, map(_session, by_name.get("session", ())))),
         participants=tuple(participants),
-        streams=tuple(filter(None, (_stream(one) for one in _find(root, "stream")))),
+        streams=tuple(filter(None, map(_stream, by_name.get("stream", ())))),
         associations=tuple(associations.values()),
         call_ids=call_ids_of_metadata(root),
         extensions=extensions(root, namespace),
@@ -158,15 +161,15 @@ def _associate(known: dict[str, Association], participant: str, element: Element
     def streams(name: str) -> tuple[str, ...]:
         found: list[str] = []
         for one in element:
-            if _names(one)[1].lower() == name:
-                ids = [_text(id) for id in one if _names(id)[1].lower() == "id"] or [_text(one)]
+            if _local(one.tag) == name:
+                ids = [_text(id) for id in one if _local(id.tag) == "id"] or [_text(one)]
                 found += [id for id in ids if id]
         return tuple(found)
 
     sends, receives = streams("send"), streams("recv")
     old = known.get(participant)
-    stated = any(_names(one)[1].lower() in ("send", "recv") for one in element)
-    mentioned = stated or "assoc" in _names(element)[1].lower()
+    stated = any(_local(one.tag) in ("send", "recv") for one in element)
+    mentioned = stated or "assoc" in _local(element.tag)
     if mentioned or old is not None:
         old = old or Association(participant)
         known[participant] = Association(
@@ -177,15 +180,14 @@ def _associate(known: dict[str, Association], participant: str, element: Element
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:
-    """Descendants by local name, without case."""
-    for one in element.iter():
-        if one is not element and isinstance(one.tag, str) and _names(one)[1].lower() == name:
-            yield one
+    """Children by local name, without case."""
+    return (one for one in element if _local(one.tag) == name)
 
 
-def _names(element: Element) -> tuple[str, str]:
-    namespace, _, name = str(element.tag).rpartition("}")
-    return namespace.removeprefix("{"), name.rpartition(":")[2]
+@lru_cache(maxsize=1024)
+def _local(tag: object) -> str:
+    """An element's name in lower case, without namespace or an undeclared prefix."""
+    return str(tag).rpartition("}")[2].rpartition(":")[2].lower()
 
 
 def _attribute(element: Element, *names: str) -> str:
@@ -197,4 +199,4 @@ def _attribute(element: Element, *names: str) -> str:
 
 
 def _text(element: Element) -> str:
-    return re.sub(r"\s+", " ", element.text or "").strip()
+    return " ".join((element.text or "").split())

@@ -4,7 +4,6 @@ RFC 7866 §7 and §8. An offer is taken as a whole: `withdraw` undoes the last o
 side could not follow.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -82,6 +81,31 @@ class _Negotiated:
     late: bool = False  # our own offer is out and its answer has not come
     warnings: list[str] = field(default_factory=list)
 
+    def copy(self) -> "_Negotiated":
+        """What changes in place is copied, what is replaced is shared."""
+        return replace(
+            self,
+            streams={
+                index: replace(one, presences=list(one.presences))
+                for index, one in self.streams.items()
+            },
+            participants=dict(self.participants),
+            labels=dict(self.labels),
+            sends=dict(self.sends),
+            call_ids=dict(self.call_ids),
+            warnings=list(self.warnings),
+        )
+
+    def same_people(self, other: "_Negotiated") -> bool:
+        """Whether the metadata of both says the same."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in (
+                "participants", "labels", "sends", "groups", "sessions", "sip_session_ids",
+                "call_ids", "extensions",
+            )
+        )  # fmt: skip
+
 
 class RecordingSession:
     """One recording session.
@@ -124,7 +148,7 @@ class RecordingSession:
         An INVITE without SDP asks for our offer, an UPDATE without it for nothing.
         Raises Refused: 400 for SDP that cannot be read, 488 when no m-line can be recorded.
         """
-        self._before = copy.deepcopy(self._now)
+        self._before = self._now.copy()
         for warning in body.warnings:
             self._warn(warning)
         changes = Changes()
@@ -163,7 +187,7 @@ class RecordingSession:
         """Take the answer to our own offer, which came in the ACK. Raises Refused (400, 488)."""
         if not self._now.late:
             return Changes()
-        self._before = copy.deepcopy(self._now)
+        self._before = self._now.copy()
         changes = self._take_sdp(_read_sdp(body), at)
         self._now.late = False
         return replace(changes, needs_answer=False)
@@ -325,7 +349,7 @@ class RecordingSession:
             self._warn(f"metadata: {error}")
             return False
         now = self._now
-        before = self.document()
+        before = now.copy()
         if metadata.mode == "complete":
             now.participants, now.labels, now.sends = {}, {}, {}
             now.groups, now.sessions, now.sip_session_ids = (), (), ()
@@ -350,7 +374,7 @@ class RecordingSession:
         now.call_ids |= metadata.call_ids
         now.extensions = _joined(now.extensions, metadata.extensions)
         self._place_participants(at)
-        return self.document() != before
+        return not now.same_people(before)
 
     def _place_participants(self, at: datetime) -> None:
         """Note on each open stream who joined and who left."""
