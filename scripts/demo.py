@@ -29,6 +29,7 @@ def main() -> int:
         "PORTS": "0",
         "HTTP_PORT": "0",
         "LOG_FORMAT": "json",
+        "MIN_FREE_DISK": "0",
     }
     log = DATA / "bridge.log"
     with log.open("wb") as sink:

@@ -26,7 +26,6 @@ from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.transcription import load_provider
 
-_LITTLE_ROOM = 1 << 30
 _OCTETS_AN_HOUR = 4.2e8  # of a two-party call in G.711: spools, a WAV each at 16 kHz, stereo
 _MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
 _BROKER_TIMEOUT_S = 10.0
@@ -135,8 +134,12 @@ def _folder(settings: Settings) -> Finding:
         )
     hours = free / _OCTETS_AN_HOUR
     text = f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of two-party calls"
-    if free < _LITTLE_ROOM:
-        return Finding("recordings", False, f"{text}; make room or move RECORDING_DIR")
+    if free < settings.min_free_disk:
+        return Finding(
+            "recordings",
+            False,
+            f"{text}: below MIN_FREE_DISK, calls are turned away; make room or move RECORDING_DIR",
+        )
     return Finding("recordings", True, text)
 
 

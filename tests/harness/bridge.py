@@ -152,7 +152,7 @@ async def command(*arguments: str, data: Path, **environment: str) -> tuple[int,
     """Run a `siprec-bridge` command on a data folder; returns exit code, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("siprec-bridge")), *arguments,
-        env={"PATH": os.environ["PATH"], "DATA_DIR": str(data)} | environment,
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(data), "MIN_FREE_DISK": "0"} | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=data,

@@ -83,10 +83,12 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path: Path) -> 
         code, out, _ = await command(
             "doctor", data=tmp_path, SIP_HOST="127.0.0.1", PORTS=str(taken.getsockname()[1]),
             HTTP_PORT="0", WHISPER_BINARY_PATH=failing, AMQP_URL="amqp://127.0.0.1:1/",
+            MIN_FREE_DISK="900TB",
         )  # fmt: skip
 
     findings = {line.split()[1]: line for line in out.splitlines()}
     assert code == 1
+    assert "below MIN_FREE_DISK" in findings["recordings"]
     assert "is a bridge running already?" in findings["ports"]
     assert "exit code 1; it wrote: out of memory on GPU 3" in findings["recogniser"]
     assert "check AMQP_URL" in findings["broker"]
