@@ -132,7 +132,11 @@ class MediaEngine:
 
     async def open(self, spec: StreamSpec) -> StreamPort:
         """Receive a stream; its folder must be there. Raises NoPortLeft, MediaUnavailable."""
-        port = await self._open_at(spec, None)
+        try:
+            port = await self._open_at(spec, None)
+        except (asyncio.CancelledError, MediaUnavailable):
+            self._disown(spec.stream_id)
+            raise
         self._open[spec.stream_id] = _Open(spec, port)
         self._metrics.streams_active.set(len(self._open))
         return port
@@ -174,6 +178,12 @@ class MediaEngine:
         reply = await self._ask({"do": "open", "spec": spec.to_json(), "port": port})
         host, rtp, rtcp = reply["port"]
         return StreamPort(host, rtp, rtcp)
+
+    def _disown(self, stream_id: str) -> None:
+        """Have a stream closed whose opening nobody waits for any more."""
+        if self._writer is not None:
+            close = {"id": next(self._numbers), "do": "close", "streams": [stream_id]}
+            self._writer.write(encode(close))
 
     async def _ask(self, command: dict[str, object]) -> dict[str, Any]:
         """Send a command and wait for its reply; asks a new worker when this one dies."""
@@ -302,9 +312,15 @@ class MediaEngine:
             case {"event": str(name)}:
                 fields = {key: message[key] for key in ("stream_id", "session_id", "label")}
                 extra = {key: message[key] for key in ("seconds", "cause") if key in message}
-                self._on_event(MediaEvent(name, **fields, **extra))
+                self._tell(MediaEvent(name, **fields, **extra))
             case _:
                 log.error("media.worker_not_understood", message=str(message)[:200])
+
+    def _tell(self, event: MediaEvent) -> None:
+        try:
+            self._on_event(event)
+        except Exception:  # a mistake of ours elsewhere must not end the recording
+            log.exception("media.event_failed", event_name=event.name, stream=event.stream_id)
 
 
 def _pause(stream_id: str, paused: bool, at: float) -> dict[str, object]:

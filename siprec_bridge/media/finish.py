@@ -75,6 +75,7 @@ class _Line:
     timeline: Timeline
     packets: int = 0
     foreign: int = 0
+    end: int = 0  # samples
 
     @property
     def started_ns(self) -> int:
@@ -137,7 +138,8 @@ def _place(reader: SpoolReader, path: Path) -> _Line:
                 case Packets():
                     if _place_packets(line, part, codecs, pcm.fileno(), interrupted):
                         interrupted = False
-        pcm.truncate(2 * line.timeline.end)  # what was not written is silence
+        line.end = min(line.timeline.end, _LONGEST_LINE_S * NATIVE_RATE)
+        pcm.truncate(2 * line.end)  # what was not written is silence
     return line
 
 
@@ -232,8 +234,8 @@ def _write_stereo(
     name = f"{session_id}-stereo.wav"
     origin = min(line.started_ns for line in lines)
     offsets = [round((line.started_ns - origin) * NATIVE_RATE / 1e9) for line in lines]
-    lengths = [line.pcm.stat().st_size // 2 for line in lines]
-    total = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
+    total = max(offset + line.end for offset, line in zip(offsets, lines, strict=True))
+    total = min(total, _LONGEST_LINE_S * NATIVE_RATE)
     sources = [line.pcm.open("rb") for line in lines]
     try:
         with _WavFile(folder / name, 2, NATIVE_RATE) as wav:

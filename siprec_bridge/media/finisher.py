@@ -2,7 +2,9 @@
 
 import asyncio
 import multiprocessing
+import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -36,10 +38,18 @@ class Finisher:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         self._pool = ProcessPoolExecutor(
-            self._processes, multiprocessing.get_context("spawn"), _leave_signals_to_the_bridge
+            self._processes, multiprocessing.get_context("spawn"), _belong_to_the_bridge
         )
         return self._pool
 
 
-def _leave_signals_to_the_bridge() -> None:
+def _belong_to_the_bridge() -> None:
+    """Leave signals to the bridge, and end with it, also when it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_bridge, daemon=True).start()
+
+
+def _end_with_the_bridge() -> None:
+    if (bridge := multiprocessing.parent_process()) is not None:
+        bridge.join()
+        os._exit(1)

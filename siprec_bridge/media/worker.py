@@ -5,6 +5,7 @@ It ends when the other end is gone, after a last sweep.
 """
 
 import contextlib
+import resource
 import select
 import signal
 import socket
@@ -77,6 +78,7 @@ class Worker:
         self._host = "127.0.0.1"
         self._rtp_timeout = 30.0
         self._counters: dict[str, int] = {}
+        self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
 
     def run(self) -> None:
         """Serve until the bridge is gone."""
@@ -141,6 +143,8 @@ class Worker:
             rtp, rtcp = self._ports.bind(port)
             try:
                 prepare(rtp)
+                # Nobody reads RTCP yet: what comes must not pin the kernel's memory.
+                rtcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
                 now_ns = time.time_ns()
                 header = SpoolHeader(
                     spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
@@ -210,6 +214,8 @@ class Worker:
         arena = self._arena
         self._receiver.complete(arena, used)
         lengths = arena.lengths[:used]
+        # As a clock tells it that nobody sets: a call keeps its length when the wall clock steps.
+        arena.arrivals_ns[:used] -= time.time_ns() - time.monotonic_ns() - self._clock_offset_ns
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
         write_records(arena.heads[:used], lengths, arena.arrivals_ns[:used])
         now = time.monotonic()
@@ -291,6 +297,11 @@ class Worker:
             self._control.sendall(encode(message))
 
 
+def _allow_many_sockets() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Serve the socket whose number is the first argument."""
     # A terminal's Ctrl-C goes to the whole group; the bridge says when to stop.
@@ -298,6 +309,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         control.setblocking(True)
+        _allow_many_sockets()
         Worker(control).run()
 
 

@@ -2,18 +2,37 @@
 
 A timestamp that goes on as the sequence numbers do is believed whatever the network did. One
 that does not (new SSRC, restarted sender, a clock that stood still on hold) is replaced by the
-time that passed between the arrivals, so that the line keeps the call's length.
+time of arrival since the line began, so that the line keeps the call's length and no error of
+one break is carried into the next. Each source keeps its own place: packets of a stranger, or a
+source that comes back, move nobody else's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 _TOLERANCE_S = 1.0  # timestamps and arrivals may differ by so much: jitter
 _LONGEST_PACKET_S = 0.25
 _LOOK_AHEAD = 10  # packets that show whether a late one came in a burst
 _EARLY = 50  # first packets among which the earliest one is looked for
+_FIRST_JITTER_NS = 200_000_000  # by at most so much is the first packet taken to be late
+_SOURCES = 8  # remembered: a flood of made-up ones must not cost memory
+_STEP_BACK_NS = 1_000_000_000
+_STEP_AHEAD_NS = 12 * 3600 * 1_000_000_000  # no hold is that long: the clock was set
+
+
+@dataclass(slots=True)
+class _Source:
+    """The last packet of an SSRC."""
+
+    timestamp: int
+    sequence: int
+    arrival_ns: int
+    position: int
 
 
 @dataclass(slots=True)
@@ -24,69 +43,111 @@ class Timeline:
     end: int = 0  # behind the last sample
     discontinuities: int = 0
     origin_ns: int | None = None  # arrival that position 0 stands for
-    _ssrc: int = 0
-    _timestamp: int = 0
-    _sequence: int = 0
-    _arrival_ns: int = 0
-    _position: int = 0
+    _sources: dict[int, _Source] = field(default_factory=dict)
+    _clock_ns: int = 0  # last arrival, as it was told
+    _stepped_ns: int = 0  # by how much the wall clock was set since the first packet
 
     def place(
         self,
         timestamp: npt.NDArray[np.uint32],
         sequence: npt.NDArray[np.uint16],
         ssrc: npt.NDArray[np.uint32],
-        arrival_ns: npt.NDArray[np.int64],
-        samples: npt.NDArray[np.int64],
+        arrival_ns: Ints,
+        samples: Ints,
         *,
         interrupted: bool = False,
-    ) -> npt.NDArray[np.int64]:
+    ) -> Ints:
         """The position of each packet's first sample: int64, shape (n,); negative: too early.
 
         `samples` is the length of each packet. `interrupted`: recording stood still before these
         packets (a pause), so that an unbroken timestamp proves nothing.
         """
         count = len(timestamp)
+        positions = np.zeros(count, np.int64)
         if count == 0:
-            return np.zeros(0, np.int64)
-        first = self.origin_ns is None
-        if first:
-            self._ssrc, self._timestamp = int(ssrc[0]), int(timestamp[0])
-            self._sequence, self._arrival_ns = int(sequence[0]), int(arrival_ns[0])
-        ticks = _wrapped(timestamp, self._timestamp, 32)
-        numbers = _wrapped(sequence, self._sequence, 16)
-        waits = np.diff(arrival_ns, prepend=self._arrival_ns) * (self.clock_rate / 1e9)
-        new_source = np.diff(ssrc.astype(np.int64), prepend=self._ssrc) != 0
+            return positions
+        arrivals = self._steady(arrival_ns)
+        changes = (np.flatnonzero(np.diff(ssrc)) + 1).tolist()
+        for start, stop in zip([0, *changes], [*changes, count], strict=True):
+            run = slice(start, stop)
+            positions[run] = self._place_run(
+                int(ssrc[start]),
+                timestamp[run],
+                sequence[run],
+                arrivals[run],
+                samples[run],
+                interrupted and start == 0,
+            )
+        return positions
+
+    def _steady(self, arrival_ns: Ints) -> Ints:
+        """Arrivals as a clock would tell them that nobody sets."""
+        if self.origin_ns is None:
+            self._clock_ns = int(arrival_ns[0])
+        waits: Ints = np.diff(arrival_ns, prepend=self._clock_ns)
+        jumped = (waits < -_STEP_BACK_NS) | (waits > _STEP_AHEAD_NS)
+        stepped: Ints = self._stepped_ns + np.cumsum(np.where(jumped, waits, 0))
+        self._clock_ns, self._stepped_ns = int(arrival_ns[-1]), int(stepped[-1])
+        steady: Ints = arrival_ns - stepped
+        return steady
+
+    def _place_run(
+        self,
+        ssrc: int,
+        timestamp: npt.NDArray[np.uint32],
+        sequence: npt.NDArray[np.uint16],
+        arrivals: Ints,
+        samples: Ints,
+        interrupted: bool,
+    ) -> Ints:
+        """Place packets of one source that came one after another."""
+        source = self._sources.pop(ssrc, None)
+        known = source is not None
+        if source is None:
+            source = _Source(int(timestamp[0]), int(sequence[0]), int(arrivals[0]), 0)
+        ticks = _wrapped(timestamp, source.timestamp, 32)
+        numbers = _wrapped(sequence, source.sequence, 16)
+        waits = np.diff(arrivals, prepend=source.arrival_ns) * (self.clock_rate / 1e9)
         off = np.abs(ticks - waits) > _TOLERANCE_S * self.clock_rate
-        broken: list[int] = []
-        for index in np.flatnonzero(new_source | off).tolist():
+        broken: list[int] = [] if known or self.origin_ns is None else [0]
+        for index in np.flatnonzero(off).tolist():
             stood_still = index == 0 and interrupted and waits[0] > ticks[0]
-            apart = bool(new_source[index]) or stood_still
-            if apart or self._breaks(index, ticks, numbers, waits):
-                ticks[index] = max(0, round(float(waits[index])))
+            if stood_still or self._breaks(index, ticks, numbers, waits):
                 broken.append(index)
-        self.discontinuities += len(broken)
-        positions = np.cumsum(ticks) + self._position
-        for index in broken:  # what starts anew must not write over what was there before
-            ends = positions[:index] + samples[:index]
-            before = max(self.end, int(ends.max(initial=0)))
-            positions[index:] += max(0, before - int(positions[index]))
-        if first:
-            earliest = max(-self.clock_rate, int(positions[:_EARLY].min()))
-            positions -= earliest
-            self.origin_ns = int(arrival_ns[0]) + round(earliest * 1e9 / self.clock_rate)
-        self._ssrc, self._timestamp = int(ssrc[-1]), int(timestamp[-1])
-        self._sequence, self._arrival_ns = int(sequence[-1]), int(arrival_ns[-1])
-        self._position = int(positions[-1])
+        positions = np.cumsum(ticks) + source.position
+        if self.origin_ns is None:
+            positions -= max(-self.clock_rate, int(positions[:_EARLY].min()))
+            self.origin_ns = self._origin(positions, arrivals)
+        self._start_anew(broken, positions, arrivals, samples)
+        self._sources[ssrc] = _Source(
+            int(timestamp[-1]), int(sequence[-1]), int(arrivals[-1]), int(positions[-1])
+        )
+        if len(self._sources) > _SOURCES:
+            del self._sources[next(iter(self._sources))]  # the one not heard for longest
         self.end = max(self.end, int((positions + samples).max()))
         return positions
 
-    def _breaks(
-        self,
-        index: int,
-        ticks: npt.NDArray[np.int64],
-        numbers: npt.NDArray[np.int64],
-        waits: npt.NDArray[np.float64],
-    ) -> bool:
+    def _origin(self, positions: Ints, arrivals: Ints) -> int:
+        """When position 0 was: by the least late of the first packets."""
+        starts = arrivals[:_EARLY] - np.round(positions[:_EARLY] * (1e9 / self.clock_rate))
+        first = int(starts[0])
+        return max(int(starts.min()), first - _FIRST_JITTER_NS)
+
+    def _start_anew(
+        self, broken: list[int], positions: Ints, arrivals: Ints, samples: Ints
+    ) -> None:
+        """Move what follows each break to the time of its least late packet."""
+        self.discontinuities += len(broken)
+        since_origin = (arrivals - (self.origin_ns or 0)) * (self.clock_rate / 1e9)
+        for index, after in zip(broken, [*broken[1:], len(positions)], strict=False):
+            near = slice(index, min(after, index + _EARLY))
+            ahead = positions[near] - positions[index]
+            came = round(float((since_origin[near] - ahead).min()))
+            # What starts anew must not write over what was there before.
+            before = int((positions[:index] + samples[:index]).max(initial=self.end))
+            positions[index:] += max(came, before) - positions[index]
+
+    def _breaks(self, index: int, ticks: Ints, numbers: Ints, waits: Floats) -> bool:
         """Whether a timestamp that disagrees with the arrival is the wrong one of the two."""
         packets = max(1, abs(int(numbers[index])))
         if abs(int(ticks[index])) > packets * _LONGEST_PACKET_S * self.clock_rate:
@@ -100,7 +161,7 @@ class Timeline:
 
 def _wrapped(
     values: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], before: int, bits: int
-) -> npt.NDArray[np.int64]:
+) -> Ints:
     """Differences of neighbours, the shorter way around."""
     half = 1 << (bits - 1)
     wide = values.astype(np.int64)

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,11 @@ SESSION = "s1"
 
 @asynccontextmanager
 async def engine(
-    *, fast: bool = True, ports: tuple[int, int] = (20000, 29999), rtp_timeout: float = 30.0
+    *,
+    fast: bool = True,
+    ports: tuple[int, int] = (20000, 29999),
+    rtp_timeout: float = 30.0,
+    on_event: Callable[[MediaEvent], None] | None = None,
 ) -> AsyncIterator[tuple[MediaEngine, list[MediaEvent], Metrics]]:
     events: list[MediaEvent] = []
     metrics = Metrics()
@@ -39,7 +44,7 @@ async def engine(
         port_min=ports[0],
         port_max=ports[1],
         metrics=metrics,
-        on_event=events.append,
+        on_event=on_event or events.append,
         fast_path=fast,
         rtp_timeout=rtp_timeout,
     )
@@ -231,3 +236,43 @@ async def test_streams_open_side_by_side(tmp_path: Path) -> None:
 
         assert len({port.rtp_port for port in opened}) == 40
         assert all(port.rtp_port % 2 == 0 for port in opened)
+
+
+async def test_an_opening_that_nobody_waits_for_gives_its_port_back(tmp_path: Path) -> None:
+    async with engine(ports=(29980, 29981)) as (media, _, _):
+        opening = asyncio.create_task(media.open(spec(tmp_path, 0)))
+        await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+
+        assert opening.cancelled()
+        assert (await media.open(spec(tmp_path, 1))).rtp_port == 29980
+
+
+async def test_a_listener_that_fails_on_an_event_does_not_end_the_recording(
+    tmp_path: Path,
+) -> None:
+    seen: list[str] = []
+
+    def fail(event: MediaEvent) -> None:
+        seen.append(event.name)
+        raise RuntimeError("a mistake of ours")
+
+    async with engine(on_event=fail) as (media, _, metrics):
+        port = await media.open(spec(tmp_path))
+        send(packets(tone(440, 1.0)), port.rtp_port)
+        await received(metrics, 50)
+
+        (report,) = await media.close([f"{SESSION}-0"])
+    assert seen == ["started"]
+    assert report.packets == 50
+
+
+async def test_a_low_soft_limit_of_file_descriptors_is_raised(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        async with engine() as (media, _, _):
+            await asyncio.gather(*(media.open(spec(tmp_path, n)) for n in range(60)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,14 +1,17 @@
 """The spool's format, and what becomes of it when its writer dies."""
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.bridge import eventually
 from harness.rtp import packets, read_wav, tone
-from siprec_bridge.media import finish_session
+from siprec_bridge.media import finish, finish_session
 from siprec_bridge.media.spool import (
     MAGIC,
     RTP,
@@ -170,3 +173,45 @@ def test_a_codec_that_changes_in_mid_call_and_foreign_payloads_are_dealt_with(
     assert (leg.packets, leg.foreign) == (100, 3)
     assert len(heard) == 16000
     assert abs(heard.astype(int) - pcm.astype(int)).max() < 1100
+
+
+def test_a_clock_that_went_wild_ends_in_a_file_of_bounded_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "_LONGEST_LINE_S", 60)
+    writer = SpoolWriter(tmp_path / "s-0.spool", header())
+    sent = packets(tone(440, 1.0))
+    writer.write([record(one, 5_000 * number) for number, one in enumerate(sent)])
+    writer.close()
+    write(tmp_path, sent, 1, start=1e9)
+
+    audio = finish_session(tmp_path, "s", 8000)
+
+    assert [leg.duration for leg in audio.legs] == [60.0, 1.0]
+    assert audio.duration == 60.0
+
+
+async def test_the_finishing_process_ends_with_a_bridge_that_was_killed(tmp_path: Path) -> None:
+    bridge = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _FINISH_AND_WAIT, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert bridge.stdout is not None
+    finisher = int(await bridge.stdout.readline())
+    bridge.kill()
+    await bridge.wait()
+
+    await eventually(lambda: not Path(f"/proc/{finisher}").exists(), "its end")
+
+
+_FINISH_AND_WAIT = """
+import asyncio, multiprocessing, pathlib, sys
+from siprec_bridge.media.finisher import Finisher
+
+async def main():
+    await Finisher().finish(pathlib.Path(sys.argv[1]), "s", 8000)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    await asyncio.sleep(60)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""

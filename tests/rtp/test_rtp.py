@@ -179,6 +179,59 @@ def test_a_pause_that_the_sender_did_not_count_is_counted() -> None:
     assert positions == [240000, 240160]
 
 
+def call(length_s: float, *, start_s: float = 0.0) -> list[int]:
+    """Sequence numbers of packets of 20 ms."""
+    first = round(start_s / 0.02)
+    return list(range(first, first + round(length_s / 0.02)))
+
+
+def test_two_sources_at_once_share_the_line_and_do_not_lengthen_it() -> None:
+    line = Timeline(8000)
+
+    for number in call(10):
+        at = 0.02 * number
+        place(line, [number], [at], ssrc=1)
+        place(line, [7000 + number], [at + 0.001], timestamps=[5_000 + 160 * number], ssrc=2)
+
+    assert line.end == pytest.approx(10 * 8000, abs=320)
+
+
+def test_packets_of_strangers_move_nobody_elses() -> None:
+    line = Timeline(8000)
+    heard: list[int] = []
+
+    for number in call(10):
+        heard += place(line, [number], [0.02 * number], ssrc=1)
+        if number % 5 == 4:
+            place(line, [3], [0.02 * number + 0.01], timestamps=[77], ssrc=1000 + number)
+
+    assert heard == [160 * one for one in call(10)]
+    assert line.end <= 10 * 8000 + 160
+
+
+def test_a_hundred_handovers_leave_the_call_its_length() -> None:
+    line = Timeline(8000)
+
+    for turn in range(100):
+        numbers = call(1.0, start_s=turn)
+        arrivals = [0.02 * one + 0.004 * (turn % 3) for one in numbers]
+        stamps = [999_983 * turn + 160 * one for one in numbers]
+        place(line, numbers, arrivals, timestamps=stamps, ssrc=turn)
+
+    assert line.end == pytest.approx(100 * 8000, abs=160)
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 48 * 3600.0], ids=["back", "ahead"])
+def test_a_clock_that_was_set_leaves_the_call_its_length(step_s: float) -> None:
+    line = Timeline(8000)
+    place(line, call(5), paced(call(5)))
+    numbers = call(5, start_s=5)
+
+    place(line, numbers, [0.02 * one + step_s for one in numbers])
+
+    assert line.end == pytest.approx(10 * 8000, abs=160)
+
+
 @given(
     st.lists(st.integers(0, 400), min_size=1, max_size=80, unique=True),
     st.integers(0, 79),
