@@ -1,7 +1,6 @@
 """A child process that cannot outlive its deadline, nor can anything that it started."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -10,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TERM_GRACE_S = 3.0
-_PIPE_GRACE_S = 0.5  # for output that is still in the pipe once the leader is gone
+_PIPE_GRACE_S = 0.5  # for output that is still in the pipe once the group is gone
 _TAIL = 4096
+_STDOUT, _STDERR = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a child ended. `tail` is the end of its stderr, or of its stdout if that is empty."""
+    """How a child ended, with the last 4 KiB of each of its outputs.
 
-    exit_code: int
+    The two are kept apart: recognisers print what was said to stdout, which no log may show.
+    """
+
+    exit_code: int  # minus the signal's number when a signal ended it
     timed_out: bool
-    tail: str
+    stderr: str
+    stdout: str
     duration: float  # seconds
 
 
@@ -39,93 +43,103 @@ async def run_process(
     OSError when it cannot be started. Cancelling ends the group too. `on_start` gets the group.
     """
     begun = time.monotonic()
-    child = await asyncio.create_subprocess_exec(
+    transport, child = await asyncio.get_running_loop().subprocess_exec(
+        _Child,
         *command,
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
         env=dict(environment),
         start_new_session=True,
     )
-    on_start(child.pid)
-    assert child.stdout is not None
-    assert child.stderr is not None
-    tails = [
-        asyncio.create_task(_tail(stream), name="recogniser output")
-        for stream in (child.stderr, child.stdout)
-    ]
+    group = transport.get_pid()
     timed_out = False
     try:
-        try:
-            async with asyncio.timeout(timeout_s or None):
-                await _exited(child)
-        except TimeoutError:
-            timed_out = True
+        on_start(group)
+        async with asyncio.timeout(timeout_s or None):
+            await child.exited.wait()
+    except TimeoutError:
+        timed_out = True
     finally:
-        await asyncio.shield(_end_group(child))
-        for reader in tails:
-            if not reader.done():
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PIPE_GRACE_S):
-                        await asyncio.wait({reader})
-            if not reader.done():
-                reader.cancel()
-        await asyncio.gather(*tails, return_exceptions=True)
-        # Closes the pipes, also when something that left the group still holds them.
-        child._transport.close()  # type: ignore[attr-defined]
-    errors, output = (
-        "" if reader.cancelled() or reader.exception() else reader.result() for reader in tails
+        try:
+            await _end_group(group)
+            await _within(_PIPE_GRACE_S, child.drained)
+        finally:
+            # Closes the pipes, also when something that left the group still holds them.
+            transport.close()
+    await _within(_TERM_GRACE_S, child.exited)  # after a KILL: only its code is still on the way
+    code = transport.get_returncode()
+    return Finished(
+        exit_code=code if code is not None else -signal.SIGKILL,
+        timed_out=timed_out,
+        stderr=child.tail(_STDERR),
+        stdout=child.tail(_STDOUT),
+        duration=time.monotonic() - begun,
     )
-    code = child.returncode if child.returncode is not None else -signal.SIGKILL
-    return Finished(code, timed_out, errors or output, time.monotonic() - begun)
 
 
-async def _exited(child: asyncio.subprocess.Process) -> None:
-    """Wait for the leader alone: `Process.wait` would also wait for whoever holds its pipes."""
-    descriptor = os.pidfd_open(child.pid)
-    gone = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, gone.set)
+class _Child(asyncio.SubprocessProtocol):
+    """Hears of the leader's exit apart from the end of its pipes, which others may hold.
+
+    `asyncio.subprocess.Process.wait` waits for both. Reading never pauses, so that a chatty
+    child never blocks; only the last of what it wrote is kept.
+    """
+
+    def __init__(self) -> None:
+        self.exited = asyncio.Event()
+        self.drained = asyncio.Event()
+        self._tails = {_STDOUT: b"", _STDERR: b""}
+        self._open = set(self._tails)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._tails[fd] = (self._tails[fd] + data)[-_TAIL:]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.drained.set()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def tail(self, fd: int) -> str:
+        return self._tails[fd].decode("utf-8", "replace").strip()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
     try:
-        await gone.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    while child.returncode is None:  # noqa: ASYNC110  the loop is about to collect it
-        await asyncio.sleep(0.001)
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
 
 
-async def _end_group(child: asyncio.subprocess.Process) -> None:
-    """End what is left of the group: ask first, then insist."""
-    for what, patience in ((signal.SIGTERM, _TERM_GRACE_S), (signal.SIGKILL, _TERM_GRACE_S)):
-        try:
-            os.killpg(child.pid, what)
-        except (ProcessLookupError, PermissionError):
-            return
-        deadline = time.monotonic() + patience
-        pause = 0.002
-        while time.monotonic() < deadline and _group_lives(child.pid):
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.1)
-        if not _group_lives(child.pid):
-            return
-
-
-def _group_lives(group: int) -> bool:
+async def _end_group(group: int) -> None:
+    """End what is left of the group: ask first, then insist. Cancelled, it insists at once."""
     try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
+        if not _signal(group, signal.SIGTERM) or await _gone(group, _TERM_GRACE_S):
+            return
+    except asyncio.CancelledError:
+        _signal(group, signal.SIGKILL)
+        raise
+    _signal(group, signal.SIGKILL)
+    await _gone(group, _TERM_GRACE_S)
+
+
+async def _gone(group: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    pause = 0.002
+    while _signal(group, 0):
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.1)
     return True
 
 
-async def _tail(stream: asyncio.StreamReader) -> str:
-    """Read to the end and keep the last of it, so that a chatty child never blocks."""
-    kept = b""
+def _signal(group: int, what: int) -> bool:
+    """Send it; False: nobody is left to get it. Signal 0 only asks."""
     try:
-        while chunk := await stream.read(1 << 16):
-            kept = (kept + chunk)[-_TAIL:]
-    except asyncio.CancelledError:
-        pass  # somebody outside of the group holds the pipe: what came is enough
-    return kept.decode("utf-8", "replace").strip()
+        os.killpg(group, what)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

@@ -4,6 +4,7 @@ Anything that keeps that contract (see wrappers/README.md) is a recogniser.
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -136,7 +137,8 @@ class WhisperCli:
             ) from error
         if parsed.binary_path is not None and parsed.binary_path.endswith("/"):
             raise ConfigurationError(f"WHISPER_BINARY_PATH={parsed.binary_path}", "is a folder")
-        temp_dir = Path(options.get("TMPDIR", tempfile.gettempdir()))
+        # Absolute, as all paths that the program gets: it runs in a directory of its own.
+        temp_dir = Path(options.get("TMPDIR") or tempfile.gettempdir()).expanduser().absolute()
         if not temp_dir.is_dir():
             raise ConfigurationError(f"TMPDIR={temp_dir}", "must be a folder that is there")
         left = clear_leftovers(temp_dir)
@@ -197,13 +199,14 @@ class WhisperCli:
                 timeout_s=self._options.timeout,
                 cwd=folder,
                 environment=self._environment,
-                on_start=partial(note_owner, folder),
+                on_start=partial(_note_group, folder),
             )
         except OSError as error:  # it was there a moment ago
             problem = ProviderUnavailable("unavailable", f"{self._binary}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, len(names))
+        log.debug("whisper.output", stdout=done.stdout)  # what was said may be in it
         size = await asyncio.to_thread(_size_of, folder)
-        problem_of_run = self._problem(done)
+        problem_of_run = self._problem(done, jobs)
         if problem_of_run is not None:
             return self._failed(jobs, problem_of_run, done, size, len(names))
         outcomes: dict[str, Mapping[str, Transcript] | ProviderError] = {}
@@ -218,6 +221,7 @@ class WhisperCli:
             failed=len(errors),
             duration=round(done.duration, 3),
             model=self.model,
+            **_calls_of(jobs),
         )
         return Run(facts, outcomes)
 
@@ -235,20 +239,21 @@ class WhisperCli:
         if language and language.lower() != "auto":
             command += ["--language", language]
         if options.models_dir is not None:
-            command += ["--model_dir", str(options.models_dir)]
+            command += ["--model_dir", str(options.models_dir.expanduser().absolute())]
         return [*command, *options.extra_args]
 
-    def _problem(self, done: Finished) -> ProviderError | None:
+    def _problem(self, done: Finished, jobs: Sequence[Job]) -> ProviderError | None:
         if done.timed_out:
             log.error(
                 "context deadline exceeded",
                 binary=self._binary,
                 timeout=f"{self._options.timeout:g}s",
-                stderr=done.tail[-500:],
+                stderr=done.stderr[-500:],
+                **_calls_of(jobs),
             )
             return ProviderError("timeout", f"no result within {self._options.timeout:g} s")
         if done.exit_code in _NO_PROGRAM:
-            return ProviderUnavailable("unavailable", f"exit code {done.exit_code}: {done.tail}")
+            return ProviderUnavailable("unavailable", f"exit code {done.exit_code}: {done.stderr}")
         if done.exit_code != 0:
             return ProviderError("exit_code", f"exit code {done.exit_code}")
         return None
@@ -260,11 +265,13 @@ class WhisperCli:
         for audio in job.audio:
             file = output / f"{names[job.id, audio.key]}.{self._options.output_format}"
             try:
+                if not file.is_file():  # a FIFO would be waited on for ever
+                    return ProviderError("no_output", f"exit code 0, but no {file.name} is there")
                 if file.stat().st_size > _LARGEST_OUTPUT:
                     return ProviderError("bad_output", "output beyond any reason in size")
                 data = file.read_bytes()
             except OSError:
-                return ProviderError("no_output", f"exit code 0, but no {file.name} was written")
+                return ProviderError("no_output", f"{file.name} cannot be read")
             try:
                 heard[audio.key] = read_output(data, self._options.output_format, audio.duration)
             except MalformedOutput as error:
@@ -297,7 +304,7 @@ class WhisperCli:
             reason=problem.reason if problem is not None else "ok",
             duration=done.duration if done is not None else 0.0,
             exit_code=done.exit_code if done is not None else None,
-            stderr_tail=done.tail if done is not None else "",
+            stderr_tail=done.stderr if done is not None else "",
             temp_bytes=size,
             output_format=self._options.output_format,
             files=files,
@@ -308,8 +315,10 @@ def _choose_binary(options: WhisperOptions, environment: Mapping[str, str]) -> t
     """The program to run, and why it."""
     path = environment.get("PATH", os.defpath)
     if options.binary_path is not None:
-        found = shutil.which(os.path.expanduser(options.binary_path), path=path)
-        return found or options.binary_path, "WHISPER_BINARY_PATH"
+        wanted = os.path.expanduser(options.binary_path)
+        chosen = shutil.which(wanted, path=path) or wanted
+        # A bare name that is not there yet may turn up on PATH.
+        return os.path.abspath(chosen) if os.sep in chosen else chosen, "WHISPER_BINARY_PATH"
     for name in _FOUND_ON_PATH:
         if (found := shutil.which(name, path=path)) is not None:
             return found, "found on PATH"
@@ -344,5 +353,27 @@ def _lay_out(
     return files
 
 
+def _calls_of(jobs: Sequence[Job]) -> dict[str, str]:
+    """The log fields that say whose audio a run had; several calls' values stand side by side."""
+    names = dict.fromkeys(name for job in jobs for name in job.log_fields)
+    return {
+        name: " ".join(
+            dict.fromkeys(job.log_fields[name] for job in jobs if name in job.log_fields)
+        )
+        for name in names
+    }
+
+
+def _note_group(folder: Path, group: int) -> None:
+    # A full disk is no reason to end a run that has just begun.
+    with contextlib.suppress(OSError):
+        note_owner(folder, group)
+
+
 def _size_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a program's own temporary files come and go
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size

@@ -40,6 +40,8 @@ BEHAVIOURS = {
     "prints_garbage": "sys.stdout.buffer.write(os.urandom(100000)); sys.exit(0)",
     "writes_bad_json": '[write(f, \'{"text": "half of\') for f in audio]',
     "writes_nothing": "pass",
+    "writes_a_pipe": "[os.mkfifo(out / (f.stem + '.json')) for f in audio]",
+    "tells_and_exits_1": "print('my card number is'); sys.exit(1)",
     "floods_stderr": (
         "chunk = b'x' * 65536\n"
         "for _ in range(1600): os.write(2, chunk)\n"

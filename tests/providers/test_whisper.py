@@ -96,6 +96,7 @@ async def test_silence_is_an_empty_transcript(tmp_path: Path) -> None:
         ("prints_garbage", "no_output", 0),
         ("writes_bad_json", "bad_output", 0),
         ("writes_nothing", "no_output", 0),
+        ("writes_a_pipe", "no_output", 0),
     ],
 )
 async def test_each_way_to_fail_has_its_name(
@@ -120,6 +121,30 @@ async def test_the_end_of_stderr_is_kept(tmp_path: Path) -> None:
     run = await whisper.transcribe([job(tmp_path)])
 
     assert run.facts.stderr_tail == "out of memory on GPU 3"
+
+
+async def test_what_it_printed_to_stdout_is_in_no_error(tmp_path: Path) -> None:
+    whisper = provider(recogniser(tmp_path, "tells_and_exits_1"), tmp_path)
+
+    run = await whisper.transcribe([job(tmp_path)])
+
+    assert "card" not in f"{run.facts} {run.outcomes['j1']}"
+
+
+async def test_relative_paths_hold_though_the_program_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recogniser(tmp_path, "speaks")
+    Path("tmp").mkdir()
+    whisper = WhisperCli.from_options(
+        {"WHISPER_BINARY_PATH": "./speaks", "TMPDIR": "tmp", "WHISPER_MODELS_DIR": "models"}
+    )
+
+    run = await whisper.transcribe([job(tmp_path)])
+
+    assert run.facts.status == "success"
+    assert str(tmp_path / "models") in str(calls(tmp_path / "speaks"))
 
 
 async def test_a_flood_on_stderr_neither_blocks_nor_fills_the_memory(tmp_path: Path) -> None:
@@ -181,6 +206,21 @@ async def test_cancelling_ends_the_program_and_leaves_nothing(tmp_path: Path) ->
     pid = int(str(calls(binary)[0]["pid"]))
     await eventually(lambda: not is_alive(pid), "the end of the program")
     assert left_in_temp(tmp_path) == []
+
+
+async def test_cancelling_insists_where_the_program_does_not_want_to_end(tmp_path: Path) -> None:
+    binary = recogniser(tmp_path, "ignores_term")
+    whisper = provider(binary, tmp_path, WHISPER_TIMEOUT="300ms")
+    run = asyncio.create_task(whisper.transcribe([job(tmp_path)]))
+    await eventually(lambda: bool(calls(binary)), "the start of the program")
+    await asyncio.sleep(0.5)  # it has been asked by now, and has three seconds
+
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    pid = int(str(calls(binary)[0]["pid"]))
+    await eventually(lambda: not is_alive(pid), "the end of the program")
 
 
 async def test_only_so_many_programs_run_at_once(tmp_path: Path) -> None:
