@@ -4,7 +4,24 @@ Refuses to know calls and recognisers; what is in the outbox is delivered, what 
 """
 
 from siprec_bridge.delivery.amqp import AmqpSink
-from siprec_bridge.delivery.relay import Relay, Returned, Sink, Unreachable
+from siprec_bridge.delivery.relay import (
+    Declined,
+    Relay,
+    Returned,
+    Sink,
+    Unacceptable,
+    Unreachable,
+)
 from siprec_bridge.delivery.websocket import PATH, TranscriptSocket
 
-__all__ = ["PATH", "AmqpSink", "Relay", "Returned", "Sink", "TranscriptSocket", "Unreachable"]
+__all__ = [
+    "PATH",
+    "AmqpSink",
+    "Declined",
+    "Relay",
+    "Returned",
+    "Sink",
+    "TranscriptSocket",
+    "Unacceptable",
+    "Unreachable",
+]

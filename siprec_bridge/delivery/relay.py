@@ -1,8 +1,13 @@
-"""From the outbox to one sink: in order within a session, again until confirmed."""
+"""From the outbox to one sink: in order within a session, again until confirmed.
+
+What a sink says to an event decides what becomes of it; see the exceptions. Only the sink's own
+trouble stops the relay, an event's trouble at most the events after it in its session.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
@@ -19,15 +24,26 @@ _BATCH = 500
 _SESSIONS_AT_ONCE = 64
 _LOOK_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 60.0
-_RETURNS_BEFORE_PARKING = 3
+_TRIES_BEFORE_PARKING = 3
 
 
 class Unreachable(Exception):
-    """The sink did not take the event, or we do not know whether it did: try again."""
+    """The sink did not take the event, or we do not know whether it did: it will be tried again.
+
+    The sink itself is in trouble: nothing is published until it had some time to recover.
+    """
 
 
 class Returned(Exception):
-    """The sink has nobody who wants the event."""
+    """The sink has nobody who wants the event: tried a few times, then parked, holds up nothing."""
+
+
+class Declined(Exception):
+    """The sink will not take this event now, others perhaps: tried until it does, in order."""
+
+
+class Unacceptable(Exception):
+    """The sink will never take this event: parked."""
 
 
 class Sink(Protocol):
@@ -36,7 +52,11 @@ class Sink(Protocol):
     name: str
 
     async def publish(self, event: Event) -> None:
-        """Return once the sink is answerable for the event. Raises Unreachable, Returned."""
+        """Return once the sink is answerable for the event.
+
+        Raises Unreachable, Returned, Declined, Unacceptable. What else it raises is a mistake of
+        ours: the event is tried a few times, then parked, and the others go on.
+        """
         ...
 
     async def connect(self) -> None:
@@ -44,8 +64,33 @@ class Sink(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Setback:
+    """An event that the sink did not take, and what to do about it."""
+
+    pending: PendingEvent
+    reason: str
+    result: str  # label of the metric, while it is not parked
+    holds_back: bool = True
+    tries: int | None = None  # before it is parked; None: no end
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether that was the last try."""
+        return self.tries is not None and self.pending.attempts + 1 >= self.tries
+
+    @property
+    def delay(self) -> timedelta:
+        """Until the next try."""
+        return timedelta(seconds=min(2.0 ** min(self.pending.attempts, 10), _LONGEST_DELAY_S))
+
+
 class Relay:
-    """Runs until cancelled. `wake` it after each commit; it also looks by itself."""
+    """Runs until cancelled. `wake` it after each commit; it also looks by itself.
+
+    What was confirmed is remembered until it is noted in the database: a full disk does not make
+    it publish again, only the end of the process does.
+    """
 
     def __init__(
         self,
@@ -60,7 +105,9 @@ class Relay:
         self._metrics = metrics
         self._clock = clock
         self._news = asyncio.Event()
-        self._outage_s = 0.0
+        self._confirmed: list[int] = []  # not yet noted, at most a batch; so are the setbacks
+        self._setbacks: list[_Setback] = []
+        self._delay_s = 0.0  # nothing is tried for so long; 0: all is well
 
     def wake(self) -> None:
         """There may be something to deliver."""
@@ -70,122 +117,149 @@ class Relay:
         """Deliver until cancelled."""
         while True:
             self._news.clear()
+            wait = _LOOK_S
             try:
                 wait = await self._deliver_due()
+            except Unreachable as error:
+                self._put_off("delivery.sink_unreachable", error)
             except StoreError as error:
-                log.error("delivery.store_failed", sink=self._sink.name, cause=str(error))
-                wait = _LOOK_S
-            if self._outage_s:
-                await asyncio.sleep(wait)  # news does not bring the sink back
+                self._put_off("delivery.store_failed", error)
+            if self._delay_s:
+                with contextlib.suppress(StoreError):
+                    await self._measure()
+                await asyncio.sleep(self._delay_s)  # news does not bring it back
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._news.wait()
 
+    def _put_off(self, event: str, error: Exception) -> None:
+        if not self._delay_s:
+            log.error(event, sink=self._sink.name, cause=str(error))
+        self._delay_s = min(max(2 * self._delay_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
+
+    def _all_is_well(self) -> None:
+        if self._delay_s:
+            log.info("delivery.sink_back", sink=self._sink.name)
+        self._delay_s = 0.0
+
     async def _deliver_due(self) -> float:
-        """Deliver what is due; returns the seconds until there may be more."""
+        """Deliver what is due; returns the seconds until there may be more.
+
+        Raises Unreachable, StoreError.
+        """
         name = self._sink.name
-        try:
-            await self._sink.connect()
-        except Unreachable as error:
-            return await self._pause(str(error))
-        while True:
-            waiting = await self._database.read(
-                lambda connection: outbox.pending(connection, name, _BATCH, self._clock())
-            )
-            if not waiting:
-                break
-            cause = await self._deliver(waiting)
-            if cause is not None:
-                return await self._pause(cause)
-            if self._outage_s:
-                log.info("delivery.sink_back", sink=name)
-            self._outage_s = 0.0
-        self._outage_s = 0.0
+        await self._note()
+        await self._sink.connect()
+        while waiting := await self._database.read(
+            lambda connection: outbox.pending(connection, name, _BATCH, self._clock())
+        ):
+            await self._deliver(waiting)
+            self._all_is_well()
+        self._all_is_well()
         await self._measure()
         due = await self._database.read(lambda connection: outbox.next_due(connection, name))
         if due is None:
             return _LOOK_S
         return min(_LOOK_S, max(0.01, (due - self._clock()).total_seconds()))
 
-    async def _pause(self, cause: str) -> float:
-        if not self._outage_s:
-            log.error("delivery.sink_unreachable", sink=self._sink.name, cause=cause)
-        self._outage_s = min(max(2 * self._outage_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
-        await self._measure()
-        return self._outage_s
+    async def _deliver(self, waiting: Sequence[PendingEvent]) -> None:
+        """Publish a batch, sessions side by side, and note what became of it.
 
-    async def _deliver(self, waiting: Sequence[PendingEvent]) -> str | None:
-        """Publish a batch, sessions side by side; returns why the sink stopped taking events."""
+        Raises Unreachable, StoreError.
+        """
         by_session: dict[str, list[PendingEvent]] = {}
         for one in waiting:
             by_session.setdefault(one.event.session_id, []).append(one)
         slots = asyncio.Semaphore(_SESSIONS_AT_ONCE)
-        confirmed: list[int] = []
-        returned: list[tuple[PendingEvent, str]] = []
-        causes: list[str] = []
+        outages: list[Unreachable] = []
 
         async def deliver_session(events: Sequence[PendingEvent]) -> None:
             async with slots:
                 for one in events:
-                    if causes:
+                    if outages:
                         return
                     try:
-                        await self._sink.publish(one.event)
-                    except Returned as error:
-                        returned.append((one, str(error)))
+                        setback = await self._publish(one)
                     except Unreachable as error:
-                        causes.append(str(error))
+                        outages.append(error)
                         self._count("retried")
                         return
-                    else:
-                        confirmed.append(one.event.seq)
+                    if setback is None:
+                        self._confirmed.append(one.event.seq)
                         self._count("delivered")
+                        continue
+                    self._setbacks.append(setback)
+                    if setback.holds_back and not setback.hopeless:
+                        return
 
         try:
             async with asyncio.TaskGroup() as sessions:
                 for events in by_session.values():
                     sessions.create_task(deliver_session(events))
-        finally:
-            # Also when cancelled: what was confirmed must not be sent again without need.
-            if confirmed or returned:
-                await asyncio.shield(
-                    self._database.write(
-                        partial(self._note, confirmed=confirmed, returned=returned)
-                    )
-                )
-                self._tell_of_returned(returned)
-        return causes[0] if causes else None
+        except asyncio.CancelledError:
+            # What was confirmed must not be sent again without need.
+            with contextlib.suppress(StoreError):
+                await self._note()
+            raise
+        await self._note()
+        if outages:
+            raise outages[0]
 
-    def _note(
-        self,
-        connection: Connection,
-        confirmed: Sequence[int],
-        returned: Sequence[tuple[PendingEvent, str]],
-    ) -> None:
-        name = self._sink.name
-        outbox.delivered(connection, name, confirmed)
-        for one, reason in returned:
-            if _is_hopeless(one):
-                outbox.park(connection, name, one.event.seq, reason)
-                continue
+    async def _publish(self, one: PendingEvent) -> _Setback | None:
+        """Publish an event; returns what stands in its way, if anything. Raises Unreachable."""
+        try:
+            await self._sink.publish(one.event)
+        except Unreachable:
+            raise
+        except Returned as error:
             # Nobody wants it now; that must not hold up what somebody does want.
-            later = self._clock() + timedelta(seconds=2.0**one.attempts)
-            outbox.failed(connection, name, one.event.seq, reason, later, holds_back=False)
+            return _Setback(one, str(error), "returned", False, _TRIES_BEFORE_PARKING)
+        except Declined as error:
+            return _Setback(one, str(error), "retried")
+        except Unacceptable as error:
+            return _Setback(one, str(error), "retried", tries=1)
+        except Exception as error:  # one event that we cannot publish must not hold up all
+            log.exception("delivery.failed", sink=self._sink.name, id=one.event.id)
+            reason = f"{type(error).__name__}: {error}"
+            return _Setback(one, reason, "retried", tries=_TRIES_BEFORE_PARKING)
+        return None
 
-    def _tell_of_returned(self, returned: Sequence[tuple[PendingEvent, str]]) -> None:
-        for one, reason in returned:
-            hopeless = _is_hopeless(one)
-            self._count("parked" if hopeless else "returned")
-            if hopeless:
+    async def _note(self) -> None:
+        """Store what became of events. Raises StoreError: then it is still to be done."""
+        confirmed, setbacks = tuple(self._confirmed), tuple(self._setbacks)
+        if not confirmed and not setbacks:
+            return
+        work = partial(self._store, confirmed=confirmed, setbacks=setbacks)
+        # Shielded: who cancels the relay shall not take back what the sink has confirmed.
+        await asyncio.shield(self._database.write(work))
+        self._confirmed.clear()
+        self._setbacks.clear()
+        for one in setbacks:
+            self._count("parked" if one.hopeless else one.result)
+            if one.hopeless:
+                event = one.pending.event
                 log.warning(
                     "delivery.parked",
                     sink=self._sink.name,
-                    type=one.event.type,
-                    id=one.event.id,
-                    session_id=one.event.session_id,
-                    reason=reason,
+                    type=event.type,
+                    id=event.id,
+                    session_id=event.session_id,
+                    reason=one.reason,
                 )
+
+    def _store(
+        self, connection: Connection, confirmed: Sequence[int], setbacks: Sequence[_Setback]
+    ) -> None:
+        name = self._sink.name
+        outbox.delivered(connection, name, confirmed)
+        for one in setbacks:
+            seq = one.pending.event.seq
+            if one.hopeless:
+                outbox.park(connection, name, seq, one.reason)
+            else:
+                later = self._clock() + one.delay
+                outbox.failed(connection, name, seq, one.reason, later, holds_back=one.holds_back)
 
     async def _measure(self) -> None:
         name = self._sink.name
@@ -198,7 +272,3 @@ class Relay:
 
     def _count(self, result: str) -> None:
         self._metrics.deliveries_total.labels(sink=self._sink.name, result=result).inc()
-
-
-def _is_hopeless(one: PendingEvent) -> bool:
-    return one.attempts + 1 >= _RETURNS_BEFORE_PARKING

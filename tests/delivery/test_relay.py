@@ -7,8 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+from sqlalchemy.exc import OperationalError
+
 from harness.bridge import eventually
-from siprec_bridge.delivery import Relay, Returned, Unreachable, envelope
+from siprec_bridge.delivery import (
+    Declined,
+    Relay,
+    Returned,
+    Unacceptable,
+    Unreachable,
+    envelope,
+)
 from siprec_bridge.store import Database, Event, SessionRow, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
@@ -22,6 +32,8 @@ class Sink:
         self.got: list[tuple[str, int]] = []
         self.away = False
         self.unwanted: set[int] = set()
+        self.declined: set[int] = set()
+        self.unacceptable: set[int] = set()
         self.tries = 0
 
     async def connect(self) -> None:
@@ -35,6 +47,10 @@ class Sink:
             raise Unreachable("away")
         if event.seq in self.unwanted:
             raise Returned("unroutable")
+        if event.seq in self.declined:
+            raise Declined("not now")
+        if event.seq in self.unacceptable:
+            raise Unacceptable("too large")
         self.got.append((event.session_id, event.seq))
 
 
@@ -119,3 +135,54 @@ async def test_what_nobody_wants_is_parked_and_the_rest_goes_on(tmp_path: Path) 
         await eventually(lambda: len(sink.got) == 4, "the one that was parked")
 
     assert [(one.event.seq, one.reason) for one in parked] == [(2, "unroutable")]
+
+
+async def test_an_event_that_is_declined_holds_back_its_own_session_only(tmp_path: Path) -> None:
+    sink = Sink()
+    sink.declined = {1}
+    async with relaying(tmp_path, sink) as (database, _):
+        await publish(database, event("s1", 0), event("s2", 1), event("s1", 2), event("s2", 3))
+        await eventually(lambda: len(sink.got) == 2, "the other session's events")
+        assert sink.got == [("s2", 2), ("s2", 4)]
+        sink.declined = set()
+
+        await eventually(lambda: len(sink.got) == 4, "the rest")
+    assert sink.got[2:] == [("s1", 1), ("s1", 3)]
+
+
+async def test_an_event_that_will_never_be_taken_is_parked_at_once(tmp_path: Path) -> None:
+    sink = Sink()
+    sink.unacceptable = {1}
+    async with relaying(tmp_path, sink) as (database, _):
+        await publish(database, event("s1", 0), event("s1", 1))
+
+        await eventually(lambda: sink.got == [("s1", 2)], "the next one")
+        parked = await database.read(lambda connection: outbox.parked(connection, "sink", 9))
+    assert [(one.event.seq, one.reason) for one in parked] == [(1, "too large")]
+
+
+async def test_a_database_that_takes_no_note_does_not_have_events_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Sink()
+    noted = outbox.delivered
+    full = True
+
+    def note(*arguments: Any) -> None:
+        if full:
+            raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+        noted(*arguments)
+
+    monkeypatch.setattr(outbox, "delivered", note)
+    async with relaying(tmp_path, sink) as (database, metrics):
+        await publish(database, *(event("s1", n) for n in range(5)))
+        await eventually(lambda: len(sink.got) == 5, "all events")
+        await asyncio.sleep(0.8)  # longer than its first pause
+        full = False
+
+        labels = {"sink": "sink"}
+        await eventually(
+            lambda: metrics.registry.get_sample_value("siprec_outbox_backlog", labels) == 0,
+            "an empty outbox",
+        )
+    assert sink.tries == 5

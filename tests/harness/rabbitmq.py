@@ -112,6 +112,7 @@ class RabbitMq:
         (self._folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "disk_free_limit.absolute = 1MB\n"
+            "max_message_size = 1000000\n"
             "log.file.level = warning\n"
         )
 
