@@ -134,13 +134,13 @@ class TranscriptSocket:
         self._metrics = metrics
         self._listeners: set[_Listener] = set()
         self._news = asyncio.Event()
-        self._sequence = 0
+        self._reading = asyncio.Lock()
+        self._sequence = 0  # up to here listeners have what they want; old while there are none
         self._tail: asyncio.Task[None] | None = None
         self._server: Server | None = None
 
     async def start(self, listen: Callable[[], Awaitable[asyncio.Server]]) -> None:
         """Begin with what is committed from now on. `listen` starts the door at the right time."""
-        self._sequence = await self._database.read(outbox.last_seq)
         self._database.on_commit(self._news.set)
         self._tail = asyncio.create_task(self._follow(), name="websocket tail")
 
@@ -194,9 +194,12 @@ class TranscriptSocket:
         assert connection.request is not None
         wanted = parse_filter(connection.request.path)
         listener = _Listener(wanted, asyncio.Queue(_QUEUE))
-        self._listeners.add(listener)
+        async with self._reading:
+            if not self._listeners:
+                self._sequence = await self._database.read(outbox.last_seq)
+            self._listeners.add(listener)
+            here = self._sequence
         self._metrics.websocket_listeners.set(len(self._listeners))
-        here = self._sequence
         log.info("websocket.listener", peer=str(connection.remote_address), since=wanted.since)
         talk = asyncio.current_task()
         assert talk is not None
@@ -256,19 +259,21 @@ class TranscriptSocket:
             await self._news.wait()
             self._news.clear()
             try:
-                await self._take_new()
+                async with self._reading:
+                    await self._take_new()
             except StoreError as error:
                 log.error("websocket.store_failed", cause=str(error))
                 await asyncio.sleep(1.0)
                 self._news.set()
 
     async def _take_new(self) -> None:
-        while True:
+        while self._listeners:
             page = await self._database.read(partial(outbox.since, seq=self._sequence, limit=_PAGE))
-            if not page:
-                return
             for event in page:
                 self._hand_out(Frame(event))
+            if len(page) < _PAGE:
+                self._sequence = page[-1].seq if page else self._sequence
+                return
             self._sequence = page[-1].seq
 
     def _hand_out(self, frame: Frame) -> None:

@@ -33,7 +33,14 @@ class StreamSpec:
 
     def to_json(self) -> dict[str, object]:
         """For the wire."""
-        return asdict(self) | {"folder": str(self.folder)}
+        return {
+            "stream_id": self.stream_id,
+            "session_id": self.session_id,
+            "index": self.index,
+            "label": self.label,
+            "codecs": [asdict(one) for one in self.codecs],
+            "folder": str(self.folder),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StreamSpec":

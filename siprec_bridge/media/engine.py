@@ -131,7 +131,7 @@ class MediaEngine:
                     self._worker.kill()
 
     async def open(self, spec: StreamSpec) -> StreamPort:
-        """Receive a stream; its folder must be there. Raises NoPortLeft, MediaUnavailable."""
+        """Receive a stream; its folder is made. Raises NoPortLeft, MediaUnavailable."""
         try:
             port = await self._open_at(spec, None)
         except (asyncio.CancelledError, MediaUnavailable):

@@ -88,6 +88,7 @@ def finish_session(folder: Path, session_id: str, sample_rate: int) -> FinishedA
     done = _already_done(summary, folder, sample_rate)
     if done is not None:
         return done
+    folder.mkdir(parents=True, exist_ok=True)  # a session without streams has none
     for left in folder.glob(f"{_ROOM}*"):  # of a finisher that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_ROOM, dir=folder) as room:

@@ -142,6 +142,7 @@ class Worker:
         if known is None:
             rtp, rtcp = self._ports.bind(port)
             try:
+                spec.folder.mkdir(parents=True, exist_ok=True)
                 prepare(rtp)
                 # Nobody reads RTCP yet: what comes must not pin the kernel's memory.
                 rtcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)

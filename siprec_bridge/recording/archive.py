@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, Finisher
 from siprec_bridge.siprec import SessionDocument
-from siprec_bridge.store import Database, JobRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -59,36 +59,39 @@ class Archive:
         self._transcribe = transcribe  # tells the scheduler that a job waits
 
     async def end(
-        self, session_id: str, cause: str, at: datetime, document: SessionDocument
+        self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
     ) -> None:
-        """Note the session's end and finish its audio; retried until the disk takes it."""
+        """Note the session's end and finish its audio; retried until the disk takes it.
+
+        `session` is its row, as stored or as its owner knows it.
+        """
         delay = _FIRST_RETRY_S
+        noted = session.state != "recording"
         while True:
             try:
-                await self._note_end(session_id, cause, at, document)
-                await self._finish(session_id)
+                if not noted:
+                    await self._note_end(session, cause, at, document)
+                    noted = True
+                await self._finish(session)
                 return
             except (StoreError, OSError) as error:
                 log.error("session.not_archived", cause=str(error), retry_in_s=delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_RETRY_S)
 
-    async def _finish(self, session_id: str) -> None:
+    async def _finish(self, session: SessionRow) -> None:
         """Make the audio files from the spool and queue the job.
 
         Raises OSError or StoreError when the disk or the database does not take it.
         """
-        row = await self._database.read(lambda connection: recordings.get(connection, session_id))
-        if row is None:
-            raise LookupError(f"no session {session_id}")
         audio = await self._finisher.finish(
-            Path(row.folder), session_id, self._recogniser.sample_rate
+            Path(session.folder), session.id, self._recogniser.sample_rate
         )
         seconds = sum(leg.duration for leg in audio.legs)
         now = self._clock()
         job = JobRow(
-            id=f"{session_id}.1",  # the first transcription of a session has one id for ever
-            session_id=session_id,
+            id=f"{session.id}.1",  # the first transcription of a session has one id for ever
+            session_id=session.id,
             vendor=self._recogniser.vendor,
             model=self._recogniser.model,
             audio_seconds=seconds,
@@ -97,7 +100,7 @@ class Archive:
         summary = AUDIO.dump_json(audio).decode()
 
         def store(connection: Connection) -> None:
-            recordings.update(connection, session_id, state="finished", audio=summary)
+            recordings.update(connection, session.id, state="finished", audio=summary)
             if jobs.get(connection, job.id) is None:
                 jobs.insert(connection, job)
 
@@ -106,19 +109,17 @@ class Archive:
         self._transcribe()
 
     async def _note_end(
-        self, session_id: str, cause: str, at: datetime, document: SessionDocument
+        self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
     ) -> None:
-        row = await self._database.read(lambda connection: recordings.get(connection, session_id))
-        if row is None or row.state != "recording":
-            return
+        started_at = session.started_at
         ended = envelope.session_ended(
-            facts_of(document, row.sip_call_id, at), started_at=row.started_at, cause=cause
+            facts_of(document, session.sip_call_id, at), started_at=started_at, cause=cause
         )
 
         def store(connection: Connection) -> None:
             recordings.update(
                 connection,
-                session_id,
+                session.id,
                 state="finishing",
                 ended_at=at,
                 end_cause=cause,
@@ -128,7 +129,7 @@ class Archive:
             outbox.append(connection, [ended], self._sinks)
 
         await self._database.write(store)
-        self._metrics.session_duration_seconds.observe((at - row.started_at).total_seconds())
+        self._metrics.session_duration_seconds.observe((at - started_at).total_seconds())
         self._metrics.sessions_total.labels(outcome=_outcome(cause)).inc()
 
 

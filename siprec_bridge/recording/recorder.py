@@ -38,7 +38,7 @@ from siprec_bridge.siprec import (
     call_ids_of_headers,
     parse_body,
 )
-from siprec_bridge.store import Database, StoreError, outbox, recordings
+from siprec_bridge.store import Database, SessionRow, StoreError, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Participant
 
@@ -154,11 +154,10 @@ class Recorder:
     async def _answer(self, invite: InviteReceived) -> None:
         at = self._desk.clock()
         changes = self._session.offer(_body(invite.request), at)
-        await asyncio.to_thread(self._folder.mkdir, parents=True)
         await self._apply(changes, at)
         sdp = self._session.answer(self._local(), self._desk.address_for(invite.peer))
         document = self._session.document()
-        row = recordings.SessionRow(
+        self._row = row = SessionRow(
             id=self.session_id,
             sip_call_id=self.dialog.call_id,
             state="recording",
@@ -254,16 +253,24 @@ class Recorder:
         """Make the media engine follow what was negotiated. Raises Refused (503)."""
         media = self._desk.media
         opened: list[int] = []
-        for stream in changes.opened:
-            try:
-                self._ports[stream.index] = await media.open(self._spec(stream))
-            except (NoPortLeft, OSError) as error:
-                log.error("session.stream_not_opened", label=stream.label, cause=str(error))
-                await media.close([self._stream_id(index) for index in opened])
-                for index in opened:
-                    del self._ports[index]
-                raise Refused(503, "Service Unavailable", _BUSY) from error
-            opened.append(stream.index)
+        outcomes = await asyncio.gather(
+            *(media.open(self._spec(stream)) for stream in changes.opened), return_exceptions=True
+        )
+        failures: list[BaseException] = []
+        for stream, outcome in zip(changes.opened, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                log.error("session.stream_not_opened", label=stream.label, cause=str(outcome))
+                failures.append(outcome)
+            else:
+                self._ports[stream.index] = outcome
+                opened.append(stream.index)
+        if failures:
+            await media.close([self._stream_id(index) for index in opened])
+            for index in opened:
+                del self._ports[index]
+            if isinstance(failures[0], NoPortLeft | OSError):
+                raise Refused(503, "Service Unavailable", _BUSY) from failures[0]
+            raise failures[0]
         for stream in changes.changed:
             await media.update(self._spec(stream))
         for index in changes.paused:
@@ -329,7 +336,7 @@ class Recorder:
             packets=sum(report.packets for report in reports),
             lost=sum(report.lost for report in reports),
         )
-        await self._desk.archive.end(self.session_id, cause, at, self._session.document())
+        await self._desk.archive.end(self._row, cause, at, self._session.document())
 
     async def _give_up(self, event: str, **why: object) -> None:
         """An INVITE that came to nothing leaves nothing behind."""

@@ -51,7 +51,7 @@ async def _recover_one(
         return
     document = SessionDocument.model_validate_json(row.document)
     at = row.ended_at or await asyncio.to_thread(_last_written, folder) or clock()
-    await archive.end(row.id, "bridge_restarted", max(at, row.started_at), document)
+    await archive.end(row, "bridge_restarted", max(at, row.started_at), document)
 
 
 def _last_written(folder: Path) -> datetime | None:

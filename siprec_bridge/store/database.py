@@ -9,7 +9,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,8 +101,8 @@ class Database:
         """Run `work` in a transaction and return its result once that is durable.
 
         Raises StoreError when the database refused, or what `work` raised: then nothing of it
-        is stored. `work` runs in another thread and should be short. A caller that is cancelled
-        does not know whether it was done.
+        is stored. `work` runs in another thread, perhaps twice, and should be short. A caller that
+        is cancelled does not know whether it was done.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         with self._changed:
@@ -175,27 +175,54 @@ class Database:
     def _commit(self, group: list[_Work]) -> None:
         """Run the works in one transaction and note each one's outcome. Never raises."""
         try:
-            with self._write_engine.connect() as connection:
-                try:
-                    with connection.begin():
-                        for work in group:
-                            _attempt(work, connection)
-                        begun = time.perf_counter()
-                    taken = time.perf_counter() - begun
-                except BaseException:
-                    # After a full disk or an I/O error SQLite has rolled back by itself: what
-                    # state its connection is in is not worth finding out.
-                    connection.invalidate()
-                    raise
+            # Savepoints cost as much as the works: they are for groups in which one fails.
+            if not self._commit_as_one(group):
+                self._commit_each(group)
             self._committed_at = time.monotonic()
         except Exception as error:  # noqa: BLE001  whatever it is, every caller must hear of it
             self._committed_at = None
             for work in group:
                 work.error = StoreError(_cause(error))
                 work.error.__cause__ = error
-        else:
-            if self._on_commit_seconds is not None:
-                self._on_commit_seconds(taken)
+
+    def _commit_as_one(self, group: list[_Work]) -> bool:
+        """Run and commit the works; False, and nothing is stored, when one of them failed.
+
+        Raises as COMMIT does.
+        """
+        with self._connection() as connection, connection.begin() as transaction:
+            try:
+                for work in group:
+                    work.value = work.do(connection)
+            except Exception:  # noqa: BLE001  its turn to tell comes when each is run on its own
+                transaction.rollback()
+                return False
+            self._timed_commit(transaction)
+        return True
+
+    def _commit_each(self, group: list[_Work]) -> None:
+        """Run each work in a savepoint and commit those that succeed. Raises as COMMIT does."""
+        with self._connection() as connection, connection.begin() as transaction:
+            for work in group:
+                _attempt(work, connection)
+            self._timed_commit(transaction)
+
+    def _timed_commit(self, transaction: sa.RootTransaction) -> None:
+        begun = time.perf_counter()
+        transaction.commit()
+        if self._on_commit_seconds is not None:
+            self._on_commit_seconds(time.perf_counter() - begun)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        with self._write_engine.connect() as connection:
+            try:
+                yield connection
+            except BaseException:
+                # After a full disk or an I/O error SQLite has rolled back by itself: what state
+                # its connection is in is not worth finding out.
+                connection.invalidate()
+                raise
 
     def _resolve(self, group: list[_Work]) -> None:
         """Hand the outcomes to the callers, some of whom may have gone. In the event loop."""

@@ -50,33 +50,54 @@ class Backlog:
     failed: int
 
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_INSERT = jobs.insert()
+_UPDATE = jobs.update().where(jobs.c.id == sa.bindparam("this"))
+_GET = jobs.select().where(jobs.c.id == sa.bindparam("this"))
+_NOW = sa.bindparam("now", type_=jobs.c.started_at.type)
+_CLAIM = (
+    jobs.update()
+    .where(
+        jobs.c.id.in_(
+            sa.select(jobs.c.id)
+            .where(
+                jobs.c.state == "queued",
+                sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW),
+            )
+            .order_by(jobs.c.created_at, jobs.c.id)
+            .limit(sa.bindparam("most", type_=sa.Integer))
+            .with_for_update(skip_locked=True)  # for databases with several writers
+            .scalar_subquery()
+        )
+    )
+    .values(state="running", attempts=jobs.c.attempts + 1, started_at=_NOW, finished_at=None)
+    .returning(jobs)
+)
+_BACKLOG = (
+    sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
+    .where(jobs.c.state.in_(("queued", "running", "failed")))
+    .group_by(jobs.c.state)
+)
+_NEXT_DUE = sa.select(
+    sa.func.min(
+        sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
+    )
+).where(jobs.c.state == "queued")
+
+
 def insert(connection: Connection, row: JobRow) -> None:
     """Add a job for a stored session. An id that exists ends in a StoreError."""
-    connection.execute(
-        jobs.insert().values({name: getattr(row, name) for name in JobRow.__slots__})
-    )
+    connection.execute(_INSERT, {name: getattr(row, name) for name in JobRow.__slots__})
 
 
 def get(connection: Connection, job_id: str) -> JobRow | None:
     """The job of this id."""
-    return next(iter(_rows(connection, jobs.select().where(jobs.c.id == job_id))), None)
+    return next(map(_row, connection.execute(_GET, {"this": job_id}).mappings()), None)
 
 
 def claim(connection: Connection, limit: int, now: datetime) -> list[JobRow]:
     """Take the oldest due jobs: they are running from now on, and the attempt is counted."""
-    due = (
-        sa.select(jobs.c.id)
-        .where(jobs.c.state == "queued", _is_due(now))
-        .order_by(jobs.c.created_at, jobs.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)  # for databases with several writers
-    )
-    taken = connection.execute(
-        jobs.update()
-        .where(jobs.c.id.in_(due.scalar_subquery()))
-        .values(state="running", attempts=jobs.c.attempts + 1, started_at=now, finished_at=None)
-        .returning(jobs)
-    ).mappings()
+    taken = connection.execute(_CLAIM, {"most": limit, "now": now}).mappings()
     return sorted(map(_row, taken), key=lambda job: (job.created_at, job.id))
 
 
@@ -174,11 +195,7 @@ def listing(
 
 def backlog(connection: Connection) -> Backlog:
     """How much is still to be done."""
-    rows = connection.execute(
-        sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
-        .where(jobs.c.state.in_(("queued", "running", "failed")))
-        .group_by(jobs.c.state)
-    ).all()
+    rows = connection.execute(_BACKLOG).all()
     waiting = [(count, seconds) for state, count, seconds in rows if state != "failed"]
     return Backlog(
         jobs=sum(count for count, _ in waiting),
@@ -189,17 +206,7 @@ def backlog(connection: Connection) -> Backlog:
 
 def next_due(connection: Connection) -> datetime | None:
     """When the first queued job may run (perhaps long ago), or None when none is queued."""
-    return connection.scalar(
-        sa.select(
-            sa.func.min(
-                sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
-            )
-        ).where(jobs.c.state == "queued")
-    )
-
-
-def _is_due(now: datetime) -> sa.ColumnElement[bool]:
-    return sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= now)
+    return connection.scalar(_NEXT_DUE)
 
 
 def _end_run(connection: Connection, job_id: str, facts: RunFacts | None, **values: object) -> None:
@@ -211,7 +218,7 @@ def _end_run(connection: Connection, job_id: str, facts: RunFacts | None, **valu
             "run_seconds": facts.duration,
             "temp_bytes": facts.temp_bytes,
         }
-    connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
+    connection.execute(_UPDATE, values | {"this": job_id})
 
 
 def _rows(connection: Connection, query: sa.Select[Any]) -> list[JobRow]:

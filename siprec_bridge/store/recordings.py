@@ -30,6 +30,12 @@ class SessionRow:
     warnings: tuple[str, ...] = ()
 
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_INSERT = sessions.insert()
+_UPDATE = sessions.update().where(sessions.c.id == sa.bindparam("this"))
+_GET = sessions.select().where(sessions.c.id == sa.bindparam("this"))
+
+
 class SessionFields(TypedDict, total=False):
     """What `update` may change: all but identity and start."""
 
@@ -46,7 +52,7 @@ class SessionFields(TypedDict, total=False):
 def insert(connection: Connection, row: SessionRow) -> None:
     """Add a session. An id that exists ends in a StoreError."""
     values = {name: getattr(row, name) for name in SessionRow.__slots__}
-    connection.execute(sessions.insert().values(values | {"warnings": json.dumps(row.warnings)}))
+    connection.execute(_INSERT, values | {"warnings": json.dumps(row.warnings)})
 
 
 def update(connection: Connection, session_id: str, **fields: Unpack[SessionFields]) -> bool:
@@ -54,15 +60,12 @@ def update(connection: Connection, session_id: str, **fields: Unpack[SessionFiel
     values: dict[str, Any] = dict(fields)
     if "warnings" in fields:
         values["warnings"] = json.dumps(fields["warnings"])
-    changed = connection.execute(
-        sessions.update().where(sessions.c.id == session_id).values(values)
-    )
-    return changed.rowcount == 1
+    return connection.execute(_UPDATE, values | {"this": session_id}).rowcount == 1
 
 
 def get(connection: Connection, session_id: str) -> SessionRow | None:
     """The session of this id."""
-    found = connection.execute(sessions.select().where(sessions.c.id == session_id)).mappings()
+    found = connection.execute(_GET, {"this": session_id}).mappings()
     return next(map(_row, found), None)
 
 

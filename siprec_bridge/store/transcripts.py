@@ -32,14 +32,15 @@ def save(
 ) -> bool:
     """Store a transcript; False when this version exists, which then stays as it was delivered."""
     added = connection.execute(
-        insert_new(connection, transcripts).values(
-            session_id=session_id,
-            version=version,
-            job_id=job_id,
-            text=text,
-            document=document,
-            created_at=at,
-        )
+        insert_new(connection, transcripts),
+        {
+            "session_id": session_id,
+            "version": version,
+            "job_id": job_id,
+            "text": text,
+            "document": document,
+            "created_at": at,
+        },
     )
     return added.rowcount == 1
 

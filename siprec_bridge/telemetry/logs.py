@@ -79,6 +79,10 @@ def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def masked(text: str) -> str:
     """The text without passwords in URLs, SDES keys and digests."""
-    text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-    text = _SDES_KEY.sub(rf"\1{MASK}", text)
-    return _DIGEST.sub(rf'\1{MASK}"', text)
+    if "://" in text:
+        text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+    if "inline:" in text:
+        text = _SDES_KEY.sub(rf"\1{MASK}", text)
+    if '="' in text:
+        text = _DIGEST.sub(rf'\1{MASK}"', text)
+    return text

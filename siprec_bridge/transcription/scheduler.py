@@ -74,8 +74,7 @@ class Scheduler:
             while True:
                 self._news.clear()
                 try:
-                    await self._start_runs()
-                    wait = await self._patience()
+                    wait = self._patience(await self._start_runs())
                 except StoreError as error:
                     log.error("jobs.store_failed", cause=str(error))
                     wait = _LOOK_S
@@ -87,15 +86,15 @@ class Scheduler:
         finally:
             await self._stop_runs()
 
-    async def _start_runs(self) -> None:
-        while len(self._runs) < self._limit:
+    async def _start_runs(self) -> datetime | None:
+        """Start what may run; returns when the next job is due, if one waits."""
+        while True:
             cause = await self._provider.unavailable()
             self._note_availability(cause)
-            if cause is not None:
-                return
-            batch = await self._claim()
+            full = cause is not None or len(self._runs) >= self._limit
+            batch, due = await self._claim(full=full)
             if not batch:
-                return
+                return due
             task = asyncio.create_task(self._serve(batch), name="transcription run")
             self._runs.add(task)
             task.add_done_callback(self._forget)
@@ -117,33 +116,37 @@ class Scheduler:
             self._outage_s = min(max(2 * self._outage_s, _OUTAGE_FIRST_S), _OUTAGE_LONGEST_S)
         self._metrics.recogniser_available.set(cause is None)
 
-    async def _patience(self) -> float:
+    def _patience(self, due: datetime | None) -> float:
         """Seconds until there may be something to do without anybody's call."""
-        backlog, due = await self._database.read(
-            lambda connection: (jobs.backlog(connection), jobs.next_due(connection))
-        )
-        self._metrics.jobs_backlog.set(backlog.jobs)
-        self._metrics.jobs_backlog_audio_seconds.set(backlog.audio_seconds)
-        self._metrics.jobs_failed.set(backlog.failed)
         if self._outage_s:
             return self._outage_s
         if due is None or len(self._runs) >= self._limit:
             return _LOOK_S
         return min(_LOOK_S, max(0.01, (due - self._clock()).total_seconds()))
 
-    async def _claim(self) -> list[JobRow]:
-        """The jobs of the next run: one that must run alone, or as many as fit."""
+    async def _claim(self, *, full: bool) -> tuple[list[JobRow], datetime | None]:
+        """The jobs of the next run: one that must run alone, or as many as fit; none if `full`.
+
+        Also when the first of those that still wait is due.
+        """
         free = max(1, self._limit - len(self._runs))
 
-        def claim(connection: Connection) -> list[JobRow]:
-            waiting = jobs.backlog(connection).jobs - self._running
+        def claim(connection: Connection) -> tuple[list[JobRow], jobs.Backlog, datetime | None]:
+            backlog = jobs.backlog(connection)
+            waiting = backlog.jobs - self._running
+            if full or not waiting:
+                return [], backlog, jobs.next_due(connection)
             # Free slots share what waits; only what is beyond them goes into batches.
             fair = min(-(-waiting // free), self._provider.max_batch // 2)
-            return jobs.claim(connection, max(1, fair), self._clock())
+            taken = jobs.claim(connection, max(1, fair), self._clock())
+            return taken, backlog, jobs.next_due(connection)
 
-        claimed = await self._database.write(claim)
+        claimed, backlog, due = await self._database.write(claim)
+        self._metrics.jobs_backlog.set(backlog.jobs)
+        self._metrics.jobs_backlog_audio_seconds.set(backlog.audio_seconds)
+        self._metrics.jobs_failed.set(backlog.failed)
         if not claimed:
-            return []
+            return [], due
         alone = next((job for job in claimed if job.solo), None)
         batch = [alone] if alone is not None else claimed
         others = [job.id for job in claimed if job not in batch]
@@ -151,7 +154,7 @@ class Scheduler:
             await self._database.write(partial(jobs.release, job_ids=others))
         self._running += len(batch)
         self._metrics.whisper_runs_active.set(len(self._runs) + 1)
-        return batch
+        return batch, due
 
     async def _serve(self, batch: list[JobRow]) -> None:
         """One run, from claimed jobs to their ends; nothing that goes wrong gets past it."""
