@@ -1,7 +1,6 @@
 """SIPp as the SRC, over UDP and TCP, with audio of the sample call as G.711."""
 
 import asyncio
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from harness.bridge import Bridge, listening, of_type, running_bridge
 from harness.calls import SAMPLE, finals
 from harness.recognisers import recogniser
 from harness.rtp import read_wav
+from harness.sipp import run_sipp
 
 pytestmark = pytest.mark.peer
 
@@ -23,28 +23,8 @@ async def sipp(
     bridge: Bridge, scenario: str, transport: str, folder: Path, **words: str
 ) -> tuple[int, str]:
     """Run a scenario once; returns SIPp's exit code and what it says about errors."""
-    host, port = bridge.udp if transport == "udp" else bridge.tcp
-    text = (HERE / "sipp" / scenario).read_text()
-    for name, value in words.items():
-        text = text.replace(f"[{name}]", value)
-    path = folder / scenario
-    path.write_text(text)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        free.bind(("127.0.0.1", 0))
-        own = free.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        shutil.which("sipp") or "sipp", f"{host}:{port}", "-sf", str(path), "-m", "1",
-        "-t", "u1" if transport == "udp" else "t1", "-i", "127.0.0.1", "-p", str(own),
-        "-nostdin", "-timeout", "30", "-timeout_error", "-trace_err",
-        "-error_file", str(folder / "errors.txt"),
-        cwd=folder,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    async with asyncio.timeout(40):
-        code = await process.wait()
-    errors = folder / "errors.txt"
-    return code, errors.read_text() if errors.exists() else ""
+    address = bridge.udp if transport == "udp" else bridge.tcp
+    return await run_sipp(address, scenario, transport, folder, words=words)
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
