@@ -351,7 +351,12 @@ class RecordingSession:
         now = self._now
         before = now.copy()
         if metadata.mode == "complete":
-            now.participants, now.labels, now.sends = {}, {}, {}
+            # Who has left is not in the document any more, but what he said still needs his name.
+            heard = {
+                one.participant_id for stream in now.streams.values() for one in stream.presences
+            }
+            now.participants = {id: one for id, one in now.participants.items() if id in heard}
+            now.labels, now.sends = {}, {}
             now.groups, now.sessions, now.sip_session_ids = (), (), ()
             now.extensions = ()
         for one in metadata.participants:

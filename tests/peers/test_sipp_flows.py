@@ -186,7 +186,7 @@ async def test_who_takes_a_stream_over_is_on_it_from_the_moment_that_he_is_heard
     call_id = await play(bridge, "transfer_in_dialog.xml", tmp_path)
     session = await recorded(bridge, call_id)
 
-    assert names(session)["carol"] == "Carol"
+    assert names(session) == {"alice": "Alice", "bob": "Bob", "carol": "Carol"}
     assert on(streams(session)["1"]) == ["alice"]
     bob, carol = streams(session)["2"]["presences"]
     assert (bob["participant_id"], carol["participant_id"]) == ("bob", "carol")
