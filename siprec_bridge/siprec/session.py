@@ -59,6 +59,7 @@ class _Stream:
     codecs: tuple[Codec, ...]
     state: StreamState
     opened_at: datetime
+    signalled: str  # the label that metadata knows it by: another one once its slot was reused
     closed_at: datetime | None = None
     presences: list[Presence] = field(default_factory=list)
 
@@ -280,6 +281,7 @@ class RecordingSession:
     def _open(self, plan: StreamPlan, at: datetime, old: _Stream | None) -> _Stream:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
+            old.signalled = plan.label or old.signalled
             return old
         wanted = plan.label or str(plan.index + 1)
         taken = {one.label for one in self._now.streams.values()}
@@ -288,7 +290,7 @@ class RecordingSession:
             self._warn(f"m-line {plan.index + 1} has no label")
         elif label != wanted:
             self._warn(f"label {wanted} is on two m-lines")
-        stream = _Stream(plan.index, label, plan.codecs, "active", at)
+        stream = _Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
         self._now.streams[plan.index] = stream
         return stream
 
@@ -309,7 +311,8 @@ class RecordingSession:
         )
         opened: list[StreamToRecord] = []
         for index, media in enumerate(ours.media):
-            stream = _Stream(index, str(index + 1), media.codecs, "active", at)
+            label = str(index + 1)
+            stream = _Stream(index, label, media.codecs, "active", at, signalled=label)
             self._now.streams[index] = stream
             opened.append(_to_record(stream))
         return Changes(opened=tuple(opened), needs_answer=True)
@@ -387,7 +390,7 @@ class RecordingSession:
         for stream in self._now.streams.values():
             if stream.state == "closed":
                 continue
-            wanted = senders.get(stream.label, {})
+            wanted = senders.get(stream.signalled, {})
             there = {one.participant_id for one in stream.presences if one.until is None}
             _leave(stream, there - set(wanted), at)
             stream.presences += [
@@ -397,11 +400,12 @@ class RecordingSession:
     def _senders(self) -> dict[str, dict[str, None]]:
         """Participants by the label of the stream that they send on, in order of the document."""
         now = self._now
-        named = {one.label for one in now.streams.values() if one.state != "closed"}
+        named = {one.signalled for one in now.streams.values() if one.state != "closed"}
         labels = dict(now.labels)
         if labels and not named & set(labels.values()):
             # Some SRCs number the metadata's labels in their own way, but in the same order.
-            order = [one.label for one in sorted(now.streams.values(), key=lambda one: one.index)]
+            lines = sorted(now.streams.values(), key=lambda one: one.index)
+            order = [one.signalled for one in lines]
             if len(order) == len(labels):
                 self._warn("labels of metadata and SDP differ: matched by order")
                 labels = dict(zip(labels, order, strict=True))

@@ -213,6 +213,34 @@ async def test_a_transfer_by_a_second_recording_session_keeps_the_group(
     assert seconds(first["ended_at"], second["started_at"]) > 0
 
 
+async def test_a_conference_gets_a_third_stream_and_its_slot_goes_to_the_next(
+    bridge: Bridge, tmp_path: Path
+) -> None:
+    async with listening(bridge) as events:
+        call_id = await play(bridge, "conference.xml", tmp_path)
+        session = await recorded(bridge, call_id)
+        await eventually(lambda: "session.ended" in story(events, call_id), "the end", bridge)
+
+    assert names(session) == {"alice": "Alice", "bob": "Bob", "carol": "Carol", "dave": "Dave"}
+    updates = [one for one in events if one["subject"] == session["id"]]
+    states = [
+        [stream["state"] for stream in one["data"]["streams"]]
+        for one in of_type(updates, "session.updated")
+    ]
+    assert states == [["active"] * 3, ["active", "active", "closed"], ["active"] * 3]
+    ours = await answers(bridge, session)
+    assert [len(one.media) for one in ours] == [2, 3, 3, 3]
+    assert len({(one.media[0].port, one.media[1].port) for one in ours}) == 1
+    assert [one.media[2].port > 0 for one in ours[1:]] == [True, False, True]
+    # The slot's track goes on under its first label, as the audio does.
+    assert session["warnings"] == []
+    carol, dave = streams(session)["3"]["presences"]
+    assert (carol["participant_id"], dave["participant_id"]) == ("carol", "dave")
+    (first, _), (nobody, gap), (second, _) = heard(bridge, session, legs(session)["3"])
+    assert (first, nobody, second) == ("carol", "", "dave")
+    assert gap == pytest.approx(seconds(carol["until"], dave["since"]), abs=0.15)
+
+
 async def test_an_invite_without_an_offer_gets_ours(bridge: Bridge, tmp_path: Path) -> None:
     call_id = await play(bridge, "late_offer.xml", tmp_path)
     session = await recorded(bridge, call_id)
