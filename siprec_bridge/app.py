@@ -141,7 +141,7 @@ class Bridge:
             if settings.tls_port is not None and settings.tls_cert_path and settings.tls_key_path
             else None
         )
-        self.capacity = Capacity(settings.max_calls, settings.min_free_disk)
+        self.capacity = Capacity(settings.max_calls, settings.min_free_disk, settings.sip_call_rate)
         self.service = RecordingService(
             Desk(
                 signalling=self.listener,
@@ -156,6 +156,7 @@ class Bridge:
                 address_for=self._address_for,
             ),
             self.capacity,
+            siprec_only=settings.non_siprec_calls == "refuse",
         )
         self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
         self.api = Api(self.database, metrics, self.health, on_retry=self.scheduler.wake)

@@ -85,7 +85,13 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
 _SECRETS = ("SIP_AUTH_USERS", "AMQP_URL")  # never shown, not even when they are wrong
-_CASELESS = ("log_level", "log_format", "stt_default_vendor", "sip_unknown_sources")
+_CASELESS = (
+    "log_level",
+    "log_format",
+    "stt_default_vendor",
+    "sip_unknown_sources",
+    "non_siprec_calls",
+)
 
 
 class Settings(BaseModel):
@@ -130,6 +136,12 @@ class Settings(BaseModel):
     )
     max_calls: Annotated[int, Field(ge=0)] = Field(
         0, description="calls at once; further ones are turned away (503); 0: no limit"
+    )
+    sip_call_rate: Annotated[float, Field(ge=0)] = Field(
+        0, description="new calls a second from one address; more are turned away; 0: no limit"
+    )
+    non_siprec_calls: Literal["record", "refuse"] = Field(
+        "record", description="INVITEs of forks that are not SIPREC: recorded, or answered 421"
     )
     external_ip: str | None = Field(
         None, description="address that Contact and SDP announce (behind NAT); else the local one"

@@ -5,11 +5,12 @@ knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 Â
 """
 
 from siprec_bridge.recording.archive import Archive, Recogniser
+from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.recorder import Desk, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
-from siprec_bridge.recording.service import Capacity, RecordingService
+from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
     "Archive",

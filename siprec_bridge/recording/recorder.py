@@ -21,30 +21,29 @@ from siprec_bridge.sip import (
     DialogId,
     InviteCancelled,
     InviteReceived,
-    MalformedMessage,
-    NameAddr,
     Peer,
     Refused,
     Request,
     RequestId,
     UpdateReceived,
-    parse_uri,
 )
 from siprec_bridge.siprec import (
+    SNAPSHOT_REQUEST,
+    SNAPSHOT_REQUEST_TYPE,
     Body,
     Changes,
     RecordingSession,
     StreamToRecord,
-    call_ids_of_headers,
     parse_body,
+    read_fork,
 )
 from siprec_bridge.store import Database, SessionRow, StoreError, outbox, recordings
 from siprec_bridge.telemetry import Metrics
-from siprec_bridge.transcript import Participant
 
 log = structlog.get_logger()
 
 _BUSY = (("Retry-After", "10"),)
+_SNAPSHOTS = 3  # an SRC whose documents stay broken is not asked for ever
 
 Event = InviteReceived | UpdateReceived | AckReceived | InviteCancelled | DialogEnded
 
@@ -65,7 +64,15 @@ class Signalling(Protocol):
         """Answer a request; one that is no longer waiting for an answer is passed over."""
         ...
 
-    def request(self, dialog: DialogId, method: str) -> None:
+    def request(
+        self,
+        dialog: DialogId,
+        method: str,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
         """Send a request in a dialog."""
         ...
 
@@ -106,13 +113,13 @@ class Recorder:
         self._folder = desk.recordings / session_id
         self._ports: dict[int, StreamPort] = {}  # by m-line
         self._updates = 0
+        self._snapshots_left = _SNAPSHOTS
         self._started_at = desk.clock()
         self._session = RecordingSession(
             session_id,
             desk.policy,
             sdp_session_id=int(desk.clock().timestamp()),
-            fallback=_parties(invite.request),
-            call_ids=call_ids_of_headers(invite.request.headers),
+            fork=read_fork(invite.request),
         )
 
     def is_cancelled_by(self, event: InviteCancelled) -> bool:
@@ -196,6 +203,9 @@ class Recorder:
                 case AckReceived(request=request):
                     if request.body:
                         await self._take_late_answer(request)
+                    else:
+                        self._session.no_late_answer()
+                    self._ask_for_metadata()
                 case InviteCancelled(id=id):
                     if id == self._invite.id:
                         return "cancelled"
@@ -224,6 +234,8 @@ class Recorder:
             sdp = self._session.answer(self._local(), self._desk.address_for(change.peer))
         await self._store_update(changes, at)
         self._answer_with(change.id, sdp)
+        if not invite:
+            self._ask_for_metadata()
 
     async def _take_late_answer(self, ack: Request) -> None:
         at = self._desk.clock()
@@ -238,6 +250,25 @@ class Recorder:
             return
         await self._apply(changes, at)
         await self._store_update(changes, at)
+
+    def _ask_for_metadata(self) -> None:
+        """Ask for a complete document when one was lost on us. RFC 7866 §9.2."""
+        if not self._session.metadata_lost or self._snapshots_left <= 0:
+            return
+        headers = self._invite.request.headers
+        accepted = {one.partition(";")[0].strip().lower() for one in headers.values("Accept")}
+        methods = {one.upper() for one in headers.values("Allow")}
+        if SNAPSHOT_REQUEST_TYPE not in accepted or "UPDATE" not in methods:
+            return
+        self._snapshots_left -= 1
+        log.info("session.snapshot_requested")
+        self._desk.signalling.request(
+            self.dialog,
+            "UPDATE",
+            headers=(("Content-Disposition", "recording-session"),),
+            content_type=SNAPSHOT_REQUEST_TYPE,
+            body=SNAPSHOT_REQUEST,
+        )
 
     def _take_last_metadata(self, bye: Request | None) -> None:
         """Some SRCs send a last metadata document in the BYE."""
@@ -372,18 +403,3 @@ class Recorder:
 
 def _body(request: Request) -> Body:
     return parse_body(request.content_type, request.headers.get("Content-Encoding"), request.body)
-
-
-def _parties(request: Request) -> tuple[Participant, ...]:
-    """Caller and callee by From and To, for a fork that sends no metadata."""
-    return tuple(
-        Participant(id=role, name=one.display or None, aor=_aor(one))
-        for role, one in (("from", request.from_), ("to", request.to))
-    )
-
-
-def _aor(address: NameAddr) -> str:
-    try:
-        return parse_uri(address.uri).aor
-    except MalformedMessage:
-        return address.uri

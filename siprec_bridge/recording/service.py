@@ -3,10 +3,10 @@
 import asyncio
 import uuid
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import structlog
 
+from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.recorder import Desk, Recorder
 from siprec_bridge.sip import (
     AckReceived,
@@ -15,9 +15,11 @@ from siprec_bridge.sip import (
     InviteCancelled,
     InviteReceived,
     Output,
+    RequestAnswered,
     RequestReceived,
     UpdateReceived,
 )
+from siprec_bridge.siprec import is_siprec
 
 log = structlog.get_logger()
 
@@ -31,23 +33,6 @@ _BUSY = (("Retry-After", "10"),)
 _REMEMBERED = 20_000
 
 
-@dataclass(slots=True)
-class Capacity:
-    """How much the bridge takes. `free_disk` is kept up to date by whoever looks at the disk."""
-
-    max_calls: int = 0  # at once; 0: no limit
-    min_free_disk: int = 0  # octets
-    free_disk: int | None = None
-
-    def exhausted_by(self, calls: int) -> str | None:
-        """What there is too little of for one more call: capacity or disk; None: nothing."""
-        if self.max_calls and calls >= self.max_calls:
-            return "capacity"
-        if self.free_disk is not None and self.free_disk < self.min_free_disk:
-            return "disk"
-        return None
-
-
 class RecordingService:
     """The SIP side's listener. One task per call; none of them can end another.
 
@@ -55,8 +40,11 @@ class RecordingService:
     goes elsewhere.
     """
 
-    def __init__(self, desk: Desk, capacity: Capacity | None = None) -> None:
+    def __init__(
+        self, desk: Desk, capacity: Capacity | None = None, *, siprec_only: bool = False
+    ) -> None:
         self._desk = desk
+        self._siprec_only = siprec_only
         self._capacity = capacity or Capacity()
         self._calls: dict[DialogId, Recorder] = {}
         self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
@@ -98,6 +86,13 @@ class RecordingService:
                     del self._calls[event.dialog]
             case RequestReceived():
                 self._answer(event)
+            case RequestAnswered(method="UPDATE", response=response) if response.status >= 300:
+                log.info(
+                    "session.update_refused",
+                    status=response.status,
+                    reason=response.reason,
+                    sip_call_id=event.dialog.call_id,
+                )
             case _:
                 pass  # bytes to send and bookkeeping: the listener's business
 
@@ -119,16 +114,16 @@ class RecordingService:
         return "draining" if self._stopping else self._capacity.exhausted_by(self.active)
 
     def _start(self, invite: InviteReceived) -> None:
+        if self._siprec_only and not is_siprec(invite.request):
+            # RFC 3261 §21.4.16: what it would have to support.
+            self._turn_away(invite, "not_siprec", 421, (("Require", "siprec"),))
+            return
         cause = self._unavailable()
+        if cause is None:
+            now = asyncio.get_running_loop().time()
+            cause = "rate" if self._capacity.too_fast(invite.peer.host, now) else None
         if cause is not None:
-            self._desk.metrics.calls_turned_away_total.labels(reason=cause).inc()
-            log.warning(
-                "call.turned_away",
-                cause=cause,
-                sip_call_id=invite.dialog.call_id,
-                calls=self.active,
-            )
-            self._desk.signalling.respond(invite.id, 503, headers=_BUSY)
+            self._turn_away(invite, cause, 503, _BUSY)
             return
         recorder = Recorder(str(uuid.uuid4()), invite, self._desk, on_stored=self._remember)
         self._calls[invite.dialog] = recorder
@@ -136,6 +131,23 @@ class RecordingService:
         task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._forget(recorder, done))
+
+    def _turn_away(
+        self,
+        invite: InviteReceived,
+        cause: str,
+        status: int,
+        headers: tuple[tuple[str, str], ...],
+    ) -> None:
+        self._desk.metrics.calls_turned_away_total.labels(reason=cause).inc()
+        log.warning(
+            "call.turned_away",
+            cause=cause,
+            sip_call_id=invite.dialog.call_id,
+            peer=f"{invite.peer.transport}:{invite.peer.host}:{invite.peer.port}",
+            calls=self.active,
+        )
+        self._desk.signalling.respond(invite.id, status, headers=headers)
 
     def _remember(self, recorder: Recorder) -> None:
         self._stored[recorder.dialog.call_id] = recorder.session_id

@@ -36,6 +36,7 @@ REASONS = {
     415: "Unsupported Media Type",
     416: "Unsupported URI Scheme",
     420: "Bad Extension",
+    421: "Extension Required",
     422: "Session Interval Too Small",
     481: "Call/Transaction Does Not Exist",
     482: "Loop Detected",

@@ -5,14 +5,23 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
 from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument
-from siprec_bridge.siprec.extensions import call_ids_of_headers
-from siprec_bridge.siprec.metadata import MalformedMetadata, Metadata, parse_metadata
+from siprec_bridge.siprec.forks import Fork, is_siprec, read_fork
+from siprec_bridge.siprec.metadata import (
+    SNAPSHOT_REQUEST,
+    SNAPSHOT_REQUEST_TYPE,
+    MalformedMetadata,
+    Metadata,
+    parse_metadata,
+)
 from siprec_bridge.siprec.session import Changes, RecordingSession, StreamToRecord
 
 __all__ = [
     "ACCEPT",
+    "SNAPSHOT_REQUEST",
+    "SNAPSHOT_REQUEST_TYPE",
     "Body",
     "Changes",
+    "Fork",
     "MalformedMetadata",
     "Metadata",
     "Presence",
@@ -20,7 +29,8 @@ __all__ = [
     "SessionDocument",
     "StreamDocument",
     "StreamToRecord",
-    "call_ids_of_headers",
+    "is_siprec",
     "parse_body",
     "parse_metadata",
+    "read_fork",
 ]

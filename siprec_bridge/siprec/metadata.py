@@ -23,6 +23,16 @@ class MalformedMetadata(Exception):
     """Bytes that are no recording metadata."""
 
 
+# A request for a complete document. RFC 7866 §9.2.
+SNAPSHOT_REQUEST_TYPE = "application/rs-metadata-request"
+SNAPSHOT_REQUEST = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\r\n'
+    b'<requestsnapshot xmlns="urn:ietf:params:xml:ns:recording:1">'
+    b'<requestreason xml:lang="en">metadata is incomplete here</requestreason>'
+    b"</requestsnapshot>\r\n"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ParticipantData:
     """RFC 7865 §6.4. `aor` and `name` of the first nameID; empty where there is none."""

@@ -13,10 +13,10 @@ from siprec_bridge.sdp import Codec, MalformedSdp, MediaPolicy, SessionDescripti
 from siprec_bridge.sip import Refused
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument, StreamState
+from siprec_bridge.siprec.forks import Fork
 from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.transcript import Participant
 
-_LATE_OFFER_STREAMS = 2
 _MAX_WARNINGS = 50
 
 
@@ -79,7 +79,9 @@ class _Negotiated:
     sip_session_ids: tuple[str, ...] = ()
     call_ids: dict[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
-    late: bool = False  # our own offer is out and its answer has not come
+    late: bool = False  # the peer has made no offer yet: what we send is ours
+    awaits_answer: bool = False  # an offer of ours is out: the ACK brings the answer
+    metadata_lost: bool = False  # what we know is not all that the SRC has told
     warnings: list[str] = field(default_factory=list)
 
     def copy(self) -> "_Negotiated":
@@ -109,11 +111,7 @@ class _Negotiated:
 
 
 class RecordingSession:
-    """One recording session.
-
-    `fallback` are the parties to show when no metadata comes, `call_ids` the vendor's names for
-    the call that the INVITE's headers gave.
-    """
+    """One recording session. `fork` is what holds as long as no metadata comes."""
 
     def __init__(
         self,
@@ -121,14 +119,13 @@ class RecordingSession:
         policy: MediaPolicy,
         *,
         sdp_session_id: int,
-        fallback: tuple[Participant, ...] = (),
-        call_ids: Mapping[str, str] | None = None,
+        fork: Fork | None = None,
     ) -> None:
         self.session_id = session_id
         self._policy = policy
         self._sdp_session_id = sdp_session_id
-        self._fallback = fallback
-        self._now = _Negotiated(call_ids=dict(call_ids or {}))
+        self._fork = fork or Fork()
+        self._now = _Negotiated(call_ids=dict(self._fork.call_ids))
         self._before = _Negotiated()
         self._version = 0
         self._answer: SessionDescription | None = None
@@ -136,7 +133,12 @@ class RecordingSession:
     @property
     def participants(self) -> tuple[Participant, ...]:
         """The parties, as the metadata names them."""
-        return tuple(self._now.participants.values()) or self._fallback
+        return tuple(self._now.participants.values()) or self._fork.participants
+
+    @property
+    def metadata_lost(self) -> bool:
+        """Whether the SRC has told more than we know: a document was broken, or came in part."""
+        return self._now.metadata_lost
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -147,8 +149,11 @@ class RecordingSession:
         """Take the body of an INVITE, re-INVITE or UPDATE (`invite` False).
 
         An INVITE without SDP asks for our offer, an UPDATE without it for nothing.
-        Raises Refused: 400 for SDP that cannot be read, 488 when no m-line can be recorded.
+        Raises Refused: 400 for SDP that cannot be read, 488 when no m-line can be recorded, 491
+        for an offer that crosses ours.
         """
+        if self._now.awaits_answer and body.sdp is not None:
+            raise Refused(491, "Request Pending")  # RFC 3261 §14.2
         self._before = self._now.copy()
         for warning in body.warnings:
             self._warn(warning)
@@ -158,7 +163,9 @@ class RecordingSession:
         elif invite and self._now.offer is None:
             changes = self._prepare_late_offer(at)
         elif invite:
-            changes = Changes(needs_answer=True)  # our last description again, as an offer
+            # Our last description again, as an offer. RFC 3261 §14.2
+            self._now.awaits_answer = True
+            changes = Changes(needs_answer=True)
         if body.metadata is not None:
             changed = self._take_metadata(body.metadata, at)
             changes = replace(changes, metadata_changed=changed)
@@ -186,12 +193,18 @@ class RecordingSession:
 
     def late_answer(self, body: bytes, at: datetime) -> Changes:
         """Take the answer to our own offer, which came in the ACK. Raises Refused (400, 488)."""
-        if not self._now.late:
+        if not self._now.awaits_answer:
             return Changes()
         self._before = self._now.copy()
         changes = self._take_sdp(_read_sdp(body), at)
-        self._now.late = False
+        self._now.late = self._now.awaits_answer = False
         return replace(changes, needs_answer=False)
+
+    def no_late_answer(self) -> None:
+        """The ACK brought no answer: what we offered is recorded, and the peer may offer again."""
+        if self._now.awaits_answer:
+            self._now.awaits_answer = False
+            self._warn("the ACK brought no answer to our offer")
 
     def end(self, at: datetime) -> None:
         """Close what is open."""
@@ -207,7 +220,7 @@ class RecordingSession:
         now = self._now
         return SessionDocument(
             session_id=self.session_id,
-            group_id=now.groups[0] if now.groups else None,
+            group_id=now.groups[0] if now.groups else self._fork.group_id,
             communication_sessions=now.sessions,
             sip_session_ids=now.sip_session_ids,
             participants=self.participants,
@@ -301,10 +314,10 @@ class RecordingSession:
         _leave(stream, {one.participant_id for one in stream.presences}, at)
 
     def _prepare_late_offer(self, at: datetime) -> Changes:
-        self._now.late = True
+        self._now.late = self._now.awaits_answer = True
         ours = sdp.offer(
             self._policy,
-            [9] * _LATE_OFFER_STREAMS,
+            [9] * self._fork.streams,
             address="127.0.0.1",
             session_id=self._sdp_session_id,
             version=0,
@@ -350,10 +363,12 @@ class RecordingSession:
             metadata = parse_metadata(xml)
         except MalformedMetadata as error:
             self._warn(f"metadata: {error}")
+            self._now.metadata_lost = True
             return False
         now = self._now
         before = now.copy()
         if metadata.mode == "complete":
+            now.metadata_lost = False
             # Who has left is not in the document any more, but what he said still needs his name.
             heard = {
                 one.participant_id for stream in now.streams.values() for one in stream.presences
@@ -381,6 +396,9 @@ class RecordingSession:
         )
         now.call_ids |= metadata.call_ids
         now.extensions = _joined(now.extensions, metadata.extensions)
+        if any(one.participant_id not in now.participants for one in metadata.associations):
+            now.metadata_lost = True
+            self._warn("metadata names participants that it has never described")
         self._place_participants(at)
         return not now.same_people(before)
 
@@ -400,6 +418,8 @@ class RecordingSession:
     def _senders(self) -> dict[str, dict[str, None]]:
         """Participants by the label of the stream that they send on, in order of the document."""
         now = self._now
+        if not now.participants and self._fork.speaker is not None and 0 in now.streams:
+            return {now.streams[0].signalled: {self._fork.speaker: None}}
         named = {one.signalled for one in now.streams.values() if one.state != "closed"}
         labels = dict(now.labels)
         if labels and not named & set(labels.values()):

@@ -55,9 +55,11 @@ class Metrics:
         # Recording
         self.sessions_total = counter("sessions", "recording sessions ended", ("outcome",))
         self.calls_turned_away_total = counter(
-            "calls_turned_away", "new calls answered 503 for want of room", ("reason",)
+            "calls_turned_away",
+            "new calls that were not taken, by what was in the way",
+            ("reason",),
         )
-        for reason in ("draining", "capacity", "disk"):
+        for reason in ("draining", "capacity", "disk", "rate", "not_siprec"):
             self.calls_turned_away_total.labels(reason=reason)
         self.sessions_active = gauge("sessions_active", "sessions being recorded")
         self.session_duration_seconds = histogram(

@@ -43,7 +43,15 @@ class Phone:
         """Remember it."""
         self.answers[id] = Answer(status, dict(headers), body)
 
-    def request(self, dialog: DialogId, method: str) -> None:
+    def request(
+        self,
+        dialog: DialogId,
+        method: str,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
         """Remember it."""
         self.asked.append((dialog, method))
 
@@ -62,7 +70,11 @@ class Office:
 
 @asynccontextmanager
 async def office(
-    folder: Path, *, ports: tuple[int, int] = (31000, 31999), capacity: Capacity | None = None
+    folder: Path,
+    *,
+    ports: tuple[int, int] = (31000, 31999),
+    capacity: Capacity | None = None,
+    siprec_only: bool = False,
 ) -> AsyncIterator[Office]:
     """A recording service on a data folder; stopped at the end."""
     metrics = Metrics()
@@ -87,6 +99,7 @@ async def office(
             clock=lambda: datetime.now(UTC), address_for=lambda peer: "127.0.0.1",
         ),
         capacity,
+        siprec_only=siprec_only,
     )  # fmt: skip
     try:
         yield Office(service, phone, database, media, metrics, recordings)

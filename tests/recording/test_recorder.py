@@ -1,6 +1,7 @@
 """One call at a desk with real media and store: answered, changed, ended; and when it cannot be."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from harness.bridge import eventually
 from harness.desk import Office, office
 from harness.rtp import packets, send, tone
-from harness.src import OFFER, PEER, multipart, request
+from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
 from siprec_bridge.recording import Capacity
 from siprec_bridge.sip import (
@@ -26,6 +27,7 @@ from siprec_bridge.sip import (
 from siprec_bridge.store import SessionRow, StoreError, jobs, outbox, recordings
 
 DIALOG = DialogId("call-1", "ours", "src")
+METADATA_TYPE = "application/rs-metadata+xml"
 
 
 def message(
@@ -283,3 +285,61 @@ async def test_a_full_database_does_not_end_a_running_call(
         row = await hang_up(here)
 
     assert row.state == "finished"
+
+
+async def test_a_source_beyond_its_rate_is_sent_elsewhere(tmp_path: Path) -> None:
+    async with office(tmp_path, capacity=Capacity(max_call_rate=0.4)) as here:
+        here.service.on_sip(invite())
+        second = replace(invite(id="i2"), dialog=DialogId("call-2", "ours", "src"))
+        here.service.on_sip(second)
+
+        assert await answered(here) == 200
+        assert await answered(here, "i2") == 503
+        assert "Retry-After" in here.phone.answers["i2"].headers
+
+
+async def test_by_policy_only_siprec_is_recorded(tmp_path: Path) -> None:
+    async with office(tmp_path, siprec_only=True) as here:
+        plain = parse(
+            request("INVITE", body=OFFER.encode(), content_type="application/sdp").replace(
+                b";+sip.src", b""
+            )
+        )
+        assert isinstance(plain, Request)
+        here.service.on_sip(replace(invite(), request=plain))
+        here.service.on_sip(replace(invite(id="i2"), dialog=DialogId("call-2", "ours", "src")))
+
+        assert await answered(here) == 421
+        assert here.phone.answers["i1"].headers["Require"] == "siprec"
+        assert await answered(here, "i2") == 200
+
+
+async def test_a_complete_document_is_asked_for_when_one_was_lost(tmp_path: Path) -> None:
+    accept = ["Accept: application/sdp, application/rs-metadata-request", "Allow: INVITE, UPDATE"]
+    broken = multipart(metadata="<recording>")
+    asking = parse(request("INVITE", headers=accept, body=broken))
+    assert isinstance(asking, Request)
+    async with office(tmp_path) as here:
+        here.service.on_sip(replace(invite(), request=asking))
+        assert await answered(here) == 200
+        here.service.on_sip(AckReceived(DIALOG, message("ACK")))
+        await eventually(lambda: bool(here.phone.asked), "a request of ours")
+        here.service.on_sip(
+            UpdateReceived("u1", DIALOG, message("UPDATE", METADATA.encode(), METADATA_TYPE), PEER)
+        )
+        assert await answered(here, "u1") == 200
+        row = await hang_up(here)
+
+    assert here.phone.asked == [(DIALOG, "UPDATE")]  # once: then it came
+    assert '"Alice"' in row.document
+
+
+async def test_nobody_is_asked_for_a_document_who_does_not_say_that_he_can(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(multipart(metadata="<recording>")))
+        assert await answered(here) == 200
+        here.service.on_sip(AckReceived(DIALOG, message("ACK")))
+        row = await hang_up(here)
+
+    assert here.phone.asked == []
+    assert any("not well-formed" in one for one in row.warnings)

@@ -15,10 +15,10 @@ from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.siprec import (
     MalformedMetadata,
     RecordingSession,
-    call_ids_of_headers,
     parse_body,
     parse_metadata,
 )
+from siprec_bridge.siprec.extensions import call_ids_of_headers
 
 CORPUS = Path(os.environ.get("SIPREC_SHARED", Path(__file__).parents[3] / "shared")) / "corpus"
 EXPECT: dict[str, Any] = json.loads((CORPUS / "EXPECT.json").read_text()) if CORPUS.is_dir() else {}

@@ -14,6 +14,7 @@ from siprec_bridge.sip import Refused
 from siprec_bridge.siprec import (
     Body,
     Changes,
+    Fork,
     MalformedMetadata,
     RecordingSession,
     SessionDocument,
@@ -29,8 +30,8 @@ def later(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def new_session() -> RecordingSession:
-    return RecordingSession("s", MediaPolicy(), sdp_session_id=7)
+def new_session(fork: Fork | None = None) -> RecordingSession:
+    return RecordingSession("s", MediaPolicy(), sdp_session_id=7, fork=fork)
 
 
 def full(offer: str = OFFER, metadata: str = METADATA) -> Body:
@@ -221,6 +222,60 @@ def test_an_invite_without_sdp_gets_our_offer_and_its_answer_comes_in_the_ack() 
     assert (changes.opened, changes.closed) == ((), ())
 
 
+def test_an_offer_that_crosses_ours_is_491_and_one_after_the_answer_is_taken() -> None:
+    session = new_session()
+    session.offer(Body(), START)
+    session.answer(PORTS, "192.0.2.1")
+
+    with pytest.raises(Refused) as refused:
+        session.offer(full(), later(0.1))
+    session.late_answer(OFFER.encode(), later(0.2))
+
+    assert refused.value.status == 491
+    assert not session.offer(full(), later(0.3)).opened
+
+
+def test_an_ack_without_the_answer_leaves_what_we_offered_and_is_noted() -> None:
+    session = new_session()
+    session.offer(Body(), START)
+    session.answer(PORTS, "192.0.2.1")
+
+    session.no_late_answer()
+
+    assert len(session.streams_open()) == 2
+    assert session.warnings == ("the ACK brought no answer to our offer",)
+    assert not session.offer(full(), later(1)).closed
+
+
+def test_a_reinvite_without_sdp_gets_our_last_description_and_its_ack_may_change_it() -> None:
+    session = started()
+
+    session.offer(Body(), later(1))
+    again = sdp.parse(session.answer(PORTS, "192.0.2.1"))
+    changes = session.late_answer(OFFER.replace("sendonly", "inactive").encode(), later(1.1))
+
+    assert [one.port for one in again.media] == [20000, 20002]
+    assert changes.paused == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "<recording>",
+        METADATA.replace("complete", "partial").replace('participant_id="p2"><nameID', 'x="p2"><n'),
+    ],
+    ids=["broken", "in part"],
+)
+def test_metadata_that_was_lost_is_lost_until_a_complete_document_comes(metadata: str) -> None:
+    session = started(full(metadata=metadata))
+    lost = session.metadata_lost
+
+    session.offer(Body(metadata=METADATA.encode()), later(1), invite=False)
+
+    assert lost
+    assert not session.metadata_lost
+
+
 def test_an_update_without_a_body_changes_nothing() -> None:
     assert started().offer(Body(), later(1), invite=False) == Changes()
 
@@ -267,7 +322,7 @@ def test_vendor_data_is_kept_and_its_call_ids_get_one_name() -> None:
         '<v:data xmlns:v="urn:vendor"><v:ucid>00FA</v:ucid><v:x a="1"/></v:data>'
         "<extensiondata><callID>half-1</callID></extensiondata>"
     )
-    session = RecordingSession("s", MediaPolicy(), sdp_session_id=7, call_ids={"cisco_guid": "1-2"})
+    session = new_session(Fork(call_ids={"cisco_guid": "1-2"}))
 
     session.offer(full(metadata=METADATA.replace("</recording>", vendor + "</recording>")), START)
 
