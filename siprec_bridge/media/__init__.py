@@ -8,6 +8,7 @@ from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
 from siprec_bridge.media.engine import MediaEngine, MediaEvent, MediaUnavailable
 from siprec_bridge.media.finish import FinishedAudio, FinishedLeg, finish_session
 from siprec_bridge.media.finisher import Finisher
+from siprec_bridge.media.offline import OfflineMedia
 from siprec_bridge.media.ports import NoPortLeft
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MediaEvent",
     "MediaUnavailable",
     "NoPortLeft",
+    "OfflineMedia",
     "StreamPort",
     "StreamReport",
     "StreamSpec",

@@ -8,7 +8,7 @@ from siprec_bridge.recording.archive import Archive, Recogniser
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
-from siprec_bridge.recording.recorder import Desk, Recorder, Signalling
+from siprec_bridge.recording.recorder import Desk, Media, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.service import RecordingService
 
@@ -18,6 +18,7 @@ __all__ = [
     "Completion",
     "Desk",
     "LadderKeeper",
+    "Media",
     "Recogniser",
     "Recorder",
     "RecordingService",

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
-from siprec_bridge.media import MediaEngine, NoPortLeft, StreamPort, StreamSpec
+from siprec_bridge.media import NoPortLeft, StreamPort, StreamReport, StreamSpec
 from siprec_bridge.recording.archive import Archive, facts_of
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import (
@@ -77,12 +77,32 @@ class Signalling(Protocol):
         ...
 
 
+class Media(Protocol):
+    """What a recorder asks of whoever receives its streams."""
+
+    async def open(self, spec: StreamSpec) -> StreamPort:
+        """Receive a stream. Raises NoPortLeft, OSError."""
+        ...
+
+    async def update(self, spec: StreamSpec) -> None:
+        """Note that a stream's payload types mean something else from now on."""
+        ...
+
+    async def pause(self, stream_id: str, paused: bool, at: datetime) -> None:
+        """Keep nothing of a stream, or record it again."""
+        ...
+
+    async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:
+        """Make what has arrived durable and stop receiving; unknown ids are skipped."""
+        ...
+
+
 @dataclass(frozen=True)
 class Desk:
     """What every recorder works with."""
 
     signalling: Signalling
-    media: MediaEngine
+    media: Media
     database: Database
     archive: Archive
     metrics: Metrics
@@ -110,6 +130,7 @@ class Recorder:
         self._desk = desk
         self._on_stored = on_stored
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._idle = asyncio.Event()
         self._folder = desk.recordings / session_id
         self._ports: dict[int, StreamPort] = {}  # by m-line
         self._updates = 0
@@ -128,13 +149,24 @@ class Recorder:
 
     def deliver(self, event: Event) -> None:
         """Hand over what happened in this session's dialog."""
+        self._idle.clear()
         self._inbox.put_nowait(event)
+
+    async def settled(self) -> None:
+        """Return once all that was delivered is dealt with: an end, when its audio is archived."""
+        await self._idle.wait()
 
     async def run(self) -> None:
         """Record until the dialog ends. Whatever goes wrong ends this session alone."""
         structlog.contextvars.bind_contextvars(
             session_id=self.session_id, sip_call_id=self.dialog.call_id
         )
+        try:
+            await self._run()
+        finally:
+            self._idle.set()
+
+    async def _run(self) -> None:
         try:
             await self._answer(self._invite)
         except Refused as refusal:
@@ -197,6 +229,8 @@ class Recorder:
     async def _record(self) -> str:
         """Follow the dialog to its end; returns the cause."""
         while True:
+            if self._inbox.empty():
+                self._idle.set()
             match await self._inbox.get():
                 case InviteReceived() | UpdateReceived() as change:
                     await self._renegotiate(change)

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import OrderedDict
+from collections.abc import Callable
 
 import structlog
 
@@ -41,10 +42,16 @@ class RecordingService:
     """
 
     def __init__(
-        self, desk: Desk, capacity: Capacity | None = None, *, siprec_only: bool = False
+        self,
+        desk: Desk,
+        capacity: Capacity | None = None,
+        *,
+        siprec_only: bool = False,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._desk = desk
         self._siprec_only = siprec_only
+        self._new_id = new_id
         self._capacity = capacity or Capacity()
         self._calls: dict[DialogId, Recorder] = {}
         self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
@@ -96,6 +103,11 @@ class RecordingService:
             case _:
                 pass  # bytes to send and bookkeeping: the listener's business
 
+    async def settled(self) -> None:
+        """Return once every recorder has dealt with what it was told so far."""
+        for recorder in list(self._recorders.values()):
+            await recorder.settled()
+
     async def stop(self, patience: float) -> None:
         """Take no new calls; let running ones end, hang up on those that do not, archive all."""
         self._stopping = True
@@ -125,7 +137,7 @@ class RecordingService:
         if cause is not None:
             self._turn_away(invite, cause, 503, _BUSY)
             return
-        recorder = Recorder(str(uuid.uuid4()), invite, self._desk, on_stored=self._remember)
+        recorder = Recorder(self._new_id(), invite, self._desk, on_stored=self._remember)
         self._calls[invite.dialog] = recorder
         self._recorders[recorder.session_id] = recorder
         task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")

@@ -85,6 +85,21 @@ async def test_a_call_is_on_disk_before_it_is_answered_and_has_a_job_when_it_is_
     assert [event.type for event in events] == ["session.started", "session.ended"]
 
 
+async def test_a_settled_service_has_answered_what_it_was_told_and_archived_what_is_over(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await here.service.settled()
+        answers = dict(here.phone.answers)
+        here.service.on_sip(DialogEnded(DIALOG, "bye"))
+        await here.service.settled()
+        (row,) = await sessions(here)
+
+    assert [one.status for one in answers.values()] == [200]
+    assert row.state == "finished"
+
+
 async def test_hold_resume_and_a_new_speaker_reach_the_listeners(tmp_path: Path) -> None:
     held = multipart(sdp=OFFER.replace("a=sendonly", "a=inactive", 1))
     async with office(tmp_path) as here:

@@ -1,0 +1,140 @@
+"""Streams whose packets come from elsewhere than a socket, at times that are told with them.
+
+Spools and counts as a worker does: same tests of a packet, same records, same pauses.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec, from_ns
+from siprec_bridge.media.spool import RECORD, SpoolHeader, SpoolWriter, write_records
+from siprec_bridge.rtp import SequenceTracker, read_headers
+
+_FIRST_PORT, _LAST_PORT = 16384, 32766
+_BATCH = 256  # packets held before they are spooled
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    spec: StreamSpec
+    port: StreamPort
+    spool: SpoolWriter
+    sequence: SequenceTracker = field(default_factory=SequenceTracker)
+    paused: bool = False
+    octets: int = 0
+    malformed: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+    waiting: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def report(self) -> StreamReport:
+        return StreamReport(
+            stream_id=self.spec.stream_id,
+            packets=self.sequence.packets,
+            octets=self.octets,
+            lost=self.sequence.lost,
+            duplicates=self.sequence.duplicates,
+            reordered=self.sequence.reordered,
+            malformed=self.malformed,
+            first_packet_at=from_ns(self.first_ns),
+            last_packet_at=from_ns(self.last_ns),
+        )
+
+
+class OfflineMedia:
+    """Stands where the media engine does; `receive` brings the packets.
+
+    `now_ns` tells the time, ns since 1970. `trouble` says why the disk took no more, once it did
+    not. `reports` has the closed streams by id: one each time that a stream was closed.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], host: str = "127.0.0.1") -> None:
+        self._now_ns = now_ns
+        self._host = host
+        self._ports = itertools.cycle(range(_FIRST_PORT, _LAST_PORT, 2))
+        self._open: dict[str, _Stream] = {}
+        self.reports: dict[str, list[StreamReport]] = {}
+        self.trouble: str | None = None
+
+    def receive(self, stream_id: str, datagram: bytes, at_ns: int) -> bool:
+        """Take a datagram; False when the stream is not open."""
+        stream = self._open.get(stream_id)
+        if stream is None:
+            return False
+        if not stream.paused:
+            stream.waiting.append((at_ns, datagram))
+            if len(stream.waiting) >= _BATCH:
+                self._store(stream)
+        return True
+
+    async def open(self, spec: StreamSpec) -> StreamPort:
+        """Make the spool; its folder must be there."""
+        known = self._open.get(spec.stream_id)
+        if known is None:
+            now_ns = self._now_ns()
+            header = SpoolHeader(
+                spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
+            )
+            spool = SpoolWriter(spec.spool, header)
+            if spool.reopened:
+                spool.event("reopened", now_ns, spec.codecs)
+            number = next(self._ports)
+            known = _Stream(spec, StreamPort(self._host, number, number + 1), spool)
+            self._open[spec.stream_id] = known
+        return known.port
+
+    async def update(self, spec: StreamSpec) -> None:
+        """Note that a stream's payload types mean something else from now on."""
+        if (stream := self._open.get(spec.stream_id)) is not None:
+            self._store(stream)
+            stream.spec = spec
+            stream.spool.event("codecs", self._now_ns(), spec.codecs)
+
+    async def pause(self, stream_id: str, paused: bool, at: datetime) -> None:
+        """Keep nothing of a stream, or record it again."""
+        stream = self._open.get(stream_id)
+        if stream is not None and stream.paused != paused:
+            self._store(stream)
+            stream.paused = paused
+            stream.spool.event("paused" if paused else "resumed", round(at.timestamp() * 1e9))
+
+    async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:
+        """Make what has arrived durable; unknown ids are skipped."""
+        done: list[StreamReport] = []
+        for name in stream_ids:
+            if (stream := self._open.pop(name, None)) is not None:
+                self._store(stream)
+                stream.spool.close()
+                done.append(stream.report())
+                self.reports.setdefault(name, []).append(done[-1])
+        return done
+
+    def _store(self, stream: _Stream) -> None:
+        self.trouble = self.trouble or _spool(stream)
+
+
+def _spool(stream: _Stream) -> str | None:
+    """Spool what waits; returns why the disk does not take it, or None."""
+    waiting, stream.waiting = stream.waiting, []
+    if not waiting:
+        return None
+    lengths = np.array([len(data) for _, data in waiting], np.int64)
+    arrivals = np.array([at for at, _ in waiting], np.int64)
+    data = np.frombuffer(b"".join(data for _, data in waiting), np.uint8)
+    batch = read_headers(data, np.cumsum(lengths) - lengths, lengths)
+    kept = np.flatnonzero(batch.valid)
+    stream.malformed += len(waiting) - len(kept)
+    if not len(kept):
+        return None
+    if stream.first_ns is None:
+        stream.first_ns = int(arrivals[kept[0]])
+    stream.last_ns = int(arrivals[kept[-1]])
+    stream.sequence.add(batch.sequence[kept], batch.ssrc[kept])
+    stream.octets += int(lengths[kept].sum())
+    heads = np.zeros(len(waiting), RECORD)
+    write_records(heads, lengths, arrivals)
+    return stream.spool.write([heads[at].tobytes() + waiting[at][1] for at in kept.tolist()])
