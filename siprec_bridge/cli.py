@@ -203,6 +203,57 @@ def doctor(config: ConfigFile = None) -> None:
     raise typer.Exit(0 if findings else 1)
 
 
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="capture (pcap, pcapng) of SIP and RTP")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for what was recorded, new or empty; ./replay-NAME if not said"),
+    ] = None,
+    srs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST[:PORT] whose calls are recording sessions, whatever they look like"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record the calls of a capture as if they came in live, and tell what came of it."""
+    from siprec_bridge.replay import (
+        REPORT,
+        Capture,
+        ReplayFailed,
+        UnreadableCapture,
+        report_lines,
+    )
+    from siprec_bridge.replay import replay as run
+
+    folder = out or Path(f"replay-{file.stem}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigurationError(f"--out {folder}", "is there already and not an empty folder")
+    try:
+        Capture(file)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "bridge.log").open("w") as logs:
+            configure_logs("info", "json", logs)
+            try:
+                report = asyncio.run(run(file, folder, srs or ()))
+            finally:
+                configure_logs("error", "console")
+    except UnreadableCapture as error:
+        print(f"siprec-bridge: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except (ReplayFailed, OSError) as error:
+        print(f"siprec-bridge: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(REPORT.dump_json(report, indent=1).decode())
+    else:
+        for line in report_lines(report):
+            print(line)
+    raise typer.Exit(0 if report.ok else 1)
+
+
 @jobs_app.command("list")
 def jobs_list(
     state: Annotated[

@@ -1,0 +1,726 @@
+"""Feeds a capture through the code of live calls: its SIP to the machine and the recorders, its RTP
+into spools, with the capture's time in place of the clock.
+"""
+
+import asyncio
+import itertools
+import re
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from siprec_bridge import __version__
+from siprec_bridge.media import FinishedAudio, Finisher, OfflineMedia, finish_session
+from siprec_bridge.recording import Archive, Desk, Recogniser, RecordingService
+from siprec_bridge.replay.dialogs import (
+    CapturedDialog,
+    DialogKey,
+    Dialogs,
+    find_dialogs,
+    number_of,
+    read_message,
+    tags_of,
+)
+from siprec_bridge.replay.packets import CUT, Address, Datagram
+from siprec_bridge.replay.report import (
+    CallResult,
+    Refusal,
+    RefusedStream,
+    Report,
+    StreamResult,
+)
+from siprec_bridge.replay.traffic import Traffic, WireMessage
+from siprec_bridge.sdp import STATIC, Codec, MalformedSdp, MediaPolicy, SessionDescription, plan
+from siprec_bridge.sdp import parse as parse_sdp
+from siprec_bridge.sip import (
+    DialogEnded,
+    DialogId,
+    Headers,
+    InviteReceived,
+    Malformed,
+    Output,
+    Peer,
+    Refused,
+    Request,
+    RequestId,
+    RequestSeen,
+    Response,
+    ResponseSent,
+    Send,
+    SipServer,
+    serialize,
+)
+from siprec_bridge.siprec import SessionDocument, parse_body
+from siprec_bridge.store import Database, SessionRow, recordings
+from siprec_bridge.telemetry import Metrics, masked
+
+_SAMPLE_RATE = 16_000  # Hz: what a recogniser gets
+_PATIENCE_S = 1800.0  # real time that the recording code has for one message
+_LONGEST_SILENCE_S = 86_400.0  # a longer gap is a broken clock: its timers run at once
+_LONGEST_GAP_NS = 4 * 3600 * 1_000_000_000
+_NO_VOICE = ("TELEPHONE-EVENT", "CN")
+_OTHER_RTP = "RTP of other streams"
+_TO = re.compile(rb"^(?:to|t)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M)
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+class ReplayFailed(Exception):
+    """Nothing was wrong with the capture; the files could not be written."""
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """An m-line as the captured SRS answered it."""
+
+    call: "_Call"
+    index: int
+    codecs: dict[int, Codec]
+    types: Counter[int] = field(default_factory=Counter)  # RTP packets by payload type
+    latest_ns: int = 0  # when its latest packet came
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One INVITE of an SRC, and what became of it."""
+
+    name: str
+    captured: CapturedDialog
+    number: int  # CSeq of its INVITE
+    at_ns: int
+    source: Address
+    srs: Address
+    transport: str
+    ladder: Path
+    dialog: DialogId | None = None  # ours
+    session_id: str | None = None
+    ended: str | None = None
+    status: int | None = None
+    captured_status: int | None = None
+    offer: SessionDescription | None = None
+    lines: dict[int, _Line] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class _InlineFinisher(Finisher):
+    """Finishes in a thread: there is no call whose signalling it could hold up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trouble: str | None = None
+        self.audio: dict[str, FinishedAudio] = {}
+
+    async def finish(self, folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
+        """As `finish_session`; a disk that takes no more ends the replay, not this call."""
+        audio = FinishedAudio(())
+        try:
+            audio = await asyncio.to_thread(finish_session, folder, session_id, sample_rate)
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
+        self.audio[session_id] = audio
+        return audio
+
+
+async def replay(file: Path, out: Path, srs: Sequence[str] = ()) -> Report:
+    """Replay a capture into the folder `out`, where nothing of another replay may be.
+
+    `srs` names servers (HOST or HOST:PORT) whose calls are all recording sessions, whatever they
+    look like. Raises UnreadableCapture and ReplayFailed.
+    """
+    traffic = Traffic(file)
+    dialogs = find_dialogs(traffic, tuple(srs))
+    try:
+        await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".replay-", dir=out) as room:
+            database = Database(f"sqlite:///{Path(room) / 'replay.db'}")
+            await database.start()
+            try:
+                report = await _Replay(traffic, dialogs, out, database).run()
+            finally:
+                await database.stop()
+        report.write(out / "report.json")
+    except OSError as error:
+        raise ReplayFailed(f"{out}: {error.strerror or error}") from error
+    return report
+
+
+class _Replay:
+    """Also the SIP side of the recorders: what they answer goes into the ladder."""
+
+    def __init__(self, traffic: Traffic, dialogs: Dialogs, out: Path, database: Database) -> None:
+        self._traffic = traffic
+        self._dialogs = dialogs
+        self._out = out
+        self._database = database
+        self._now_ns = 0
+        self._now = 0.0
+        self._latest_ns = 0
+        self._calls: list[_Call] = []
+        self._by_key: dict[DialogKey, list[_Call]] = {}
+        self._by_dialog: dict[DialogId, _Call] = {}
+        self._lines: dict[Address, _Line] = {}
+        self._rtcp: set[Address] = set()
+        self._ignored: Counter[str] = Counter()
+        self._current: _Call | None = None
+        self._last_response: Response | None = None
+        self._numbers = itertools.count(1)
+        self._media = OfflineMedia(lambda: self._now_ns)
+        self._finisher = _InlineFinisher()
+        self._policy = MediaPolicy()
+        metrics = Metrics()
+        self._server = SipServer(
+            token=lambda: secrets.token_hex(8),
+            contact=_contact,
+            user_agent=f"siprec-bridge/{__version__}",
+        )
+        archive = Archive(
+            database,
+            self._finisher,
+            Recogniser("none", "none", _SAMPLE_RATE),
+            metrics,
+            sinks=[],
+            clock=self._clock,
+            transcribe=lambda: None,
+        )
+        self._service = RecordingService(
+            Desk(
+                signalling=self,
+                media=self._media,
+                database=database,
+                archive=archive,
+                metrics=metrics,
+                policy=self._policy,
+                recordings=out,
+                sinks=[],
+                clock=self._clock,
+                address_for=lambda peer: peer.local_host,
+            ),
+            new_id=self._name,
+        )
+
+    async def run(self) -> Report:
+        """The second pass."""
+        for one in self._traffic:
+            match one:
+                case WireMessage():
+                    await self._take(one)
+                case Datagram():
+                    self._take_datagram(one)
+        await self._turn_clock(self._latest_ns)
+        for dialog, call in list(self._by_dialog.items()):
+            if call.session_id is not None and call.ended is None:
+                call.warnings.append("the capture ends before the call does")
+                self._perform(self._server.request(dialog, "BYE", now=self._now))
+                call.ended = "the end of the capture"
+        await self._settle()
+        await self._service.stop(1.0)
+        return await self._report()
+
+    # As the recorders see it
+
+    def respond(
+        self,
+        id: RequestId,
+        status: int,
+        *,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Answer a request."""
+        self._perform(
+            self._server.respond(
+                id,
+                status,
+                now=self._now,
+                reason=reason,
+                headers=headers,
+                content_type=content_type,
+                body=body,
+            )
+        )
+
+    def request(self, dialog: DialogId, method: str) -> None:
+        """Send a request in a dialog."""
+        self._perform(self._server.request(dialog, method, now=self._now))
+
+    def _clock(self) -> datetime:
+        return _time(self._now_ns)
+
+    def _name(self) -> str:
+        assert self._current is not None
+        self._current.session_id = self._current.name
+        return self._current.name
+
+    # SIP
+
+    async def _take(self, wire: WireMessage) -> None:
+        message = read_message(wire.data)
+        captured = self._dialogs.find(message) if message is not None else None
+        if message is None or captured is None:
+            if message is not None:
+                self._ignored["SIP messages of other dialogs"] += 1
+            return
+        self._latest_ns = max(self._latest_ns, wire.at_ns)
+        if isinstance(message, Response):
+            self._take_captured_answer(captured, message, wire)
+        elif tags_of(message)[0] != captured.key[1]:
+            await self._take_request_of_srs(captured, message, wire)
+        elif not captured.reaches_srs(message, wire.destination):
+            self._ignored["SIP messages on their way to or from a proxy"] += 1
+        elif captured.was_only_challenged(number_of(message)) and message.method in (
+            "INVITE", "ACK",
+        ):  # fmt: skip
+            self._ignored["INVITEs that were only asked for a password, and their ACKs"] += 1
+        else:
+            await self._feed(captured, message, wire)
+
+    async def _feed(self, captured: CapturedDialog, request: Request, wire: WireMessage) -> None:
+        """Give the machine a request that went to the captured SRS."""
+        await self._turn_clock(wire.at_ns)
+        data = wire.data
+        if request.method == "INVITE" and not tags_of(request)[1]:
+            call = self._open(captured, request, wire)
+        else:
+            found = self._call_of(captured, request)
+            if found is None:
+                self._ignored["SIP messages of calls whose INVITE is not there"] += 1
+                return
+            call = found
+            if call.dialog is not None:
+                data = _with_to_tag(data, call.dialog.local_tag)
+        self._note_offer(call, request)
+        self._write_ladder(call, wire.at_ns, f"{wire.source} -->", wire.data)
+        peer = Peer(wire.transport, *wire.source, wire.flow, *wire.destination)
+        self._current = call
+        self._perform(self._server.receive(data, peer, self._now))
+        await self._settle()
+
+    def _open(self, captured: CapturedDialog, request: Request, wire: WireMessage) -> _Call:
+        """The call of an initial INVITE; one that comes again has its call."""
+        calls = self._by_key.setdefault(captured.key, [])
+        number = number_of(request)
+        for one in calls:
+            if one.number == number:
+                return one
+        name = f"call-{next(self._numbers)}"
+        call = _Call(
+            name=name,
+            captured=captured,
+            number=number,
+            at_ns=wire.at_ns,
+            source=wire.source,
+            srs=wire.destination,
+            transport=wire.transport,
+            ladder=self._out / f"{name}.ladder.txt",
+        )
+        calls.append(call)
+        self._calls.append(call)
+        return call
+
+    def _call_of(self, captured: CapturedDialog, message: Request | Response) -> _Call | None:
+        """Which of our calls a message in a captured dialog belongs to."""
+        calls = self._by_key.get(captured.key, [])
+        from_tag, to_tag = tags_of(message)
+        number = captured.tags.get(to_tag if from_tag == captured.key[1] else from_tag)
+        if not to_tag:  # a CANCEL, or an answer to one
+            number = number_of(message)
+        exact = (one for one in calls if one.number == number)
+        return next(exact, calls[-1] if calls else None)
+
+    def _take_captured_answer(
+        self, captured: CapturedDialog, response: Response, wire: WireMessage
+    ) -> None:
+        if not captured.is_answer(wire.source):
+            return
+        call = self._call_of(captured, response)
+        if call is None:
+            return
+        self._write_ladder(
+            call, wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server"
+        )
+        method, number = response.cseq.method, response.cseq.number
+        if method == "INVITE" and number == call.number and response.status >= 200:
+            call.captured_status = call.captured_status or response.status
+        if method in ("INVITE", "UPDATE") and response.status < 300 and response.body:
+            self._follow_answer(call, response, wire)
+
+    def _follow_answer(self, call: _Call, response: Response, wire: WireMessage) -> None:
+        """Learn where the captured SRS has its RTP sent."""
+        try:
+            content = response.headers.get("Content-Encoding")
+            body = parse_body(response.content_type, content, response.body).sdp
+            answer = parse_sdp(body) if body is not None else None
+        except (Refused, MalformedSdp):
+            call.warnings.append("the captured server's SDP cannot be read")
+            return
+        for index, media in enumerate(answer.media if answer is not None else ()):
+            if media.port == 0:
+                continue
+            line = call.lines.setdefault(index, _Line(call, index, {}))
+            line.codecs |= {codec.payload_type: codec for codec in media.codecs}
+            # Behind a NAT the packets do not go to the address in the SDP.
+            for host in {media.connection or "", wire.source.host}:
+                self._lines[Address(host, media.port)] = line
+                if media.rtcp_port != media.port:
+                    self._rtcp.add(Address(host, media.rtcp_port))
+
+    async def _take_request_of_srs(
+        self, captured: CapturedDialog, request: Request, wire: WireMessage
+    ) -> None:
+        call = self._call_of(captured, request)
+        if call is None or not captured.is_answer(wire.source):
+            return
+        self._write_ladder(
+            call, wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server"
+        )
+        if request.method == "BYE" and call.dialog is not None and call.ended is None:
+            await self._turn_clock(wire.at_ns)
+            call.warnings.append("the captured server hung up, so we do")
+            self.request(call.dialog, "BYE")
+            await self._settle()
+
+    def _perform(self, outputs: list[Output]) -> None:
+        answers: list[tuple[bytes, Peer]] = []
+        for output in outputs:
+            match output:
+                case Send(data, peer):
+                    self._send(data, peer, answers)
+                case ResponseSent(method, status):
+                    self._note_status(method, status)
+                case InviteReceived(initial=True):
+                    assert self._current is not None
+                    self._current.dialog = output.dialog
+                    self._by_dialog[output.dialog] = self._current
+                    self._service.on_sip(output)
+                case DialogEnded(dialog=dialog, cause=cause):
+                    self._note_end(dialog, cause)
+                    self._service.on_sip(output)
+                case Malformed() | RequestSeen():
+                    pass
+                case _:
+                    self._service.on_sip(output)
+        for data, peer in answers:
+            self._perform(self._server.receive(data, peer, self._now))
+
+    def _send(self, data: bytes, peer: Peer, answers: list[tuple[bytes, Peer]]) -> None:
+        message = read_message(data)
+        if message is None:
+            return
+        captured = self._dialogs.find(message)
+        call = self._call_for_sent(captured, message) if captured is not None else None
+        if isinstance(message, Response):
+            self._last_response = message
+        else:
+            # The SRC of the capture never got it: take it that it would have agreed.
+            answers.append((serialize(_agreement(message)), peer))
+        if call is not None:
+            where = f"{Address(peer.host, peer.port)} <--"
+            self._write_ladder(call, self._now_ns, where, data, "the bridge")
+
+    def _call_for_sent(self, captured: CapturedDialog, message: Request | Response) -> _Call | None:
+        tags = tags_of(message)
+        for call in self._by_key.get(captured.key, []):
+            if call.dialog is not None and call.dialog.local_tag in tags:
+                return call
+        return self._current or self._call_of(captured, message)
+
+    def _note_status(self, method: str, status: int) -> None:
+        response = self._last_response
+        if response is None:
+            return
+        captured = self._dialogs.find(response)
+        call = self._call_for_sent(captured, response) if captured is not None else None
+        if call is None:
+            return
+        if method == "INVITE" and number_of(response) == call.number and call.status is None:
+            call.status = status
+        if status >= 400 and status != 487:
+            why = [response.reason, *response.headers.get_all("Warning")]
+            call.refusals.append(
+                Refusal(_time(self._now_ns), method, status, _clean("; ".join(why)))
+            )
+
+    def _note_end(self, dialog: DialogId, cause: str) -> None:
+        call = self._by_dialog.get(dialog)
+        if call is None or call.ended is not None:
+            return
+        call.ended = cause
+        if cause == "ack_timeout":
+            call.warnings.append("no ACK in 32 s: we would have hung up")
+        elif cause == "session_expired":
+            call.warnings.append("no refresh within the session timer: we would have hung up")
+
+    def _note_offer(self, call: _Call, request: Request) -> None:
+        try:
+            body = parse_body(
+                request.content_type, request.headers.get("Content-Encoding"), request.body
+            ).sdp
+            if body is not None:
+                call.offer = parse_sdp(body)
+        except (Refused, MalformedSdp):
+            pass  # the recorder says what it thinks of it
+
+    async def _turn_clock(self, at_ns: int) -> None:
+        """Let the machine's timers run up to a time of the capture."""
+        if at_ns <= self._now_ns:
+            return
+        goal = at_ns / 1e9
+        while (
+            self._now and goal - self._now < _LONGEST_SILENCE_S
+            and (due := self._server.next_deadline()) is not None and due <= goal
+        ):  # fmt: skip
+            self._now = max(self._now, due)
+            self._now_ns = max(self._now_ns, round(self._now * 1e9))
+            self._perform(self._server.advance(self._now))
+            await self._settle()
+        self._now, self._now_ns = goal, at_ns
+        self._perform(self._server.advance(self._now))
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Have the recorders do all that they have to do at this time."""
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._service.settled()
+        except TimeoutError:
+            raise ReplayFailed("a recording does not come to its end") from None
+        trouble = self._media.trouble or self._finisher.trouble
+        if trouble is not None:
+            raise ReplayFailed(f"{self._out}: {trouble}")
+
+    # RTP
+
+    def _take_datagram(self, datagram: Datagram) -> None:
+        payload = datagram.payload
+        if len(payload) < 12 or payload[0] >> 6 != 2:
+            self._ignored["UDP datagrams that are neither SIP nor RTP"] += 1
+            return
+        line = self._lines.get(datagram.destination)
+        if 200 <= payload[1] <= 223:
+            known = datagram.destination in self._rtcp or line is not None
+            self._ignored["RTCP" if known else "RTCP of other streams"] += 1
+            return
+        if line is None:
+            self._ignored[_describe(payload[1] & 0x7F)] += 1
+            return
+        near = min(abs(datagram.at_ns - at) for at in (line.latest_ns, self._now_ns))
+        if near > _LONGEST_GAP_NS:  # else it would be hours of silence in the audio
+            self._ignored["RTP at a time hours away from the rest of its stream"] += 1
+            return
+        line.latest_ns = datagram.at_ns
+        self._latest_ns = max(self._latest_ns, datagram.at_ns)
+        line.types[payload[1] & 0x7F] += 1
+        session = line.call.session_id
+        if session is None or not self._media.receive(
+            f"{session}-{line.index}", payload, datagram.at_ns
+        ):
+            over = line.call.ended is not None
+            self._ignored[
+                "RTP after the end of its session" if over else "RTP of streams not recorded"
+            ] += 1
+        if self._media.trouble is not None:
+            raise ReplayFailed(f"{self._out}: {self._media.trouble}")
+
+    # What is told
+
+    def _write_ladder(
+        self, call: _Call, at_ns: int, where: str, data: bytes, who: str = ""
+    ) -> None:
+        text = masked(data.decode("utf-8", "replace"))
+        title, *rest = text.lstrip("\r\n").splitlines() or [""]
+        note = f"   ({who})" if who else ""
+        lines = [f"{(at_ns - call.at_ns) / 1e9:9.3f}  {where} {title}{note}"]
+        lines += [f"           | {line}" for line in rest]
+        with call.ladder.open("a", encoding="utf-8", errors="replace") as file:
+            file.write("\n".join(lines) + "\n\n")
+
+    async def _report(self) -> Report:
+        traffic = self._traffic
+        results = [await self._result(call) for call in self._calls]
+        ignored = self._ignored + traffic.ignored + self._dialogs.ignored
+        warnings: list[str] = []
+        if traffic.capture.damage is not None:
+            warnings.append(f"the capture is damaged: {traffic.capture.damage}")
+        if traffic.ignored[CUT]:
+            warnings.append(f"{traffic.ignored[CUT]} {CUT}")
+        if not results:
+            warnings.append(self._why_nothing(ignored))
+        return Report(
+            file=str(traffic.path),
+            out=str(self._out),
+            frames=traffic.capture.frames,
+            first_at=_time(traffic.first_ns) if traffic.first_ns is not None else None,
+            last_at=_time(traffic.last_ns) if traffic.first_ns is not None else None,
+            calls=tuple(results),
+            warnings=tuple(warnings),
+            ignored={what: count for what, count in ignored.items() if count},
+        )
+
+    def _why_nothing(self, ignored: Counter[str]) -> str:
+        others = len(self._dialogs.by_key)
+        if others:
+            return (
+                f"{others} calls, none of which asks for a recording session; "
+                "say which address is the recording server with --srs"
+            )
+        if ignored["SIP messages of other dialogs"]:
+            return "no INVITE in this capture: begin it before the call does"
+        if any(what.startswith(_OTHER_RTP) for what in ignored):
+            return "RTP but no SIP in this capture: without the INVITE nothing says whose it is"
+        return "neither SIP nor RTP in this capture"
+
+    async def _result(self, call: _Call) -> CallResult:
+        name = call.session_id
+        row: SessionRow | None = None
+        if name is not None:
+            row = await self._database.read(lambda connection: recordings.get(connection, name))
+        warnings = list(dict.fromkeys(call.warnings))
+        if call.captured_status is not None and (call.captured_status < 300) != (
+            call.status is not None and call.status < 300
+        ):
+            warnings.append(f"the captured server answered {call.captured_status}")
+        if row is not None and not call.lines:
+            warnings.append("no answer with SDP in the capture: nothing tells where its RTP went")
+        result = CallResult(
+            id=call.name,
+            sip_call_id=_clean(call.captured.key[0]),
+            at=_time(call.at_ns),
+            source=str(call.source),
+            srs=str(call.srs),
+            transport=call.transport,
+            status=call.status,
+            captured_status=call.captured_status,
+            ladder=call.ladder.name,
+            refused_streams=self._refused_streams(call),
+            refusals=tuple(call.refusals),
+            warnings=tuple(warnings),
+        )
+        return result if row is None else self._recorded(call, row, result)
+
+    def _recorded(self, call: _Call, row: SessionRow, result: CallResult) -> CallResult:
+        document = SessionDocument.model_validate_json(row.document)
+        audio = self._finisher.audio.get(row.id, FinishedAudio(()))
+        legs = {leg.index: leg for leg in audio.legs}
+        folder = self._out / row.id
+        (folder / "session.json").write_text(document.model_dump_json(indent=1), "utf-8")
+        warnings = [*document.warnings, *result.warnings]
+        streams: list[StreamResult] = []
+        for one in document.streams:
+            leg = legs.get(one.index)
+            reports = self._media.reports.get(f"{row.id}-{one.index}", [])
+            line = call.lines.get(one.index)
+            packets = sum(report.packets for report in reports)
+            streams.append(
+                StreamResult(
+                    index=one.index,
+                    label=one.label,
+                    speakers=tuple(
+                        who.name or who.aor or who.id for who in document.on_stream(one.label)
+                    ),
+                    codec=one.codec,
+                    state=one.state,
+                    packets=packets,
+                    lost=sum(report.lost for report in reports),
+                    duplicates=sum(report.duplicates for report in reports),
+                    duration=leg.duration if leg is not None else 0.0,
+                    file=f"{row.id}/{leg.file}" if leg is not None else None,
+                )
+            )
+            if line is not None and not packets:
+                warnings.append(f"stream {one.label}: no RTP in the capture")
+            warnings += _undecoded(one.label, line)
+        return CallResult(
+            **{name: getattr(result, name) for name in _KEPT},
+            folder=row.id,
+            end_cause=call.ended,
+            duration=((row.ended_at or row.started_at) - row.started_at).total_seconds(),
+            stereo=f"{row.id}/{audio.stereo}" if audio.stereo else None,
+            participants=document.participants,
+            streams=tuple(streams),
+            warnings=tuple(warnings),
+        )
+
+    def _refused_streams(self, call: _Call) -> tuple[RefusedStream, ...]:
+        """Of the last offer: m-lines that the bridge does not take, and why."""
+        if call.offer is None:
+            return ()
+        return tuple(
+            RefusedStream(
+                one.index,
+                tuple(_clean(codec.name) for codec in media.codecs),
+                _clean(one.reason),
+            )
+            for one, media in zip(plan(call.offer, self._policy), call.offer.media, strict=True)
+            if not one.accepted and media.port
+        )
+
+
+_KEPT = (
+    "id", "sip_call_id", "at", "source", "srs", "transport", "status", "captured_status", "ladder",
+    "refused_streams", "refusals",
+)  # fmt: skip
+
+
+def _undecoded(label: str, line: _Line | None) -> list[str]:
+    """Packets on a recorded stream that carry what cannot be decoded."""
+    found: list[str] = []
+    for number, count in sorted(line.types.items()) if line is not None else ():
+        codec = line.codecs.get(number) or STATIC.get(number) if line is not None else None
+        name = _clean(codec.name) if codec is not None else "an unknown codec"
+        if name not in (*MediaPolicy().codecs, *_NO_VOICE):
+            found.append(
+                f"stream {label}: {count} packets of {name} (payload type {number}), "
+                "which the bridge does not decode"
+            )
+    return found
+
+
+def _describe(payload_type: int) -> str:
+    """RTP of which no dialog tells: only types that mean the same everywhere have a name."""
+    codec = STATIC.get(payload_type)
+    name = f" ({codec.name})" if codec is not None else ""
+    decoded = codec is None or codec.name in (*MediaPolicy().codecs, *_NO_VOICE)
+    note = "" if decoded else ", which the bridge does not decode"
+    return f"{_OTHER_RTP}, payload type {payload_type}{name}{note}"
+
+
+def _with_to_tag(data: bytes, tag: str) -> bytes:
+    """The message with our tag in place of the captured SRS's. The To may have none (CANCEL)."""
+    end = _HEAD_END.search(data)
+    to = _TO.search(data, 0, end.start() if end is not None else len(data))
+    if to is None:
+        return data
+    ours = re.sub(
+        rb"(;\s*tag\s*=\s*)[^;\s]+",
+        lambda found: found.group(1) + tag.encode(),
+        to.group(),
+        flags=re.I,
+    )
+    return data[: to.start()] + ours + data[to.end() :]
+
+
+def _agreement(request: Request) -> Response:
+    headers = Headers()
+    for name in ("Via", "From", "To", "Call-ID", "CSeq"):
+        for value in request.headers.get_all(name):
+            headers.add(name, value)
+    return Response(200, "OK", headers)
+
+
+def _contact(peer: Peer) -> str:
+    host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
+    return f"<sip:srs@{host}:{peer.local_port};transport={peer.transport}>;+sip.srs"
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _time(at_ns: int) -> datetime:
+    return datetime.fromtimestamp(at_ns / 1e9, UTC)
