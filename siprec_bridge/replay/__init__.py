@@ -5,7 +5,7 @@ record them. Refuses to know settings, sockets and recognisers. RFC 7866 §6.
 """
 
 from siprec_bridge.replay.capture import Capture, UnreadableCapture
-from siprec_bridge.replay.replay import ReplayFailed, replay
+from siprec_bridge.replay.feed import ReplayFailed, replay
 from siprec_bridge.replay.report import REPORT, CallResult, Report, StreamResult, report_lines
 
 __all__ = [

@@ -30,6 +30,7 @@ class CapturedDialog:
     seen: dict[tuple[str, int], set[Address]] = field(default_factory=dict)  # requests: goals
     answerers: set[Address] = field(default_factory=set)
     challenged: set[int] = field(default_factory=set)  # CSeq of INVITEs
+    untimed: set[tuple[str, int]] = field(default_factory=set)  # got a 2xx without session timer
     invites: set[int] = field(default_factory=set)  # CSeq of INVITEs without a To tag
     tags: dict[str, int] = field(default_factory=dict)  # the SRS's tags: CSeq of the INVITE
     forced: Address | None = None
@@ -55,6 +56,10 @@ class CapturedDialog:
     def is_answer(self, source: Address) -> bool:
         """Whether a response from there is the SRS's own and not a proxy's copy."""
         return source == self.srs or self.srs not in self.answerers
+
+    def got_no_timer(self, request: Request) -> bool:
+        """Whether the captured SRS accepted it without a session timer, so that none ran."""
+        return _transaction(request) in self.untimed
 
     def was_only_challenged(self, number: int) -> bool:
         """Whether this INVITE got a 401 or 407 and another one followed."""
@@ -171,9 +176,11 @@ def _note_response(dialog: CapturedDialog, response: Response, source: Address) 
     dialog.answerers.add(source)
     if "+sip.srs" in (response.headers.get("Contact") or "").lower():
         dialog.recording = True
-    if response.cseq.method != "INVITE":
+    method, number = response.cseq.method, response.cseq.number
+    if 200 <= response.status < 300 and "Session-Expires" not in response.headers:
+        dialog.untimed.add((method, number))
+    if method != "INVITE":
         return
-    number = number_of(response)
     if number in dialog.invites:
         dialog.tags.setdefault(tags_of(response)[1], number)
     if response.status in _CHALLENGES:

@@ -266,6 +266,26 @@ async def test_a_hang_up_by_the_captured_server_ends_the_recording(tmp_path: Pat
     assert "the captured server hung up, so we do" in only.warnings
 
 
+@pytest.mark.parametrize(
+    ("taken", "end"), [("", "bye"), ("Session-Expires: 90;refresher=uac", "session_expired")]
+)
+async def test_a_session_timer_runs_if_the_captured_server_took_it(
+    tmp_path: Path, taken: str, end: str
+) -> None:
+    timer = ["Session-Expires: 90;refresher=uac", "Supported: timer"]
+    first, _, *rest = signalling(bye=300.0)
+    invite = request("INVITE", headers=timer, body=multipart())
+    sdp = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 8")
+    ok = Sent(0.1, SRS, SRC, answer(invite, sdp, extra=taken))
+
+    only = await one_call(tmp_path, [replace(first, payload=invite), ok, *rest])
+
+    assert only.end_cause == end
+    assert (
+        "the captured server took no session timer, so none runs here either" in only.warnings
+    ) == (not taken)
+
+
 async def test_no_ack_is_told_without_any_real_waiting(tmp_path: Path) -> None:
     late = Sent(60.0, SRC, SRS, request("OPTIONS", to_tag=SRS_TAG, number=9, branch="z9hG4bKo"))
     sent = [one for one in call(bye=None) if not one.payload.startswith(b"ACK")]

@@ -65,6 +65,8 @@ _LONGEST_GAP_NS = 4 * 3600 * 1_000_000_000
 _NO_VOICE = ("TELEPHONE-EVENT", "CN")
 _OTHER_RTP = "RTP of other streams"
 _TO = re.compile(rb"^(?:to|t)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M)
+_TIMER = re.compile(rb"^(?:session-expires|x)[ \t]*:[ \t]*(\d{1,9})[^\r\n]*\r?\n", re.I | re.M)
+_LEAST_TIMER_S = 90  # below it we answer 422
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -294,6 +296,13 @@ class _Replay:
             call = found
             if call.dialog is not None:
                 data = _with_to_tag(data, call.dialog.local_tag)
+        if captured.got_no_timer(request):
+            untimed = _without_timer(data)
+            if untimed != data:
+                call.warnings.append(
+                    "the captured server took no session timer, so none runs here either"
+                )
+            data = untimed
         self._note_offer(call, request)
         self._write_ladder(call, wire.at_ns, f"{wire.source} -->", wire.data)
         peer = Peer(wire.transport, *wire.source, wire.flow, *wire.destination)
@@ -703,6 +712,15 @@ def _with_to_tag(data: bytes, tag: str) -> bytes:
         flags=re.I,
     )
     return data[: to.start()] + ours + data[to.end() :]
+
+
+def _without_timer(data: bytes) -> bytes:
+    """The message without a session timer that we would take: nobody would refresh it here."""
+    end = _HEAD_END.search(data)
+    found = _TIMER.search(data, 0, end.start() + 2 if end is not None else len(data))
+    if found is None or int(found.group(1)) < _LEAST_TIMER_S:
+        return data
+    return data[: found.start()] + data[found.end() :]
 
 
 def _agreement(request: Request) -> Response:
