@@ -6,7 +6,7 @@ First `plan` says what becomes of each m-line; then, once ports are there, `answ
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from siprec_bridge.sdp.codecs import STATIC, Codec
+from siprec_bridge.sdp.codecs import STATIC, Codec, number
 from siprec_bridge.sdp.session import Attribute, Media, SessionDescription
 
 _PROTOCOLS = ("RTP/AVP", "RTP/AVPF")
@@ -118,14 +118,12 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
         return refused(f"{media.kind} is not recorded")
     if media.protocol not in _PROTOCOLS:
         return refused(f"{media.protocol} is not supported")
-    voice = tuple(codec for codec in media.codecs if codec.name in policy.codecs)
+    known = media.codecs
+    voice = tuple(codec for codec in known if codec.name in policy.codecs)
     if not voice:
         return refused("no codec in common")
-    events = tuple(
-        codec for codec in media.codecs if codec.name == _EVENTS and policy.telephone_event
-    )
+    events = tuple(codec for codec in known if codec.name == _EVENTS and policy.telephone_event)
     host = media.connection or ""
-    ptime = media.attribute("ptime") or ""
     # An address of all zeros is the hold of RFC 2543.
     held = host in ("0.0.0.0", "::")
     return StreamPlan(
@@ -137,7 +135,7 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
         remote=(host, media.port),
         rtcp=(host, media.rtcp_port),
         rtcp_mux=media.rtcp_mux,
-        ptime=int(ptime) if ptime.isascii() and ptime.isdecimal() else None,
+        ptime=number(media.attribute("ptime") or "", 1000),
     )
 
 

@@ -45,6 +45,15 @@ STATIC: dict[int, Codec] = {
 }
 
 
+def number(text: str, below: int) -> int | None:
+    """A decimal number that is less than `below`; None: it is something else."""
+    # Length first: int() raises for thousands of digits.
+    if len(text) > 10 or not (text.isascii() and text.isdecimal()):
+        return None
+    value = int(text)
+    return value if value < below else None
+
+
 def codec_of(payload_type: int, rtpmap: str | None, fmtp: str = "") -> Codec | None:
     """The codec of a format, from its rtpmap value or the static table; None: unknown or broken."""
     if rtpmap is None:
@@ -54,7 +63,8 @@ def codec_of(payload_type: int, rtpmap: str | None, fmtp: str = "") -> Codec | N
         return Codec(payload_type, static.name, static.clock_rate, static.channels, fmtp)
     name, _, rest = rtpmap.strip().partition("/")
     rate, _, channels = rest.partition("/")
-    if not name or not rate.strip().isdecimal() or not 0 < int(rate) <= 1_000_000:
+    clock_rate = number(rate.strip(), 1_000_001)
+    if not name or not clock_rate:
         return STATIC.get(payload_type)
-    count = int(channels) if channels.strip().isdecimal() and 0 < int(channels) <= 255 else 1
-    return Codec(payload_type, name.strip().upper(), int(rate), count, fmtp)
+    count = number(channels.strip(), 256) or 1
+    return Codec(payload_type, name.strip().upper(), clock_rate, count, fmtp)

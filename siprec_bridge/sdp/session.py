@@ -5,7 +5,7 @@ Liberal in reading: what a recorder does not need is kept as it came, or passed 
 
 from dataclasses import dataclass, replace
 
-from siprec_bridge.sdp.codecs import Codec, codec_of
+from siprec_bridge.sdp.codecs import Codec, codec_of, number
 
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 _MAX_LINES = 5000
@@ -50,8 +50,9 @@ class Media:
     def rtcp_port(self) -> int:
         """Where its RTCP is received. RFC 3605."""
         first = (self.attribute("rtcp") or "").split()[:1]
-        if first and first[0].isascii() and first[0].isdecimal() and int(first[0]) < 65536:
-            return int(first[0])
+        stated = number(first[0], 65536) if first else None
+        if stated is not None:
+            return stated
         return self.port if self.rtcp_mux else self.port + 1
 
     @property
@@ -59,21 +60,22 @@ class Media:
         """The formats that are known payload types, in order of preference."""
         maps = self._by_payload_type("rtpmap")
         params = self._by_payload_type("fmtp")
-        found: list[Codec] = []
-        for text in self.formats:
-            if not (text.isascii() and text.isdecimal() and int(text) < 128):
-                continue
-            codec = codec_of(int(text), maps.get(int(text)), params.get(int(text), ""))
-            if codec is not None and codec not in found:
-                found.append(codec)
-        return tuple(found)
+        # Each once, however often a hostile m-line repeats it.
+        types = dict.fromkeys(number(text, 128) for text in self.formats)
+        codecs = (
+            codec_of(one, maps.get(one), params.get(one, "")) for one in types if one is not None
+        )
+        return tuple(codec for codec in codecs if codec is not None)
 
     def _by_payload_type(self, name: str) -> dict[int, str]:
         found: dict[int, str] = {}
         for key, value in self.attributes:
-            number, _, rest = value.strip().partition(" ")
-            if key == name and number.isascii() and number.isdecimal():
-                found.setdefault(int(number), rest.strip())
+            if key != name:
+                continue
+            text, _, rest = value.strip().partition(" ")
+            payload_type = number(text, 128)
+            if payload_type is not None:
+                found.setdefault(payload_type, rest.strip())
         return found
 
     def lines(self) -> list[str]:
@@ -141,12 +143,13 @@ def parse(data: bytes) -> SessionDescription:
 def _read_media(lines: list[str], connection: str | None, direction: str) -> Media:
     parts = lines[0][2:].split()
     port = parts[1].partition("/")[0] if len(parts) > 1 else ""
-    if len(parts) < 3 or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    port_number = number(port, 65536)
+    if len(parts) < 3 or port_number is None:
         raise MalformedSdp("bad m-line")
     attributes, own_direction = _attributes(lines[1:], direction)
     return Media(
         kind=parts[0].lower(),
-        port=int(port),
+        port=port_number,
         protocol=parts[2].upper(),
         formats=tuple(parts[3:]),
         connection=_connection(lines, connection),

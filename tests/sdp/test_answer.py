@@ -128,3 +128,28 @@ def test_any_bytes_are_a_description_or_malformed(data: bytes) -> None:
         ports = {one.index: 20000 for one in plans if one.accepted}
         reply = answer(offer, plans, ports, address="192.0.2.1", session_id=1, version=1)
         assert len(parse(reply.write()).media) == len(offer.media)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=rtpmap:0 PCMU/{}",
+        "a=rtpmap:0 PCMU/8000/{}",
+        "a=rtpmap:{} PCMU/8000",
+        "a=fmtp:{} x",
+        "a=ptime:{}",
+        "a=rtcp:{}",
+        "m=audio 9 RTP/AVP {}",
+    ],
+)
+def test_thousands_of_digits_are_no_number(line: str) -> None:
+    text = f"v=0\r\nm=audio 30000 RTP/AVP 0\r\n{line.format('1' * 5000)}\r\n"
+
+    first, *_ = plan(parse(text.encode()), MediaPolicy())
+
+    assert (first.accepted, first.rtcp, first.ptime) == (True, ("", 30001), None)
+
+
+def test_a_port_of_thousands_of_digits_is_malformed() -> None:
+    with pytest.raises(MalformedSdp):
+        parse(b"v=0\r\nm=audio " + b"1" * 5000 + b" RTP/AVP 0\r\n")
