@@ -20,7 +20,7 @@ from siprec_bridge.telemetry import masked
 
 log = structlog.get_logger()
 
-_CALL_ID = re.compile(rb"^(?:call-id|i)[ \t]*:[ \t]*([^\r\n]+?)[ \t]*\r?$", re.I | re.M)
+_CALL_ID = re.compile(rb"^(?:call-id|i)[ \t]*+:([^\r\n]*+)", re.I | re.M)
 _FLUSH_S = 1.0
 _PATIENCE_S = 60.0
 _MOST_OF_A_CALL = 500  # waiting at once; a call that sends more is not one to look at
@@ -53,7 +53,7 @@ class LadderKeeper:
         found = _CALL_ID.search(data)
         if found is None:
             return
-        call_id = found.group(1).decode("utf-8", "replace")
+        call_id = found.group(1).strip().decode("utf-8", "replace")
         waiting = self._waiting.get(call_id)
         if waiting is None:
             if len(self._waiting) >= _MOST_CALLS:
