@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from siprec_bridge.sip.errors import MalformedMessage
 from siprec_bridge.sip.message import parse_content_length
 
-_LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*:[ \t]*([^\r\n]*)\r?$", re.I | re.M)
+# Possessive: blanks that lead nowhere must not be tried in every way.
+_LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*+:([^\r\n]*+)", re.I | re.M)
+_STRAY = re.compile(rb"\n+|\r+(?=\r)")  # line ends that begin no ping
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -22,6 +24,7 @@ class StreamFramer:
         self._buffer = bytearray()
         self._max = max_message
         self._searched = 0  # where the search for the end of the head may go on
+        self._total: int | None = None  # of the first message, once its head is there
 
     @property
     def pending(self) -> bool:
@@ -51,14 +54,26 @@ class StreamFramer:
         if self._buffer.startswith(b"\r\n\r\n"):
             whole.append(KeepAlive())
             del self._buffer[:4]
-        elif b"\r\n\r\n".startswith(bytes(self._buffer)):
+        elif b"\r\n\r\n".startswith(bytes(self._buffer[:4])):
             return False
         else:
-            del self._buffer[:1]
+            stray = _STRAY.match(self._buffer)
+            del self._buffer[: stray.end() if stray is not None else 1]
         self._searched = 0
         return True
 
     def _take_message(self) -> bytes | None:
+        if self._total is None:
+            self._total = self._find_total()
+        if self._total is None or len(self._buffer) < self._total:
+            return None
+        message = bytes(self._buffer[: self._total])
+        del self._buffer[: self._total]
+        self._searched, self._total = 0, None
+        return message
+
+    def _find_total(self) -> int | None:
+        """How long the message is; None: its head is not all there."""
         end = _HEAD_END.search(self._buffer, max(0, self._searched - 3))
         if end is None:
             self._searched = len(self._buffer)
@@ -70,12 +85,7 @@ class StreamFramer:
         total = end.end() + (parse_content_length(_text(length.group(1))) if length else 0)
         if total > self._max:
             raise MalformedMessage("message beyond the limit", status=413)
-        if len(self._buffer) < total:
-            return None
-        message = bytes(self._buffer[:total])
-        del self._buffer[:total]
-        self._searched = 0
-        return message
+        return total
 
 
 def _text(data: bytes) -> str:
