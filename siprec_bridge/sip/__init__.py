@@ -7,7 +7,7 @@ from siprec_bridge.sip.dialog import DialogId
 from siprec_bridge.sip.digest import DigestAuthority, answer_challenge
 from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.framing import KeepAlive, StreamFramer
-from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, split_params
+from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, readable, split_params
 from siprec_bridge.sip.message import Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.server import (
@@ -61,6 +61,7 @@ __all__ = [
     "parse",
     "parse_name_addr",
     "parse_uri",
+    "readable",
     "serialize",
     "split_params",
 ]

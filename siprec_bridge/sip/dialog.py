@@ -119,9 +119,9 @@ class Dialog:
 
 def contact_of(request: Request) -> str | None:
     """The URI of the first Contact, if it can be read."""
-    values = request.headers.values("Contact")
+    value = request.headers.first_value("Contact")
     try:
-        return parse_name_addr(values[0]).uri if values else None
+        return parse_name_addr(value).uri if value else None
     except MalformedMessage:
         return None
 
@@ -135,7 +135,10 @@ def negotiate_timer(request: Request, minimum: int) -> SessionInterval | None:
     value = request.headers.get("Session-Expires")
     if value is None:
         return None
-    head, params = split_params(value)
+    try:
+        head, params = split_params(value)
+    except MalformedMessage:
+        return None
     if not (head.isascii() and head.isdecimal() and len(head) <= 9):
         return None
     seconds = int(head)

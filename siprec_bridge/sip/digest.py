@@ -13,6 +13,7 @@ from enum import Enum, auto
 from siprec_bridge.sip.headers import split_list, unquote
 from siprec_bridge.sip.message import Request
 
+_MAX_FIELDS = 50
 _ALGORITHMS: dict[str, Callable[[bytes], "hashlib._Hash"]] = {
     "SHA-256": hashlib.sha256,  # the stronger one first: RFC 8760 §2.3
     "MD5": hashlib.md5,
@@ -133,7 +134,7 @@ def answer_challenge(
 def _fields(text: str) -> dict[str, str]:
     """The comma-separated fields of a challenge or its answer, by lower-case name, unquoted."""
     fields: dict[str, str] = {}
-    for part in split_list(text):
+    for part in split_list(text, most=_MAX_FIELDS):
         name, _, value = part.partition("=")
         fields.setdefault(name.strip().lower(), unquote(value))
     return fields

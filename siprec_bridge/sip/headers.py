@@ -3,8 +3,10 @@
 RFC 3261 §7.3 and §20, compact names by §7.3.3.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from siprec_bridge.sip.errors import MalformedMessage
 
@@ -28,6 +30,15 @@ _COMPACT = {
     "x": "session-expires",
     "y": "identity",
 }
+
+
+_MAX_PARAMS = 100
+
+# Possessive, so that no text can make them try again what they have tried: their time is linear.
+_QUOTED = r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # what is not closed reaches to the end
+_BRACKETED = r"<[^>]*+(?:>|\Z)"
+_PARTS = {one: re.compile(rf'(?:[^"<{one}]++|{_QUOTED}|{_BRACKETED})++', re.DOTALL) for one in ",;"}
+_BEFORE_BRACKET = re.compile(rf'(?:[^"<]++|{_QUOTED})*+', re.DOTALL)
 
 
 def _key(name: str) -> str:
@@ -56,6 +67,11 @@ class Headers:
     def values(self, name: str) -> list[str]:
         """Every value of a list header, whether by commas or by repeated fields."""
         return [part for value in self.get_all(name) for part in split_list(value)]
+
+    def first_value(self, name: str) -> str | None:
+        """The first value of a list header; "" where its first field has none."""
+        text = self.get(name)
+        return split_first(text)[0] if text is not None else None
 
     def add(self, name: str, value: str) -> None:
         """Append a field."""
@@ -152,38 +168,33 @@ class NameAddr:
         return self.params.get("tag", "")
 
 
-def split_list(text: str, separator: str = ",") -> list[str]:
-    """Split at separators outside of quotes and angle brackets; empty parts are left out."""
-    if separator not in text:
-        return [text.strip()] if text.strip() else []
-    parts: list[str] = []
-    start, quoted, escaped, depth = 0, False, False, 0
-    for position, char in enumerate(text):
-        if escaped:
-            escaped = False
-        elif quoted:
-            if char == "\\":
-                escaped = True
-            elif char == '"':
-                quoted = False
-        elif char == '"':
-            quoted = True
-        elif char == "<":
-            depth += 1
-        elif char == ">":
-            depth = max(0, depth - 1)
-        elif char == separator and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
+def split_list(text: str, separator: str = ",", *, most: int | None = None) -> list[str]:
+    """Split at separators outside of quotes and angle brackets; empty parts are left out.
+
+    Stops after `most` parts.
+    """
+    parts = (found[0].strip() for found in _PARTS[separator].finditer(text))
+    return list(islice(filter(None, parts), most))
+
+
+def split_first(text: str) -> tuple[str, str]:
+    """The first value of a list, and the others with the comma ahead of them."""
+    for found in _PARTS[","].finditer(text):
+        if first := found[0].strip():
+            return first, text[found.end() :]
+    return "", ""
 
 
 def split_params(text: str) -> tuple[str, dict[str, str]]:
-    """The value before the first semicolon, and the parameters by lower-case name, unquoted."""
-    head, *rest = split_list(text, ";") or [""]
+    """The value before the first semicolon, and the parameters by lower-case name, unquoted.
+
+    Raises MalformedMessage for more parameters than anybody needs.
+    """
+    head, *rest = split_list(text, ";", most=_MAX_PARAMS + 2) or [""]
     if text.lstrip().startswith(";"):
         head, rest = "", [head, *rest]
+    if len(rest) > _MAX_PARAMS:
+        raise MalformedMessage("too many parameters")
     params: dict[str, str] = {}
     for part in rest:
         name, _, value = part.partition("=")
@@ -196,14 +207,16 @@ def unquote(text: str) -> str:
     text = text.strip()
     if len(text) < 2 or text[0] != '"' or text[-1] != '"':
         return text
-    plain, escaped = [], False
-    for char in text[1:-1]:
-        if char == "\\" and not escaped:
-            escaped = True
-        else:
-            plain.append(char)
-            escaped = False
-    return "".join(plain)
+    return "\\".join(part.replace("\\", "") for part in text[1:-1].split("\\\\"))
+
+
+def readable(text: str) -> str:
+    """Text for people and stores: octets of the wire that are no UTF-8 are read as Latin-1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return text
 
 
 def parse_cseq(text: str) -> CSeq:
@@ -262,14 +275,6 @@ def split_host_port(text: str) -> tuple[str, int | None]:
 
 def _before_bracket(text: str) -> tuple[str, bool, str]:
     """Split at the first "<" that is outside of quotes."""
-    quoted = escaped = False
-    for position, char in enumerate(text):
-        if escaped:
-            escaped = False
-        elif char == "\\" and quoted:
-            escaped = True
-        elif char == '"':
-            quoted = not quoted
-        elif char == "<" and not quoted:
-            return text[:position], True, text[position + 1 :]
-    return text, False, ""
+    found = _BEFORE_BRACKET.match(text)
+    end = found.end() if found is not None else 0
+    return text[:end], end < len(text), text[end + 1 :]

@@ -17,11 +17,16 @@ from siprec_bridge.sip.headers import (
     parse_cseq,
     parse_name_addr,
     parse_via,
+    readable,
+    split_first,
 )
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]+")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _MAX_HEADERS = 500
+_MAX_LINES = 2000  # of the head, folded ones and such that are no headers included
+_MAX_VALUES = 500
+_LISTS = ("Via", "Record-Route", "Contact", "Require", "Supported")  # those that we take apart
 
 REASONS = {
     100: "Trying",
@@ -81,7 +86,7 @@ class _Typed:
     @cached_property
     def via(self) -> Via:
         """The topmost Via: the hop that sent a request to us, or our own in a response."""
-        return parse_via((self.headers.values("Via") or [_needed(self.headers, "Via")])[0])
+        return parse_via(split_first(_needed(self.headers, "Via"))[0])
 
     @property
     def content_type(self) -> str | None:
@@ -118,7 +123,7 @@ def parse(data: bytes) -> Request | Response:
     end = _HEAD_END.search(data)
     head, body = (data, b"") if end is None else (data[: end.start()], data[end.end() :])
     lines = head.decode("utf-8", "surrogateescape").replace("\r\n", "\n").split("\n")
-    start, headers = lines[0].strip(), _read_headers(lines[1:])
+    start, headers = lines[0].strip(), _read_headers(lines[1:_MAX_LINES])
     if start[:4].upper() == "SIP/":
         response = _read_response(start, headers)
         response.body = _cut(headers, body)
@@ -126,6 +131,8 @@ def parse(data: bytes) -> Request | Response:
         return response
     request = _read_request(start, headers)
     try:
+        if len(lines) > _MAX_LINES or len(headers) > _MAX_HEADERS:
+            raise MalformedMessage("too many headers")
         _check(request)
         request.body = _cut(headers, body)
         if end is None:
@@ -172,7 +179,7 @@ def _read_headers(lines: list[str]) -> Headers:
         if colon and _TOKEN.fullmatch(before.strip()):
             name, value = before.strip(), [after.strip()]
         if len(fields) > _MAX_HEADERS:
-            raise MalformedMessage("too many headers")
+            return Headers(fields)  # the caller refuses the message; its answer needs some of them
     flush()
     return Headers(fields)
 
@@ -202,9 +209,14 @@ def _read_request(start: str, headers: Headers) -> Request:
 
 def _check(request: Request) -> None:
     """Raise for a request that lacks what every request has. RFC 3261 §8.1.1."""
+    for name in _LISTS:
+        if sum(value.count(",") for value in request.headers.get_all(name)) > _MAX_VALUES:
+            raise MalformedMessage(f"too many values in {name}")
     _ = request.via, request.from_, request.to
     if not request.call_id:
         raise MalformedMessage("no Call-ID")
+    if readable(request.call_id) != request.call_id:  # it names the call in logs, rows and events
+        raise MalformedMessage("bad Call-ID")
     # Some SRCs write their INVITE's method into the CSeq of the BYE: a call that hangs up is over.
     if request.cseq.method != request.method and request.method != "BYE":
         raise MalformedMessage("CSeq names another method")
