@@ -7,6 +7,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from siprec_bridge.sip.dialog import (
     Dialog,
@@ -17,7 +18,7 @@ from siprec_bridge.sip.dialog import (
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
 from siprec_bridge.sip.errors import MalformedMessage, Refused
-from siprec_bridge.sip.headers import Headers, parse_via, split_host_port, split_list
+from siprec_bridge.sip.headers import Headers, parse_via, split_first, split_list
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
@@ -561,7 +562,8 @@ class SipServer:
         except MalformedMessage:
             return out
         # What cannot be read cannot be matched to a transaction either.
-        reason = REASONS.get(error.status, error.reason)
+        # RFC 3261 §21.4.1: a 400 says what is wrong.
+        reason = error.reason if error.status == 400 else REASONS[error.status]
         return out + self._answer_statelessly(request, error.status, reason, reply_to)
 
     def _answer_statelessly(
@@ -732,8 +734,7 @@ def _note_source(request: Request, peer: Peer) -> Peer:
     RFC 3261 §18.2.1 and §18.2.2, RFC 3581 §4.
     """
     via = request.via
-    fields = request.headers.get_all("Via")
-    first, *others = split_list(fields[0])
+    first, others = split_first(request.headers.get("Via") or "")
     marks = ""
     if "rport" in via.params:
         parts = [
@@ -743,15 +744,24 @@ def _note_source(request: Request, peer: Peer) -> Peer:
         first = ";".join(parts)
     if (via.host != peer.host or "rport" in via.params) and "received" not in via.params:
         marks = f";received={peer.host}"
-    request.headers.replace_first("Via", ", ".join([first + marks, *others]))
+    request.headers.replace_first("Via", first + marks + others)
     request.__dict__["via"] = parse_via(first + marks)
     if peer.reliable or "rport" in via.params:
         return peer
     port = via.port or 5060
     host = peer.host
     if "maddr" in via.params:
-        host = split_host_port(via.params["maddr"])[0] or host
+        host = _address(via.params["maddr"], like=host)
     return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
+
+
+def _address(maddr: str, *, like: str) -> str:
+    """The address of a maddr, or else `like`: we look no names up, nor change the family."""
+    try:
+        found, known = ip_address(maddr.strip("[]")), ip_address(like)
+    except ValueError:
+        return like
+    return str(found) if found.version == known.version and "%" not in str(found) else like
 
 
 def _transaction_key(request: Request) -> tuple[str, ...]:

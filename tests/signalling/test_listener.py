@@ -84,6 +84,15 @@ async def test_udp_is_answered_where_it_came_from(host: str) -> None:
             assert status(await answer(one)) == 200
 
 
+@pytest.mark.parametrize("maddr", [b"a" * 70, b"a\0b", b"\xff", b"127.0.0.1:x"])
+async def test_an_address_that_nobody_can_send_to_does_not_close_the_port(maddr: bytes) -> None:
+    async with listening() as (listener, _, _):
+        with ask_udp(listener, OPTIONS.replace(b";rport", b";maddr=" + maddr)):
+            pass
+        with ask_udp(listener, OPTIONS.replace(b"z9hG4bK1", b"z9hG4bK2")) as one:
+            assert status(await answer(one)) == 200
+
+
 async def test_several_messages_in_pieces_on_one_connection_are_all_answered() -> None:
     async with listening() as (listener, _, _):
         reader, writer = await connect(listener)

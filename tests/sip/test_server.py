@@ -27,6 +27,7 @@ from siprec_bridge.sip import (
     Peer,
     RequestAnswered,
     RequestReceived,
+    Send,
     SipServer,
     UpdateReceived,
 )
@@ -437,3 +438,28 @@ class CallsUnderLossAndRepetition(RuleBasedStateMachine):
 
 
 TestCallsUnderLossAndRepetition = CallsUnderLossAndRepetition.TestCase
+
+
+@pytest.mark.parametrize(
+    ("maddr", "host"),
+    [
+        ("192.0.2.99", "192.0.2.99"),
+        ("srs.example.com", "192.0.2.10"),
+        ("192.0.2.99:many", "192.0.2.10"),
+        ("[2001:db8::1]", "192.0.2.10"),
+        ("a" * 70, "192.0.2.10"),
+        ("\0", "192.0.2.10"),
+    ],
+)
+def test_an_answer_goes_to_an_address_and_never_to_a_name(maddr: str, host: str) -> None:
+    data = request("REGISTER").replace(b";rport", f";maddr={maddr}".encode())
+
+    (answer,) = [one for one in new_server().receive(data, PEER, 0.0) if isinstance(one, Send)]
+
+    assert (answer.peer.host, answer.peer.port) == (host, 5070)
+
+
+def test_a_malformed_request_is_told_what_is_wrong_with_it() -> None:
+    (answer,) = sent(new_server().receive(request("INVITE", number=1 << 32), PEER, 0.0))
+
+    assert answer.startswith(b"SIP/2.0 400 bad CSeq\r\n")
