@@ -6,12 +6,13 @@ RFC 2046 §5.1, RFC 5621, RFC 7866 §9.1. The parts may come in any order.
 import re
 from dataclasses import dataclass
 
-from siprec_bridge.sip import Refused, split_params
+from siprec_bridge.sip import MalformedMessage, Refused, split_params
 
 SDP_TYPE = "application/sdp"
 METADATA_TYPES = ("application/rs-metadata+xml", "application/rs-metadata")
 ACCEPT = (SDP_TYPE, *METADATA_TYPES, "multipart/mixed")
 _MAX_PARTS = 50
+_MAX_PART_HEAD = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,13 @@ def parse_body(content_type: str | None, encoding: str | None, content: bytes) -
     """Take a body apart.
 
     Raises Refused: 415 for a type or encoding that we cannot read, 400 for a multipart body
-    without a boundary.
+    without a boundary or with too many parts.
     """
     if not content.strip():
         return Body()
     if encoding is not None and encoding.strip().lower() not in ("", "identity"):
         raise Refused(415, "Unsupported Media Type", (("Accept-Encoding", "identity"),))
-    kind, params = split_params(content_type or "")
+    kind, params = _value(content_type or "")
     kind = kind.lower()
     if kind == SDP_TYPE:
         return Body(sdp=content)
@@ -67,8 +68,10 @@ def _split(content: bytes, boundary: bytes) -> list[bytes]:
         if start is not None:
             parts.append(content[start : found.start()])
         start = None if found.group(1) else found.end()
-        if found.group(1) or len(parts) >= _MAX_PARTS:
+        if found.group(1):
             break
+        if len(parts) >= _MAX_PARTS:
+            raise Refused(400, "Too Many Body Parts")
     if start is not None:
         parts.append(content[start:])
     return parts
@@ -113,9 +116,17 @@ def _partition_head(part: bytes) -> tuple[bytes, bytes, bytes]:
 
 def _part_header(head: bytes, *names: str) -> tuple[str, dict[str, str]]:
     """The value of a part's header and its parameters; empty where it has none."""
-    text = re.sub(r"\r?\n[ \t]+", " ", head.decode("utf-8", "replace"))
+    # What has no empty line is all head: not more of it than headers need.
+    text = re.sub(r"\r?\n[ \t]+", " ", head[:_MAX_PART_HEAD].decode("utf-8", "replace"))
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name.strip().lower() in names:
-            return split_params(value)
+            return _value(value)
     return "", {}
+
+
+def _value(text: str) -> tuple[str, dict[str, str]]:
+    try:
+        return split_params(text)
+    except MalformedMessage as error:
+        raise Refused(400, f"Bad Content-Type ({error})") from error

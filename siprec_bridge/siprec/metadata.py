@@ -17,6 +17,8 @@ from defusedxml.ElementTree import fromstring
 from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions
 
 MAX_BYTES = 1 << 20
+_MAX_TAGS = 3000  # opening and closing ones: nearly two hundred participants
+_MAX_DEPTH = 100
 
 
 class MalformedMetadata(Exception):
@@ -93,6 +95,8 @@ def parse_metadata(xml: bytes) -> Metadata:
         raise MalformedMetadata(f"more than {MAX_BYTES} bytes")
     # Some SRCs put blank lines ahead of the XML declaration, which XML forbids.
     text = xml.strip(b" \t\r\n\0\xef\xbb\xbf")
+    if text.count(b"<") > _MAX_TAGS:
+        raise MalformedMetadata(f"more than {_MAX_TAGS} tags")
     try:
         root = fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
@@ -104,13 +108,10 @@ def parse_metadata(xml: bytes) -> Metadata:
 
 
 def _read(root: Element, namespace: str) -> Metadata:
-    # One pass over the tree for all kinds: what is nested deeply must not cost more.
-    by_name: dict[str, list[Element]] = {}
-    for element in root.iter():
-        by_name.setdefault(_local(element.tag), []).append(element)
+    by_name = _by_name(root)
     mode = next((_text(one) for one in by_name.get("datamode", ())), "complete").lower()
     participants: list[ParticipantData] = []
-    associations: dict[str, Association] = {}
+    associations: dict[str, _Associated] = {}
     for element in by_name.get("participant", ()):
         one = _participant(element)
         if one is None:
@@ -129,10 +130,26 @@ def _read(root: Element, namespace: str) -> Metadata:
         sessions=tuple(filter(None, map(_session, by_name.get("session", ())))),
         participants=tuple(participants),
         streams=tuple(filter(None, map(_stream, by_name.get("stream", ())))),
-        associations=tuple(associations.values()),
+        associations=tuple(
+            Association(id, tuple(one.sends), tuple(one.receives))
+            for id, one in associations.items()
+        ),
         call_ids=call_ids_of_metadata(root),
         extensions=extensions(root, namespace),
     )
+
+
+def _by_name(root: Element) -> dict[str, list[Element]]:
+    """Every element by its local name, in one pass: what is nested deeply must not cost more."""
+    found: dict[str, list[Element]] = {}
+    waiting = [(root, 1)]
+    while waiting:
+        element, depth = waiting.pop()
+        if depth > _MAX_DEPTH:
+            raise MalformedMetadata(f"more than {_MAX_DEPTH} levels")
+        found.setdefault(_local(element.tag), []).append(element)
+        waiting += [(one, depth + 1) for one in reversed(element)]
+    return found
 
 
 def _participant(element: Element) -> ParticipantData | None:
@@ -167,26 +184,29 @@ def _session(element: Element) -> SessionData | None:
     )
 
 
-def _associate(known: dict[str, Association], participant: str, element: Element) -> None:
-    def streams(name: str) -> tuple[str, ...]:
-        found: list[str] = []
+@dataclass(slots=True)
+class _Associated:
+    """An association that grows: streams in order, each once."""
+
+    sends: dict[str, None] = field(default_factory=dict)
+    receives: dict[str, None] = field(default_factory=dict)
+
+
+def _associate(known: dict[str, _Associated], participant: str, element: Element) -> None:
+    def streams(name: str) -> dict[str, None]:
+        found: dict[str, None] = {}
         for one in element:
             if _local(one.tag) == name:
                 ids = [_text(id) for id in one if _local(id.tag) == "id"] or [_text(one)]
-                found += [id for id in ids if id]
-        return tuple(found)
+                found |= dict.fromkeys(filter(None, ids))
+        return found
 
-    sends, receives = streams("send"), streams("recv")
-    old = known.get(participant)
     stated = any(_local(one.tag) in ("send", "recv") for one in element)
-    mentioned = stated or "assoc" in _local(element.tag)
-    if mentioned or old is not None:
-        old = old or Association(participant)
-        known[participant] = Association(
-            participant,
-            tuple(dict.fromkeys(old.sends + sends)),
-            tuple(dict.fromkeys(old.receives + receives)),
-        )
+    if not stated and "assoc" not in _local(element.tag):
+        return
+    associated = known.setdefault(participant, _Associated())
+    associated.sends |= streams("send")
+    associated.receives |= streams("recv")
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:
