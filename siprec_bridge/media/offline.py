@@ -72,10 +72,11 @@ class OfflineMedia:
         return True
 
     async def open(self, spec: StreamSpec) -> StreamPort:
-        """Make the spool; its folder must be there."""
+        """Make the spool, and its folder."""
         known = self._open.get(spec.stream_id)
         if known is None:
             now_ns = self._now_ns()
+            spec.folder.mkdir(parents=True, exist_ok=True)
             header = SpoolHeader(
                 spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
             )

@@ -247,9 +247,26 @@ class _Replay:
             )
         )
 
-    def request(self, dialog: DialogId, method: str) -> None:
+    def request(
+        self,
+        dialog: DialogId,
+        method: str,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        content_type: str | None = None,
+        body: bytes = b"",
+    ) -> None:
         """Send a request in a dialog."""
-        self._perform(self._server.request(dialog, method, now=self._now))
+        self._perform(
+            self._server.request(
+                dialog,
+                method,
+                now=self._now,
+                headers=headers,
+                content_type=content_type,
+                body=body,
+            )
+        )
 
     def _clock(self) -> datetime:
         return _time(self._now_ns)

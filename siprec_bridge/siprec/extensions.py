@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from xml.etree.ElementTree import Element, tostring
 
-from siprec_bridge.sip import Headers
+from siprec_bridge.sip import Headers, readable
 
 _LONGEST = 512
 _MOST_EXTENSIONS = 100
@@ -47,7 +47,7 @@ def call_ids_of_headers(headers: Headers) -> dict[str, str]:
     for header, value in headers:
         name = _HEADERS.get(header.lower())
         if name is not None and value.strip():
-            found.setdefault(name, value.strip()[:_LONGEST])
+            found.setdefault(name, readable(value.strip()[:_LONGEST]))
     return found
 
 

@@ -7,7 +7,7 @@ call, one with each party's voice, and says in the From URI's parameters which o
 
 from dataclasses import dataclass, field
 
-from siprec_bridge.sip import MalformedMessage, NameAddr, Request, parse_uri
+from siprec_bridge.sip import MalformedMessage, NameAddr, Request, parse_uri, readable
 from siprec_bridge.siprec.body import METADATA_TYPES
 from siprec_bridge.siprec.extensions import call_ids_of_headers
 from siprec_bridge.transcript import Participant
@@ -38,7 +38,7 @@ def read_fork(invite: Request) -> Fork:
     if leg is not None:
         return _built_in_bridge(leg, params, invite.from_, call_ids)
     parties = tuple(
-        Participant(id=role, name=one.display or None, aor=_aor(one))
+        Participant(id=role, name=readable(one.display) or None, aor=readable(_aor(one)))
         for role, one in (("from", invite.from_), ("to", invite.to))
     )
     return Fork(parties, call_ids=call_ids, streams=2 if is_siprec(invite) else 1)
@@ -66,7 +66,7 @@ def _built_in_bridge(
     host = _host(phone)
     near, far = params.get("x-nearendaddr", ""), params.get("x-farendaddr", "")
     parties = (
-        Participant(id=NEAR_END, name=phone.display or None, aor=_as_uri(near, host)),
+        Participant(id=NEAR_END, name=readable(phone.display) or None, aor=_as_uri(near, host)),
         Participant(id=FAR_END, aor=_as_uri(far, host)),
     )
     # A reference is unique within its cluster only.
@@ -80,8 +80,8 @@ def _built_in_bridge(
     return Fork(
         parties,
         speaker=leg,
-        group_id=f"cisco-{cluster}-{reference}" if reference else None,
-        call_ids=call_ids | {name: value for name, value in named.items() if value},
+        group_id=readable(f"cisco-{cluster}-{reference}") if reference else None,
+        call_ids=call_ids | {name: readable(value) for name, value in named.items() if value},
         streams=1,
     )
 
@@ -101,7 +101,7 @@ def _host(address: NameAddr) -> str:
 
 
 def _as_uri(number: str, host: str) -> str | None:
-    return f"sip:{number}@{host}" if number else None
+    return readable(f"sip:{number}@{host}") if number else None
 
 
 def _aor(address: NameAddr) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from siprec_bridge import sdp
 from siprec_bridge.sdp import Codec, MalformedSdp, MediaPolicy, SessionDescription, StreamPlan
-from siprec_bridge.sip import Refused
+from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument, StreamState
 from siprec_bridge.siprec.forks import Fork
@@ -18,6 +18,7 @@ from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
+_LONGEST_WARNING = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,9 @@ class RecordingSession:
         plans = sdp.plan(offer, self._policy)
         offered = [media for media in offer.media if media.port != 0]
         if (offered or not self._now.streams) and not any(one.accepted for one in plans):
-            reasons = "; ".join(one.reason for one in plans) or "no m-line"
+            # Each once and not all: the answer must not be longer than the question.
+            reasons = "; ".join(dict.fromkeys(one.reason for one in plans)) or "no m-line"
+            reasons = reasons[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
             self.withdraw()
             raise Refused(
                 488, "Not Acceptable Here", (("Warning", f'399 siprec-bridge "{reasons}"'),)
@@ -294,11 +297,11 @@ class RecordingSession:
     def _open(self, plan: StreamPlan, at: datetime, old: _Stream | None) -> _Stream:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
-            old.signalled = plan.label or old.signalled
+            old.signalled = readable(plan.label) if plan.label else old.signalled
             return old
-        wanted = plan.label or str(plan.index + 1)
-        taken = {one.label for one in self._now.streams.values()}
-        label = wanted if wanted not in taken else f"{wanted}.{plan.index + 1}"
+        wanted = readable(plan.label or str(plan.index + 1))
+        taken = any(one.label == wanted for one in self._now.streams.values())
+        label = f"{wanted}.{plan.index + 1}" if taken else wanted
         if plan.label is None:
             self._warn(f"m-line {plan.index + 1} has no label")
         elif label != wanted:
@@ -440,6 +443,7 @@ class RecordingSession:
         return senders
 
     def _warn(self, text: str) -> None:
+        text = readable(text)[:_LONGEST_WARNING]
         if text not in self._now.warnings and len(self._now.warnings) < _MAX_WARNINGS:
             self._now.warnings.append(text)
 

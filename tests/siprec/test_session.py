@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.src import METADATA, OFFER, multipart
-from siprec_bridge import sdp
+from harness.src import METADATA, OFFER, multipart, request
+from siprec_bridge import sdp, sip
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import Refused
 from siprec_bridge.siprec import (
@@ -20,6 +20,7 @@ from siprec_bridge.siprec import (
     SessionDocument,
     parse_body,
     parse_metadata,
+    read_fork,
 )
 
 START = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -338,3 +339,31 @@ def test_entities_are_refused() -> None:
 
     with pytest.raises(MalformedMetadata):
         parse_metadata(bomb)
+
+
+def test_octets_that_are_no_utf_8_are_stored_as_latin_1_and_echoed_as_they_came() -> None:
+    offer = OFFER.encode().replace(b"label:96", b"label:M\xfcller").replace(b"97", b"\xff")
+    data = request("INVITE", headers=["X-UCID: 1%"]).replace(b"1%", b"\xfc")
+    data = data.replace(b"From: <", b'From: "M\xfcller" <')
+    invite = sip.parse(data)
+    assert isinstance(invite, sip.Request)
+    session = new_session(read_fork(invite))
+
+    session.offer(Body(sdp=offer), START)
+
+    stored = SessionDocument.model_validate_json(session.document().model_dump_json())
+    assert [one.label for one in stored.streams] == ["M\xfcller", "\xff"]
+    assert stored.participants[0].name == "M\xfcller"
+    assert stored.call_ids == {"ucid": "\xfc"}
+    assert b"a=label:M\xfcller" in session.answer(PORTS, "192.0.2.1")
+
+
+def test_the_reasons_of_a_refusal_are_short_however_many_lines_were_offered() -> None:
+    lines = "".join(f'm=vi"deo{one} 9 RTP/AVP 31\r\n' for one in range(200))
+
+    with pytest.raises(Refused) as refused:
+        new_session().offer(Body(sdp=f"v=0\r\n{lines}".encode()), START)
+
+    ((_, warning),) = refused.value.headers
+    assert len(warning) < 600
+    assert warning.count('"') == 2
