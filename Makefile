@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up on a bare Debian with Python 3.11.
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check unit wheel lock clean
+.PHONY: help demo run test check unit fuzz wheel lock clean
 
 help: ## list the goals
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ check:
 
 unit:
 	$(PYTHON) -m pytest -m "not slow"
+
+fuzz: ## look for bytes that break a parser, FUZZ_SECONDS (60) a target
+	@scripts/setup fuzz
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60)
 
 wheel: ## build the wheel and run the suite against it, not against the checkout
 	@scripts/setup test
