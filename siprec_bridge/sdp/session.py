@@ -10,6 +10,7 @@ from siprec_bridge.sdp.codecs import Codec, codec_of, number
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 _MAX_LINES = 5000
 _MAX_MEDIA = 256
+_PAYLOAD_TYPES = {str(one): one for one in range(128)}
 
 
 class MalformedSdp(Exception):
@@ -61,7 +62,7 @@ class Media:
         maps = self._by_payload_type("rtpmap")
         params = self._by_payload_type("fmtp")
         # Each once, however often a hostile m-line repeats it.
-        types = dict.fromkeys(number(text, 128) for text in self.formats)
+        types = dict.fromkeys(map(_PAYLOAD_TYPES.get, self.formats))
         codecs = (
             codec_of(one, maps.get(one), params.get(one, "")) for one in types if one is not None
         )
