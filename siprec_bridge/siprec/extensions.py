@@ -4,8 +4,7 @@ Consumers join transcripts to their call records by these. Whatever else a vendo
 metadata is kept as it is.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from xml.etree.ElementTree import Element, tostring
 
 from siprec_bridge.sip import Headers, readable
@@ -51,13 +50,13 @@ def call_ids_of_headers(headers: Headers) -> dict[str, str]:
     return found
 
 
-def call_ids_of_metadata(root: Element) -> dict[str, str]:
-    """The call's names in vendors' elements, wherever they stand."""
+def call_ids_of_metadata(by_name: Mapping[str, Sequence[Element]]) -> dict[str, str]:
+    """The call's names in vendors' elements, given by their local names in lower case."""
     found: dict[str, str] = {}
-    for element in root.iter():
-        name = _ELEMENTS.get(_local(element.tag))
-        if name is not None and (text := (element.text or "").strip()):
-            found.setdefault(name, text[:_LONGEST])
+    for element_name, name in _ELEMENTS.items():
+        for element in by_name.get(element_name, ()):
+            if text := (element.text or "").strip():
+                found.setdefault(name, text[:_LONGEST])
     return found
 
 
@@ -70,16 +69,13 @@ def extensions(root: Element, namespace: str) -> tuple[str, ...]:
 
 
 def _foreign(root: Element, namespace: str) -> Iterator[Element]:
+    own = f"{{{namespace}}}" if namespace else ""
     waiting = list(root)[::-1]
     while waiting:
         element = waiting.pop()
-        own = str(element.tag).rpartition("}")[0].removeprefix("{")
-        if own != namespace or _local(element.tag) == "extensiondata":
+        tag = str(element.tag)
+        foreign = not tag.startswith(own) or (not own and tag.startswith("{"))
+        if foreign or tag[-13:].lower() == "extensiondata":
             yield element
         else:
             waiting += list(element)[::-1]
-
-
-@lru_cache(maxsize=1024)
-def _local(tag: object) -> str:
-    return str(tag).rpartition("}")[2].lower()
