@@ -25,6 +25,7 @@ from siprec_bridge.sip import (
     Malformed,
     Output,
     Peer,
+    Request,
     RequestAnswered,
     RequestReceived,
     Send,
@@ -322,6 +323,51 @@ def test_hanging_up_sends_a_bye_along_the_route_and_ends_the_dialog_at_once() ->
     while (at := srs.next_deadline()) is not None and at < 33:
         repeated += len(requests(srs.advance(at)))
     assert repeated == 10
+
+
+def asked(srs: SipServer, dialog: DialogId, method: str, now: float) -> Request:
+    (ours,) = requests(srs.request(dialog, method, now=now))
+    return ours
+
+
+def answer_to(ours: Request, status: int) -> bytes:
+    lines = [f"SIP/2.0 {status} Whatever", *(f"Via: {via}" for via in ours.headers.get_all("Via"))]
+    lines += [f"{name}: {ours.headers.get(name)}" for name in ("From", "To", "Call-ID", "CSeq")]
+    return "\r\n".join([*lines, "Content-Length: 0", "", ""]).encode()
+
+
+def test_a_peer_that_knows_nothing_of_the_dialog_has_ended_it() -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    outputs = srs.receive(answer_to(asked(srs, dialog, "OPTIONS", 50.0), 481), PEER, 50.1)
+
+    assert ended(outputs) == ["peer_gone"]
+    assert srs.dialogs == 0
+
+
+@pytest.mark.parametrize("status", [200, 405, 501, 488])
+def test_any_other_answer_to_a_question_of_ours_leaves_the_call_alone(status: int) -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    outputs = srs.receive(answer_to(asked(srs, dialog, "OPTIONS", 50.0), status), PEER, 50.1)
+
+    assert [one.response.status for one in outputs if isinstance(one, RequestAnswered)] == [status]
+    assert ended(outputs) == []
+
+
+def test_a_question_that_stays_unanswered_is_told_and_ends_nothing() -> None:
+    srs = new_server()
+    asked(srs, in_call(srs), "UPDATE", 50.0)
+    told: list[Output] = []
+
+    while (at := srs.next_deadline()) is not None and at < 120:
+        told += srs.advance(at)
+
+    assert [one.response.status for one in told if isinstance(one, RequestAnswered)] == [408]
+    assert ended(told) == []
+    assert srs.dialogs == 1
 
 
 def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() -> None:
