@@ -110,7 +110,6 @@ class Bridge:
             transcribe=self.scheduler.wake,
         )
         self.media = MediaEngine(
-            bind_host=settings.rtp_bind_ip or settings.sip_host,
             port_min=settings.rtp_port_min,
             port_max=settings.rtp_port_max,
             metrics=metrics,
@@ -155,6 +154,7 @@ class Bridge:
                 sinks=sinks,
                 clock=_now,
                 address_for=self._address_for,
+                receive_at=lambda peer: settings.rtp_host_for(peer.local_host),
             ),
             self.capacity,
             siprec_only=settings.non_siprec_calls == "refuse",
@@ -340,7 +340,7 @@ class Bridge:
                 f", with a password (realm {settings.sip_auth_realm})"
                 * bool(settings.sip_auth_users)
             ),
-            f"RTP on {settings.rtp_bind_ip or settings.sip_host}, ports {settings.rtp_port_min} "
+            f"RTP on {', '.join(settings.rtp_hosts)}, ports {settings.rtp_port_min} "
             f"to {settings.rtp_port_max}, received by {self.media.receiver}",
             f"recordings in {settings.recordings}",
             f"database {self.database.path} ({stored})",

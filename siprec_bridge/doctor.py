@@ -59,15 +59,13 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
 
 def _ports(settings: Settings) -> Finding:
     wanted = [
-        *((settings.sip_host, port, socket.SOCK_DGRAM, "PORTS") for port in settings.sip_udp_ports),
-        *(
-            (settings.sip_host, port, socket.SOCK_STREAM, "PORTS")
-            for port in settings.sip_tcp_ports
-        ),
         (settings.http_host, settings.http_port, socket.SOCK_STREAM, "HTTP_PORT"),
     ]
-    if settings.tls_port is not None:
-        wanted.append((settings.sip_host, settings.tls_port, socket.SOCK_STREAM, "TLS_PORT"))
+    for host in settings.sip_host:
+        wanted += [(host, port, socket.SOCK_DGRAM, "PORTS") for port in settings.sip_udp_ports]
+        wanted += [(host, port, socket.SOCK_STREAM, "PORTS") for port in settings.sip_tcp_ports]
+        if settings.tls_port is not None:
+            wanted.append((host, settings.tls_port, socket.SOCK_STREAM, "TLS_PORT"))
     for host, port, kind, setting in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, kind) as one:
@@ -105,16 +103,16 @@ def _tls(settings: Settings) -> Finding:
 
 
 def _rtp(settings: Settings) -> Finding:
-    host = settings.rtp_bind_ip or settings.sip_host
-    try:
-        for one in PortRange(host, settings.rtp_port_min, settings.rtp_port_max).bind():
-            one.close()
-    except NoPortLeft as error:
-        return Finding("rtp", False, f"{error}; widen RTP_PORT_MIN to RTP_PORT_MAX")
-    except OSError as error:
-        return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
+    for host in settings.rtp_hosts:
+        try:
+            for one in PortRange(settings.rtp_port_min, settings.rtp_port_max).bind(host):
+                one.close()
+        except NoPortLeft as error:
+            return Finding("rtp", False, f"{error}; widen RTP_PORT_MIN to RTP_PORT_MAX")
+        except OSError as error:
+            return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
     pairs = (settings.rtp_port_max - settings.rtp_port_min + 1) // 2
-    return Finding("rtp", True, f"room for {pairs} streams at {host}")
+    return Finding("rtp", True, f"room for {pairs} streams at {', '.join(settings.rtp_hosts)}")
 
 
 def _folder(settings: Settings) -> Finding:

@@ -34,6 +34,12 @@ def _names(value: object) -> object:
     return value
 
 
+def _hosts(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip().strip("[]") for part in value.split(",") if part.strip()]
+    return value
+
+
 def _networks(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -78,6 +84,7 @@ def _duration(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+HostList = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(min_length=1)]
 Users = Annotated[dict[str, str], BeforeValidator(_users), Field(repr=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
@@ -100,7 +107,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     # Signalling
-    sip_host: str = Field("0.0.0.0", description="address that SIP listens on")
+    sip_host: HostList = Field(
+        ("0.0.0.0",),
+        description="addresses that SIP listens on, each with every port; "
+        "0.0.0.0,:: is all of IPv4 and IPv6",
+    )
     ports: PortList = Field((5060,), description="SIP ports, UDP and TCP; 0 picks a free one")
     udp_ports: PortList | None = Field(
         None, description="SIP ports for UDP, instead of PORTS; none: no UDP"
@@ -149,7 +160,9 @@ class Settings(BaseModel):
 
     # Media
     rtp_bind_ip: str | None = Field(
-        None, description="address that RTP is received on; else SIP_HOST"
+        None,
+        description="address that RTP is received on; else SIP_HOST, "
+        "of several the one that the call came to",
     )
     rtp_port_min: Annotated[int, Field(ge=1024, le=65535)] = Field(
         16384, description="first RTP port"
@@ -243,6 +256,21 @@ class Settings(BaseModel):
     def sip_tcp_ports(self) -> tuple[int, ...]:
         """TCP ports to listen on."""
         return self.ports if self.tcp_ports is None else self.tcp_ports
+
+    @property
+    def rtp_hosts(self) -> tuple[str, ...]:
+        """Addresses that RTP may be received on."""
+        return (self.rtp_bind_ip,) if self.rtp_bind_ip else self.sip_host
+
+    def rtp_host_for(self, local_host: str) -> str:
+        """The address to receive the RTP of a call on whose SIP came to this address of ours."""
+        hosts = self.rtp_hosts
+        if len(hosts) == 1:
+            return hosts[0]
+        if local_host in hosts:
+            return local_host
+        # It came to a wildcard: RTP may come to any address of the same family.
+        return "::" if ":" in local_host else "0.0.0.0"
 
     @property
     def recordings(self) -> Path:

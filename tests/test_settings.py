@@ -26,6 +26,24 @@ def test_udp_and_tcp_share_the_ports_unless_they_are_named_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "came_to", "received_on"),
+    [
+        ({}, "192.0.2.1", "0.0.0.0"),
+        ({"SIP_HOST": "192.0.2.1"}, "192.0.2.1", "192.0.2.1"),
+        ({"SIP_HOST": "192.0.2.1, [2001:db8::1]"}, "192.0.2.1", "192.0.2.1"),
+        ({"SIP_HOST": "192.0.2.1,2001:db8::1"}, "2001:db8::1", "2001:db8::1"),
+        ({"SIP_HOST": "0.0.0.0,::"}, "192.0.2.1", "0.0.0.0"),
+        ({"SIP_HOST": "192.0.2.1,::"}, "2001:db8::1", "::"),
+        ({"SIP_HOST": "192.0.2.1,::", "RTP_BIND_IP": "192.0.2.9"}, "192.0.2.1", "192.0.2.9"),
+    ],
+)
+def test_rtp_is_received_where_the_call_came_to_unless_an_address_is_named_for_it(
+    options: dict[str, str], came_to: str, received_on: str
+) -> None:
+    assert load(options).rtp_host_for(came_to) == received_on
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("250ms", 0.25), ("7", 7)]
 )
 def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> None:

@@ -17,7 +17,10 @@ LINE_LIMIT: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
-    """A stream to record. Its spool is `<folder>/<stream_id>.spool`."""
+    """A stream to record. Its spool is `<folder>/<stream_id>.spool`.
+
+    `host` is the address to receive it on.
+    """
 
     stream_id: str
     session_id: str
@@ -25,6 +28,7 @@ class StreamSpec:
     label: str
     codecs: tuple[Codec, ...]
     folder: Path
+    host: str
 
     @property
     def spool(self) -> Path:
@@ -42,6 +46,7 @@ class StreamSpec:
                 {name: getattr(one, name) for name in Codec.__slots__} for one in self.codecs
             ],
             "folder": str(self.folder),
+            "host": self.host,
         }
 
     @classmethod

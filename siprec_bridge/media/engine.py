@@ -68,7 +68,6 @@ class MediaEngine:
     def __init__(
         self,
         *,
-        bind_host: str,
         port_min: int,
         port_max: int,
         metrics: Metrics,
@@ -79,7 +78,6 @@ class MediaEngine:
         self._configuration: dict[str, object] = {
             "do": "configure",
             "version": VERSION,
-            "host": bind_host,
             "first": port_min,
             "last": port_max,
             "fast": fast_path,

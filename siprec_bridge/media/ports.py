@@ -1,6 +1,7 @@
 """RTP ports: an even one and the odd one above it for RTCP. RFC 3550 §11."""
 
 import contextlib
+import errno
 import socket
 
 
@@ -11,42 +12,44 @@ class NoPortLeft(Exception):
 class PortRange:
     """Hands out pairs in turn, so that a port that was just given back rests for a while."""
 
-    def __init__(self, host: str, first: int, last: int) -> None:
-        self._host = host
+    def __init__(self, first: int, last: int) -> None:
         self._first = first + first % 2
         self._count = max(0, (last - self._first + 1) // 2)
         self._next = 0
 
-    def bind(self, port: int | None = None) -> tuple[socket.socket, socket.socket]:
-        """Sockets for RTP and RTCP, not blocking: at this port or the next free one.
+    def bind(self, host: str, port: int | None = None) -> tuple[socket.socket, socket.socket]:
+        """Sockets for RTP and RTCP, not blocking: at this port of the host or the next free one.
 
-        Raises NoPortLeft.
+        Raises NoPortLeft; OSError when the host is no address of ours.
         """
         if port is not None:
-            pair = self._bind_pair(port)
+            pair = _bind_pair(host, port)
             if pair is None:
                 raise NoPortLeft(f"port {port} is taken")
             return pair
         for _ in range(self._count):
             candidate = self._first + 2 * self._next
             self._next = (self._next + 1) % self._count
-            pair = self._bind_pair(candidate)
+            pair = _bind_pair(host, candidate)
             if pair is not None:
                 return pair
         last = self._first + 2 * self._count - 1
         raise NoPortLeft(f"all ports from {self._first} to {last} are taken")
 
-    def _bind_pair(self, port: int) -> tuple[socket.socket, socket.socket] | None:
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        with contextlib.ExitStack() as stack:
-            pair = []
-            for number in (port, port + 1):
-                one = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-                one.setblocking(False)
-                try:
-                    one.bind((self._host, number))
-                except OSError:
+
+def _bind_pair(host: str, port: int) -> tuple[socket.socket, socket.socket] | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        pair = []
+        for number in (port, port + 1):
+            one = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            one.setblocking(False)
+            try:
+                one.bind((host, number))
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
                     return None
-                pair.append(one)
-            stack.pop_all()
-            return pair[0], pair[1]
+                raise
+            pair.append(one)
+        stack.pop_all()
+        return pair[0], pair[1]

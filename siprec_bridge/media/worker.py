@@ -73,9 +73,8 @@ class Worker:
         self._streams: dict[str, _Stream] = {}
         self._arena = Arena()
         self._buffer = b""
-        self._ports = PortRange("127.0.0.1", 16384, 32767)
+        self._ports = PortRange(16384, 32767)
         self._receiver = best_receiver(self._arena, fast=True)
-        self._host = "127.0.0.1"
         self._rtp_timeout = 30.0
         self._counters: dict[str, int] = {}
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
@@ -117,12 +116,12 @@ class Worker:
 
     def _do(self, command: dict[str, object]) -> dict[str, object]:
         match command:
-            case {"do": "configure", "version": version, "host": str(host), "first": int(first),
-                  "last": int(last), "fast": bool(fast), "rtp_timeout": float(timeout)}:  # fmt: skip
+            case {"do": "configure", "version": version, "first": int(first), "last": int(last),
+                  "fast": bool(fast), "rtp_timeout": float(timeout)}:  # fmt: skip
                 if version != VERSION:
                     raise ValueError(f"the bridge speaks version {version}, not {VERSION}")
-                self._host, self._rtp_timeout = host, timeout
-                self._ports = PortRange(host, first, last)
+                self._rtp_timeout = timeout
+                self._ports = PortRange(first, last)
                 self._receiver = best_receiver(self._arena, fast=fast)
                 return {"receiver": type(self._receiver).__name__}
             case {"do": "open", "spec": dict(spec), "port": port}:
@@ -140,7 +139,7 @@ class Worker:
     def _open(self, spec: StreamSpec, port: int | None) -> dict[str, object]:
         known = self._streams.get(spec.stream_id)
         if known is None:
-            rtp, rtcp = self._ports.bind(port)
+            rtp, rtcp = self._ports.bind(spec.host, port)
             try:
                 spec.folder.mkdir(parents=True, exist_ok=True)
                 prepare(rtp)
@@ -160,7 +159,7 @@ class Worker:
             known = _Stream(spec, rtp, rtcp, spool, time.monotonic(), heard_at=time.monotonic())
             self._streams[spec.stream_id] = known
         number = known.rtp.getsockname()[1]
-        return {"port": [self._host, number, number + 1]}
+        return {"port": [known.spec.host, number, number + 1]}
 
     def _update(self, spec: StreamSpec) -> dict[str, object]:
         stream = self._streams.get(spec.stream_id)

@@ -123,6 +123,7 @@ class Desk:
     sinks: Sequence[str]
     clock: Callable[[], datetime]
     address_for: Callable[[Peer], str]  # what SDP tells this peer to send to
+    receive_at: Callable[[Peer], str]  # the address of ours where its streams are received
 
 
 class Recorder:
@@ -475,6 +476,7 @@ class Recorder:
             label=stream.label,
             codecs=stream.codecs,
             folder=self._folder,
+            host=self._desk.receive_at(self._invite.peer),
         )
 
     def _stream_id(self, index: int) -> str:

@@ -200,6 +200,7 @@ class _Replay:
                 sinks=[],
                 clock=self._clock,
                 address_for=lambda peer: peer.local_host,
+                receive_at=lambda peer: peer.local_host,
             ),
             new_id=self._name,
         )

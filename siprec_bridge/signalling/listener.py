@@ -85,21 +85,22 @@ class Listener:
 
     async def start(
         self,
-        host: str,
+        hosts: Sequence[str],
         *,
         udp_ports: Sequence[int],
         tcp_ports: Sequence[int],
         tls_port: int | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Bind every port. A port 0 takes one that is free for both UDP and TCP.
+        """Bind every port at every host. A port 0 takes one that is free for both UDP and TCP.
 
         Raises ConfigurationError when an address cannot be bound.
         """
-        for port in dict.fromkeys((*udp_ports, *tcp_ports)):
-            await self._bind(host, port, udp=port in udp_ports, tcp=port in tcp_ports)
-        if tls_port is not None and tls is not None:
-            await self._bind_tls(host, tls_port, tls)
+        for host in dict.fromkeys(hosts):
+            for port in dict.fromkeys((*udp_ports, *tcp_ports)):
+                await self._bind(host, port, udp=port in udp_ports, tcp=port in tcp_ports)
+            if tls_port is not None and tls is not None:
+                await self._bind_tls(host, tls_port, tls)
 
     async def stop(self) -> None:
         """Unbind and close the connections."""
@@ -202,11 +203,21 @@ class Listener:
     async def _bind_udp(self, host: str, port: int) -> None:
         flow = next(self._flows)
         endpoint = UdpEndpoint(flow, self._receive)
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: endpoint, local_addr=(host, port)
-        )
-        one: socket.socket = transport.get_extra_info("socket")
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        family, kind, _, _, address = found[0]
+        one = socket.socket(family, kind)
+        try:
+            if family == socket.AF_INET6:
+                # As asyncio does for TCP: "::" leaves IPv4 to a listener of its own.
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+            one.setblocking(False)
+            one.bind(address)
+            await loop.create_datagram_endpoint(lambda: endpoint, sock=one)
+        except OSError:
+            one.close()
+            raise
         self._udp[flow] = endpoint
 
     def _accept(self) -> StreamConnection:

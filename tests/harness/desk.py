@@ -82,7 +82,7 @@ async def office(
     await database.start()
     finisher = Finisher()
     media = MediaEngine(
-        bind_host="127.0.0.1", port_min=ports[0], port_max=ports[1],
+        port_min=ports[0], port_max=ports[1],
         metrics=metrics, on_event=lambda event: None,
     )  # fmt: skip
     await media.start()
@@ -97,6 +97,7 @@ async def office(
             signalling=phone, media=media, database=database, archive=archive, metrics=metrics,
             policy=MediaPolicy(), recordings=recordings, sinks=[],
             clock=lambda: datetime.now(UTC), address_for=lambda peer: "127.0.0.1",
+            receive_at=lambda peer: "127.0.0.1",
         ),
         capacity,
         siprec_only=siprec_only,

@@ -40,7 +40,6 @@ async def engine(
     events: list[MediaEvent] = []
     metrics = Metrics()
     media = MediaEngine(
-        bind_host="127.0.0.1",
         port_min=ports[0],
         port_max=ports[1],
         metrics=metrics,
@@ -55,9 +54,9 @@ async def engine(
         await media.stop()
 
 
-def spec(folder: Path, index: int = 0) -> StreamSpec:
+def spec(folder: Path, index: int = 0, host: str = "127.0.0.1") -> StreamSpec:
     codecs = (Codec(0, "PCMU", 8000), Codec(8, "PCMA", 8000))
-    return StreamSpec(f"{SESSION}-{index}", SESSION, index, str(index + 1), codecs, folder)
+    return StreamSpec(f"{SESSION}-{index}", SESSION, index, str(index + 1), codecs, folder, host)
 
 
 async def received(metrics: Metrics, count: int) -> None:

@@ -13,7 +13,7 @@ PACKET_NS = 20_000_000
 
 
 def _spec(folder: Path) -> StreamSpec:
-    return StreamSpec("s-0", "s", 0, "96", (Codec(0, "PCMU", 8000),), folder)
+    return StreamSpec("s-0", "s", 0, "96", (Codec(0, "PCMU", 8000),), folder, "127.0.0.1")
 
 
 async def test_what_is_brought_is_spooled_at_its_own_time(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.bridge import command, eventually, listening, of_type, running_bridge
 from harness.calls import SAMPLE, call, finals, tones
+from harness.hosts import has_ipv6
 from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
 from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
@@ -93,6 +94,26 @@ async def test_silence_gives_an_empty_transcript_and_a_call_without_packets_as_w
 
     assert [(one["data"]["utterances"], one["data"]["text"]) for one in two] == [([], ""), ([], "")]
     assert len(calls(silent)) == 1
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("hosts", ["127.0.0.1,::1", "0.0.0.0,::"])
+async def test_src_of_both_families_call_one_bridge(tmp_path: Path, hosts: str) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks, SIP_HOST=hosts) as bridge,
+        listening(bridge) as events,
+    ):
+        places = bridge.ready["sip_udp"]
+        assert isinstance(places, list)
+        for place in places:
+            port = place.rpartition(":")[2]
+            host = "[::1]" if "[" in place else "127.0.0.1"
+            plan = CallPlan(parse_target(f"{host}:{port}", "udp"), tones(), rate=20.0)
+            assert (await place_call(plan)).problems == ()
+        both = await finals(bridge, events, 2)
+
+    assert [len(one["data"]["utterances"]) for one in both] == [2, 2]
 
 
 @pytest.mark.peer

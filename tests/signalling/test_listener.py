@@ -2,13 +2,14 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 
 import pytest
 
 from harness.bridge import eventually
+from harness.hosts import has_ipv6
 from harness.src import multipart, new_server, request
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.signalling import Admission, Listener
@@ -20,7 +21,7 @@ OPTIONS = request("OPTIONS").replace(b"192.0.2.10:5070;", b"127.0.0.1:5070;")
 
 @asynccontextmanager
 async def listening(
-    admission: Admission | None = None, host: str = "127.0.0.1"
+    admission: Admission | None = None, hosts: Sequence[str] = ("127.0.0.1",)
 ) -> AsyncIterator[tuple[Listener, list[Output], Metrics]]:
     """A listener that answers OPTIONS and takes note of the rest."""
     events: list[Output] = []
@@ -32,7 +33,7 @@ async def listening(
             listener.respond(event.id, 200)
 
     listener = Listener(new_server(), on_event, metrics, admission)
-    await listener.start(host, udp_ports=[0], tcp_ports=[0])
+    await listener.start(hosts, udp_ports=[0], tcp_ports=[0])
     try:
         yield listener, events, metrics
     finally:
@@ -61,16 +62,6 @@ def status(data: bytes) -> int:
     return int(data.split()[1])
 
 
-def has_ipv6() -> bool:
-    """Containers often have no ::1."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
-            one.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     "host",
     [
@@ -79,7 +70,7 @@ def has_ipv6() -> bool:
     ],
 )
 async def test_udp_is_answered_where_it_came_from(host: str) -> None:
-    async with listening(host=host) as (listener, _, _):
+    async with listening(hosts=[host]) as (listener, _, _):
         with ask_udp(listener, OPTIONS) as one:
             assert status(await answer(one)) == 200
 
@@ -201,12 +192,41 @@ def test_networks_of_both_families(allowed: list[str], host: str, admitted: bool
     assert Admission([ip_network(one) for one in allowed]).admits(host) is admitted
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("hosts", [["127.0.0.1", "::1"], ["0.0.0.0", "::"]])
+async def test_every_port_is_bound_at_every_host_and_each_answers_for_itself(
+    hosts: list[str],
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    events: list[Output] = []
+    listener = Listener(new_server(), events.append, Metrics())
+    await listener.start(hosts, udp_ports=[port], tcp_ports=[port])
+
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as one:
+            one.sendto(request("OPTIONS", branch=f"z9hG4bKu{host}"), (host, port))
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(request("OPTIONS", branch=f"z9hG4bKt{host}", transport="TCP"))
+        writer.close()
+        await writer.wait_closed()
+    await eventually(lambda: len(events) == 4, "four requests")
+    bound = {(one.transport, one.host, one.port) for one in listener.endpoints}
+    await listener.stop()
+
+    came = {(one.peer.transport, one.peer.local_host) for one in events
+            if isinstance(one, RequestReceived)}  # fmt: skip
+    assert bound == {(kind, host, port) for kind in ("udp", "tcp") for host in hosts}
+    assert came == {(kind, host) for kind in ("udp", "tcp") for host in ("127.0.0.1", "::1")}
+
+
 async def test_a_port_that_is_taken_is_named() -> None:
     async with listening() as (listener, _, _):
         port = listener.endpoints[0].port
         other = Listener(new_server(), lambda event: None, Metrics())
 
         with pytest.raises(ConfigurationError) as error:
-            await other.start("127.0.0.1", udp_ports=[port], tcp_ports=[])
+            await other.start(["127.0.0.1"], udp_ports=[port], tcp_ports=[])
 
     assert error.value.setting == f"PORTS={port}"
