@@ -131,12 +131,19 @@ class Bridge:
             else None,
         )
         admission = Admission(
-            settings.sip_allowed_sources, forbid=settings.sip_unknown_sources == "forbidden"
+            settings.sip_allowed_sources,
+            forbid=settings.sip_unknown_sources == "forbidden",
+            names=settings.tls_client_names,
         )
         self.listener = Listener(self.sip, self._on_sip, metrics, admission, self._on_message)
         self.tls = (
             TlsServerContext(
-                TlsFiles(settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_path)
+                TlsFiles(
+                    settings.tls_cert_path,
+                    settings.tls_key_path,
+                    settings.tls_client_ca_path,
+                    settings.tls_sni_dir,
+                )
             )
             if settings.tls_port is not None and settings.tls_cert_path and settings.tls_key_path
             else None
@@ -321,6 +328,15 @@ class Bridge:
                 await asyncio.to_thread(self.tls.reload)
             await asyncio.sleep(_HOUSEKEEPING_S)
 
+    def _tls_choices(self) -> list[str]:
+        if self.tls is None:
+            return []
+        names = [name for name in self.tls.certificates if name]
+        said = [f"TLS certificates of their own for {', '.join(names)}"] if names else []
+        if self._settings.tls_client_names:
+            said.append(f"TLS from {', '.join(self._settings.tls_client_names)}")
+        return said
+
     async def _say_what_was_chosen(self) -> None:
         settings = self._settings
         bound: dict[str, list[str]] = {"udp": [], "tcp": [], "tls": []}
@@ -340,6 +356,7 @@ class Bridge:
                 f", with a password (realm {settings.sip_auth_realm})"
                 * bool(settings.sip_auth_users)
             ),
+            *self._tls_choices(),
             f"RTP on {', '.join(settings.rtp_hosts)}, ports {settings.rtp_port_min} "
             f"to {settings.rtp_port_max}, received by {self.media.receiver}",
             f"recordings in {settings.recordings}",

@@ -11,7 +11,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -29,26 +29,29 @@ from siprec_bridge.transcription import load_provider
 _OCTETS_AN_HOUR = 4.2e8  # of a two-party call in G.711: spools, a WAV each at 16 kHz, stereo
 _MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
 _BROKER_TIMEOUT_S = 10.0
+_RENEW_WITHIN = timedelta(days=14)
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report."""
+    """One line of the report. `soon`: it will be bad if nobody does anything."""
 
     part: str
     ok: bool
     text: str
+    soon: bool = False
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.ok else 'BAD '}  {self.part:<11} {self.text}"
+        word = "BAD " if not self.ok else "SOON" if self.soon else "ok  "
+        return f"{word}  {self.part:<11} {self.text}"
 
 
 async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Examine everything that the settings choose, one piece after the other."""
     yield _ports(settings)
     if settings.tls_port is not None:
-        yield _tls(settings)
+        yield examine_tls(settings)
     yield _rtp(settings)
     yield _folder(settings)
     yield await _database(settings)
@@ -83,23 +86,39 @@ def _ports(settings: Settings) -> Finding:
     return Finding("ports", True, f"SIP and HTTP can listen ({len(wanted)} ports tried)")
 
 
-def _tls(settings: Settings) -> Finding:
-    """Load the certificate as the bridge does, and say until when it is good."""
+def examine_tls(settings: Settings) -> Finding:
+    """Load the certificates as the bridge does, and say until when they are good."""
     assert settings.tls_cert_path is not None
     assert settings.tls_key_path is not None
-    files = TlsFiles(settings.tls_cert_path, settings.tls_key_path, settings.tls_client_ca_path)
+    files = TlsFiles(
+        settings.tls_cert_path,
+        settings.tls_key_path,
+        settings.tls_client_ca_path,
+        settings.tls_sni_dir,
+    )
     try:
-        TlsServerContext(files)
-        # The standard library has no other way to read a certificate that is not a peer's.
-        shown: dict[str, str] = ssl._ssl._test_decode_cert(str(files.certificate))  # type: ignore[attr-defined]
+        certificates = TlsServerContext(files).certificates
     except ConfigurationError as error:
         return Finding("tls", False, str(error))
-    until = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
-    text = f"{files.certificate} is valid until {until:%Y-%m-%d}"
-    if until < datetime.now(UTC):
+    paths = [*certificates.values(), *([files.client_ca] if files.client_ca is not None else [])]
+    until, path = min((_valid_until(path), path) for path in paths)
+    left = until - datetime.now(UTC)
+    text = f"{path} is valid until {until:%Y-%m-%d}"
+    if left < timedelta(0):
         return Finding("tls", False, f"{text}; renew it")
+    if left < _RENEW_WITHIN:
+        return Finding("tls", True, f"{text}; renew it, the bridge takes it over", soon=True)
+    names = f", {len(certificates) - 1} more for the names of clients" * (len(certificates) > 1)
     mutual = ", SRCs must show one too" if files.client_ca is not None else ""
-    return Finding("tls", True, text + mutual)
+    allowed = f" for {', '.join(settings.tls_client_names)}" if settings.tls_client_names else ""
+    return Finding("tls", True, text + names + mutual + allowed)
+
+
+def _valid_until(certificate: Path) -> datetime:
+    """When the first certificate of a PEM file expires."""
+    # The standard library has no other way to read a certificate that is not a peer's.
+    shown: dict[str, str] = ssl._ssl._test_decode_cert(str(certificate))  # type: ignore[attr-defined]
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
 
 
 def _rtp(settings: Settings) -> Finding:

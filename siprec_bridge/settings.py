@@ -127,6 +127,15 @@ class Settings(BaseModel):
     tls_client_ca_path: Path | None = Field(
         None, description="PEM file of CAs; set: SRCs must show a certificate that these signed"
     )
+    tls_client_names: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (),
+        description="domains (or *.example.com); set: an SRC's certificate must be for one of them",
+    )
+    tls_sni_dir: Path | None = Field(
+        None,
+        description="folder of NAME.crt and NAME.key, also _wildcard.example.com.crt: "
+        "certificates for clients that ask for NAME",
+    )
     sip_allowed_sources: NetworkList = Field(
         (), description="addresses and networks that may send SIP; none given: anyone"
     )
@@ -245,6 +254,11 @@ class Settings(BaseModel):
             raise ValueError("PORTS: at least one UDP, TCP or TLS port is needed")
         if self.tls_port is not None and not (self.tls_cert_path and self.tls_key_path):
             raise ValueError("TLS_PORT needs TLS_CERT_PATH and TLS_KEY_PATH")
+        if self.tls_client_names and self.tls_client_ca_path is None:
+            raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
+        for name in self.tls_client_names:
+            if "*" in name.removeprefix("*."):
+                raise ValueError(f"TLS_CLIENT_NAMES: {name}: a wildcard is *.example.com")
         return self
 
     @property

@@ -61,6 +61,12 @@ def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> No
         ({"RTP_PORT_MIN": "9000", "RTP_PORT_MAX": "9001"}, "settings", "RTP_PORT_MAX must be"),
         ({"STT_DEFAULT_VENDOR": "x"}, "settings", "not among SUPPORTED_VENDORS"),
         ({"UDP_PORTS": "none", "TCP_PORTS": "none"}, "settings", "at least one"),
+        ({"TLS_CLIENT_NAMES": "a.example.com"}, "settings", "needs TLS_CLIENT_CA_PATH"),
+        (
+            {"TLS_CLIENT_NAMES": "a*.example.com", "TLS_CLIENT_CA_PATH": "ca.pem"},
+            "settings",
+            "a wildcard is *.example.com",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from siprec_bridge.provider import ConfigurationError
-from siprec_bridge.signalling.admission import Admission
+from siprec_bridge.signalling.admission import Admission, domains_of
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
@@ -69,7 +69,7 @@ class Listener:
         self._streams: list[tuple[str, asyncio.Server]] = []  # transport and server
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
-        self._complained: set[str] = set()
+        self._complained: set[tuple[str, str]] = set()
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -228,19 +228,26 @@ class Listener:
     def _connection_made(self, connection: StreamConnection) -> None:
         self._connections[connection.flow] = connection
         peer = connection.peer
-        if peer is not None and not self._admission.admits(peer.host):
-            self._note_unadmitted(peer)
+        if peer is None:
+            return
+        if not self._admission.admits(peer.host):
+            self._note_unadmitted("sip.source_not_allowed", peer)
             if not self._admission.forbid:
                 connection.close()
+        elif peer.transport == "tls":
+            domains = domains_of(connection.certificate)
+            if not self._admission.admits_certificate(domains):
+                self._note_unadmitted("sip.certificate_not_allowed", peer, domains=list(domains))
+                connection.close()
 
-    def _note_unadmitted(self, peer: Peer) -> None:
+    def _note_unadmitted(self, event: str, peer: Peer, **more: object) -> None:
         self._metrics.sip_unadmitted_total.labels(transport=peer.transport).inc()
         # Not a line a packet: a scan must not fill the disk. The metric has them all.
-        if peer.host not in self._complained:
+        if (event, peer.host) not in self._complained:
             if len(self._complained) >= _COMPLAINTS:
                 self._complained.clear()
-            self._complained.add(peer.host)
-            log.warning("sip.source_not_allowed", peer=f"{peer.transport}:{peer.host}:{peer.port}")
+            self._complained.add((event, peer.host))
+            log.warning(event, peer=f"{peer.transport}:{peer.host}:{peer.port}", **more)
 
     def _connection_lost(self, connection: StreamConnection) -> None:
         self._connections.pop(connection.flow, None)
@@ -249,7 +256,7 @@ class Listener:
         try:
             if not self._admission.admits(peer.host):
                 if peer.transport == "udp":
-                    self._note_unadmitted(peer)
+                    self._note_unadmitted("sip.source_not_allowed", peer)
                 if self._admission.forbid:
                     self._perform(self._server.turn_away(data, peer))
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -37,6 +38,11 @@ class StreamConnection(asyncio.Protocol):
         """Its other end, once the connection is there."""
         return self._peer
 
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """The verified certificate of a TLS peer that had to show one."""
+        return self._transport.get_extra_info("peercert") if self._transport is not None else None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio: the connection is there."""
         self._transport = transport
@@ -49,6 +55,9 @@ class StreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Asyncio: some bytes came."""
         assert self._peer is not None
+        assert self._transport is not None
+        if self._transport.is_closing():
+            return  # TLS hands over what it had read already
         try:
             whole = self._framer.feed(data)
         except MalformedMessage as error:

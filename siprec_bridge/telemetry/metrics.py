@@ -49,7 +49,9 @@ class Metrics:
             "sip_malformed", "SIP messages that could not be parsed", ("transport",)
         )
         self.sip_unadmitted_total = counter(
-            "sip_unadmitted", "messages and connections from sources not allowed", ("transport",)
+            "sip_unadmitted",
+            "messages and connections from sources, or with certificates, not allowed",
+            ("transport",),
         )
 
         # Recording

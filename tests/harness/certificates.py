@@ -18,23 +18,26 @@ class Authority:
         self._key = folder / "ca.key"
         _openssl(
             "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-days", 2, "-subj", "/CN=test CA", "-keyout", self._key, "-out", self.ca,
+            "-days", 60, "-subj", "/CN=test CA", "-keyout", self._key, "-out", self.ca,
         )  # fmt: skip
 
-    def sign(self, name: str, *, serial: int = 1) -> tuple[Path, Path]:
-        """A certificate for `name` and 127.0.0.1, and its key."""
+    def sign(
+        self, name: str, *, serial: int = 1, days: int = 30, san: str | None = None
+    ) -> tuple[Path, Path]:
+        """A certificate for `name` and 127.0.0.1 (or `san`; empty: none at all), and its key."""
         base = self._folder / f"{name}-{serial}"
         key, request, certificate = (
             base.with_suffix(suffix) for suffix in (".key", ".csr", ".pem")
         )
         extensions = base.with_suffix(".ext")
-        extensions.write_text(f"subjectAltName=DNS:{name},IP:127.0.0.1\n")
+        wanted = f"DNS:{name},IP:127.0.0.1" if san is None else san
+        extensions.write_text(f"subjectAltName={wanted}\n" if wanted else "")
         _openssl(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
             "-subj", f"/CN={name}", "-keyout", key, "-out", request,
         )  # fmt: skip
         _openssl(
-            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key, "-days", 1,
+            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key, "-days", days,
             "-set_serial", serial, "-extfile", extensions, "-out", certificate,
         )  # fmt: skip
         return certificate, key

@@ -11,9 +11,14 @@ from harness.bridge import Bridge, eventually, listening, running_bridge
 from harness.calls import finals, tones
 from harness.certificates import Authority
 from harness.recognisers import recogniser
+from harness.src import new_server, request
 from siprec_bridge.caller import CallError, CallPlan, CallReport, parse_target, place_call
+from siprec_bridge.doctor import examine_tls
 from siprec_bridge.provider import ConfigurationError
-from siprec_bridge.signalling import TlsFiles, TlsServerContext
+from siprec_bridge.settings import load
+from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
+from siprec_bridge.sip import Output
+from siprec_bridge.telemetry import Metrics
 
 pytestmark = pytest.mark.peer
 
@@ -137,18 +142,29 @@ def test_a_renewed_certificate_is_taken_over_and_a_broken_one_is_not(tmp_path: P
     assert (shown, still) == ("02", "02")
 
 
-async def serial_shown(context: ssl.SSLContext, authority: Authority) -> str:
-    """The serial number of the certificate that a client gets to see."""
-    server = await asyncio.start_server(
-        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
-    )
+async def serial_shown(
+    context: ssl.SSLContext,
+    authority: Authority,
+    name: str = "bridge",
+    own: tuple[Path, Path] | None = None,
+) -> str:
+    """The serial number of the certificate that a client gets to see who asks for this name."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"!")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        _, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=trusting(authority), server_hostname="bridge"
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trusting(authority, own), server_hostname=name
         )
         certificate = writer.get_extra_info("peercert")
-        writer.close()
+        try:
+            await reader.readexactly(1)  # TLS 1.3 refuses clients only then
+        finally:
+            writer.close()
     return str(certificate["serialNumber"])
 
 
@@ -180,3 +196,146 @@ async def test_a_plain_tcp_client_on_the_tls_port_is_hung_up_on(tmp_path: Path) 
         await eventually(lambda: bridge.process.returncode is None, "a living bridge", bridge)
 
     assert b"SIP/2.0" not in answer
+
+
+async def test_a_client_gets_the_certificate_of_the_name_that_it_asks_for(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.sign("bridge", serial=1)
+    folder = tmp_path / "sni"
+    folder.mkdir()
+
+    def install(file: str, name: str, serial: int) -> None:
+        for source, suffix in zip(
+            authority.sign(name, serial=serial), (".crt", ".key"), strict=True
+        ):
+            shutil.copyfile(source, folder / f"{file}{suffix}")
+
+    install("a.example.com", "a.example.com", 2)
+    install("_wildcard.example.com", "*.example.com", 3)
+    tls = TlsServerContext(TlsFiles(certificate, key, sni=folder))
+
+    async def shown(*names: str) -> list[str]:
+        return [await serial_shown(tls.context, authority, name) for name in names]
+
+    at_start = await shown("bridge", "a.example.com", "A.Example.com", "b.example.com")
+    install("a.example.com", "a.example.com", 4)
+    install("new.example.org", "new.example.org", 5)
+    (folder / "broken.example.org.crt").write_text("no certificate")
+    taken = tls.reload()
+    renewed = await shown("bridge", "a.example.com", "b.example.com", "new.example.org")
+    (folder / "a.example.com.key").write_text("no key")
+    (folder / "new.example.org.crt").unlink()
+    broken = tls.reload()
+    kept = await shown("a.example.com")
+
+    assert at_start == ["01", "02", "02", "03"]
+    assert (taken, renewed) == (True, ["01", "04", "03", "05"])
+    assert (broken, kept) == (False, ["04"])
+    assert set(tls.certificates) == {"", "a.example.com", "*.example.com"}
+
+
+def test_a_pair_for_a_name_that_does_not_fit_stops_the_start(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.sign("bridge")
+    folder = tmp_path / "sni"
+    folder.mkdir()
+    shutil.copyfile(certificate, folder / "a.example.com.crt")
+
+    with pytest.raises(ConfigurationError, match=r"^TLS_SNI_DIR=.*a\.example\.com\.key"):
+        TlsServerContext(TlsFiles(certificate, key, sni=folder))
+
+
+async def test_new_client_cas_are_taken_over(tmp_path: Path) -> None:
+    before, after = Authority(tmp_path / "before"), Authority(tmp_path / "after")
+    ca = tmp_path / "clients.pem"
+    shutil.copyfile(before.ca, ca)
+    tls = TlsServerContext(TlsFiles(*before.sign("bridge"), ca))
+
+    async def let_in(client: Authority) -> bool:
+        try:
+            await serial_shown(tls.context, before, own=client.sign("sbc"))
+        except (ssl.SSLError, ConnectionError, asyncio.IncompleteReadError):
+            return False
+        return True
+
+    first = (await let_in(before), await let_in(after))
+    ca.write_text(after.ca.read_text() + "\n")
+    tls.reload()
+
+    assert first == (True, False)
+    assert (await let_in(before), await let_in(after)) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("san", "admitted"),
+    [
+        ("DNS:sbc.example.com", True),
+        ("DNS:SBC.Example.COM", True),
+        ("DNS:one.siprec.example.org", True),
+        ("DNS:two.one.siprec.example.org", False),
+        ("DNS:siprec.example.org", False),
+        ("URI:sip:sbc.example.com", True),
+        ("URI:sip:somebody@sbc.example.com", False),
+        ("URI:https://sbc.example.com", False),
+        ("DNS:*.example.com", False),
+        ("DNS:*.siprec.example.org", False),
+        ("", True),  # the common name, for want of others
+        ("DNS:other.example.com", False),
+    ],
+)
+async def test_only_clients_whose_certificate_is_for_a_name_of_ours_get_in(
+    tmp_path: Path, san: str, admitted: bool
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    tls = TlsServerContext(TlsFiles(*authority.sign("bridge"), authority.ca))
+    admission = Admission(names=["sbc.example.com", "*.siprec.example.org"])
+    events: list[Output] = []
+    metrics = Metrics()
+    listener = Listener(new_server(), events.append, metrics, admission)
+    await listener.start(["127.0.0.1"], udp_ports=[], tcp_ports=[], tls_port=0, tls=tls.context)
+    own = trusting(authority, authority.sign("sbc.example.com", san=san))
+
+    (place,) = listener.endpoints
+    reader, writer = await asyncio.open_connection(
+        place.host, place.port, ssl=own, server_hostname="bridge"
+    )
+    writer.write(b"\r\n\r\n" + request("OPTIONS", transport="TLS"))
+    async with asyncio.timeout(10):
+        if admitted:
+            assert await reader.readexactly(2) == b"\r\n"
+            await eventually(lambda: bool(events), "a request")
+        else:
+            assert await reader.read() == b""
+    writer.close()
+    await listener.stop()
+
+    refused = metrics.registry.get_sample_value("siprec_sip_unadmitted_total", {"transport": "tls"})
+    assert (len(events), refused) == ((1, None) if admitted else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("days", "word", "good"), [(30, "ok", True), (10, "SOON", True), (-1, "BAD", False)]
+)
+async def test_the_doctor_says_when_a_certificate_wants_renewal(
+    tmp_path: Path, days: int, word: str, good: bool
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    folder = tmp_path / "sni"
+    folder.mkdir()
+    for source, suffix in zip(
+        authority.sign("a.example.com", days=days), (".crt", ".key"), strict=True
+    ):
+        shutil.copyfile(source, folder / f"a.example.com{suffix}")
+    certificate, key = authority.sign("bridge")
+    settings = load(
+        {
+            "TLS_PORT": "0", "TLS_CERT_PATH": str(certificate), "TLS_KEY_PATH": str(key),
+            "TLS_SNI_DIR": str(folder),
+        }
+    )  # fmt: skip
+
+    finding = examine_tls(settings)
+
+    assert str(finding).startswith(word)
+    assert finding.ok is good
+    assert ("renew it" in finding.text) is (word != "ok")
