@@ -211,7 +211,7 @@ class Bridge:
             udp_ports=settings.sip_udp_ports,
             tcp_ports=settings.sip_tcp_ports,
             tls_port=settings.tls_port,
-            tls=self.tls.context if self.tls is not None else None,
+            tls=self.tls,
         )
         parts.push_async_callback(self.service.stop, settings.shutdown_timeout.total_seconds())
         self._register_checks()

@@ -11,7 +11,9 @@ import structlog
 
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.signalling.admission import Admission, domains_of
+from siprec_bridge.signalling.outgoing import Dialler, Outgoing, Place, Unreachable
 from siprec_bridge.signalling.stream import StreamConnection
+from siprec_bridge.signalling.tls import TlsServerContext
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
     DialogId,
@@ -67,6 +69,9 @@ class Listener:
         self._udp: dict[int, UdpEndpoint] = {}
         self._connections: dict[int, StreamConnection] = {}
         self._streams: list[tuple[str, asyncio.Server]] = []  # transport and server
+        self._tls: TlsServerContext | None = None
+        self._dialler = Dialler(self._accept, self._admission.admits, self._client_context)
+        self._outgoing = Outgoing(self._dialler.connect, self._write, metrics)
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
         self._complained: set[tuple[str, str]] = set()
@@ -90,20 +95,23 @@ class Listener:
         udp_ports: Sequence[int],
         tcp_ports: Sequence[int],
         tls_port: int | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsServerContext | None = None,
     ) -> None:
         """Bind every port at every host. A port 0 takes one that is free for both UDP and TCP.
 
         Raises ConfigurationError when an address cannot be bound.
         """
+        self._tls = tls
         for host in dict.fromkeys(hosts):
             for port in dict.fromkeys((*udp_ports, *tcp_ports)):
                 await self._bind(host, port, udp=port in udp_ports, tcp=port in tcp_ports)
             if tls_port is not None and tls is not None:
-                await self._bind_tls(host, tls_port, tls)
+                await self._bind_tls(host, tls_port, tls.context)
 
     async def stop(self) -> None:
-        """Unbind and close the connections."""
+        """Unbind and close the connections, once what waits for one of ours is on its way."""
+        await self._outgoing.stop()
+        self._dialler.close()
         self._closed = True
         if self._alarm is not None:
             self._alarm.cancel()
@@ -296,18 +304,30 @@ class Listener:
         self._set_alarm()
 
     def _send(self, data: bytes, peer: Peer) -> None:
-        self._trace(data, peer, True)
         if peer.transport == "udp":
+            self._trace(data, peer, True)
             endpoint = self._udp.get(peer.flow)
             if endpoint is not None:
                 endpoint.send(data, peer)
             return
         connection = self._connections.get(peer.flow)
-        if connection is None:
-            # A response that is lost with its connection is the client's to ask for again.
-            log.info("sip.connection_gone", peer=f"{peer.transport}:{peer.host}:{peer.port}")
-            return
+        if connection is not None and connection.is_open:
+            self._trace(data, peer, True)
+            connection.send(data)
+        elif peer.elsewhere is not None:
+            self._outgoing.send(data, Place(peer.transport, *peer.elsewhere, peer.local_host))
+        else:
+            self._metrics.sip_undelivered_total.labels(transport=peer.transport).inc()
+
+    def _write(self, data: bytes, connection: StreamConnection) -> None:
+        if connection.peer is not None:
+            self._trace(data, connection.peer, True)
         connection.send(data)
+
+    def _client_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            raise Unreachable("TLS is not configured")
+        return self._tls.client_context()
 
     def _set_alarm(self) -> None:
         at = self._server.next_deadline()

@@ -15,7 +15,7 @@ _HALF_MESSAGE_TIMEOUT_S = 32.0
 
 
 class StreamConnection(asyncio.Protocol):
-    """One accepted connection. `on_lost` is called once it is gone."""
+    """One connection. `on_lost` is called once it is gone."""
 
     def __init__(
         self,
@@ -43,6 +43,11 @@ class StreamConnection(asyncio.Protocol):
         """The verified certificate of a TLS peer that had to show one."""
         return self._transport.get_extra_info("peercert") if self._transport is not None else None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what is sent can still get there."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio: the connection is there."""
         self._transport = transport
@@ -55,8 +60,7 @@ class StreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Asyncio: some bytes came."""
         assert self._peer is not None
-        assert self._transport is not None
-        if self._transport.is_closing():
+        if not self.is_open:
             return  # TLS hands over what it had read already
         try:
             whole = self._framer.feed(data)
@@ -79,7 +83,7 @@ class StreamConnection(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         """Write bytes; a peer that does not take them loses its connection."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or not self.is_open:
             return
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > _WRITE_LIMIT and self._peer is not None:

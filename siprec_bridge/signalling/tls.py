@@ -85,6 +85,18 @@ class TlsServerContext:
         self.certificates = {one.name: one.certificate for one in pairs if one.name in chosen}
         return taken
 
+    def client_context(self) -> ssl.SSLContext:
+        """For a connection of ours to a peer, whom we ask for what we ask of clients.
+
+        With client CAs these must have signed its certificate; without, TLS keeps listeners out
+        and no more. Reads files: may block. Raises ConfigurationError.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # The names of a certificate are compared as RFC 5922 has it, which `ssl` does not.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return self._fill(context, next(self._pairs()))
+
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """OpenSSL: a client said hello, and whom it wants to talk to, if it did."""
         asked = (name or "").lower().rstrip(".")
@@ -112,7 +124,9 @@ class TlsServerContext:
             yield _Pair(name, one, one.with_suffix(".key"), setting)
 
     def _load(self, pair: _Pair) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        return self._fill(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
+
+    def _fill(self, context: ssl.SSLContext, pair: _Pair) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(pair.certificate, pair.key)

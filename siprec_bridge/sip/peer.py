@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An address as IP literal; `flow` is the listener (UDP) or connection that carries it."""
+    """An address as IP literal; `flow` is the listener (UDP) or connection that carries it.
+
+    `elsewhere` is the host, which may be a name, and port that a new connection may be opened to
+    when that connection is gone.
+    """
 
     transport: str  # udp, tcp or tls
     host: str
@@ -13,8 +17,14 @@ class Peer:
     flow: int = 0
     local_host: str = ""
     local_port: int = 0
+    elsewhere: tuple[str, int] | None = None
 
     @property
     def reliable(self) -> bool:
         """Whether the transport itself repeats what is lost."""
         return self.transport != "udp"
+
+    @property
+    def default_port(self) -> int:
+        """The port of its transport. RFC 3261 §19.1.2."""
+        return 5061 if self.transport == "tls" else 5060

@@ -6,7 +6,7 @@ RFC 3261 §8.2, §9.2, §12.2, §13.3, §15.1 and §18.2; RFC 3311, 3581, 4028.
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from siprec_bridge.sip.dialog import (
@@ -18,10 +18,17 @@ from siprec_bridge.sip.dialog import (
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
 from siprec_bridge.sip.errors import MalformedMessage, Refused
-from siprec_bridge.sip.headers import Headers, parse_via, split_first, split_list
+from siprec_bridge.sip.headers import (
+    Headers,
+    parse_name_addr,
+    parse_via,
+    split_first,
+    split_list,
+)
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
+from siprec_bridge.sip.uri import parse_uri
 
 RequestId = str
 
@@ -264,7 +271,7 @@ class SipServer:
             reply_to = _note_source(request, peer)
         except MalformedMessage:
             return []
-        return self._answer_statelessly(request, 403, REASONS[403], reply_to)
+        return self._answer_statelessly(request, 403, REASONS[403], _here(reply_to))
 
     def respond(
         self,
@@ -568,7 +575,7 @@ class SipServer:
         # What cannot be read cannot be matched to a transaction either.
         # RFC 3261 §21.4.1: a 400 says what is wrong.
         reason = error.reason if error.status == 400 else REASONS[error.status]
-        return out + self._answer_statelessly(request, error.status, reason, reply_to)
+        return out + self._answer_statelessly(request, error.status, reason, _here(reply_to))
 
     def _answer_statelessly(
         self, request: Request, status: int, reason: str, reply_to: Peer
@@ -596,6 +603,8 @@ class SipServer:
         dialog.local_seq += 1
         # Where its last request came from: behind a NAT its Contact leads nowhere.
         peer = dialog.peer
+        if peer.reliable:
+            peer = replace(peer, elsewhere=_next_hop(dialog))
         branch = f"{_MAGIC}{self._token()}"
         host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
         headers = Headers(
@@ -752,13 +761,36 @@ def _note_source(request: Request, peer: Peer) -> Peer:
         marks = f";received={peer.host}"
     request.headers.replace_first("Via", first + marks + others)
     request.__dict__["via"] = parse_via(first + marks)
-    if peer.reliable or "rport" in via.params:
+    if peer.reliable:
+        return replace(peer, elsewhere=(peer.host, via.port or peer.default_port))
+    if "rport" in via.params:
         return peer
-    port = via.port or 5060
+    port = via.port or peer.default_port
     host = peer.host
     if "maddr" in via.params:
         host = _address(via.params["maddr"], like=host)
     return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
+
+
+def _next_hop(dialog: Dialog) -> tuple[str, int] | None:
+    """Host and port that requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1.
+
+    None where there is none to be read, or where it wants TLS that the dialog does not have.
+    """
+    try:
+        route = next(iter(dialog.route_set), None)
+        uri = parse_uri(parse_name_addr(route).uri if route else dialog.remote_target)
+    except MalformedMessage:
+        return None
+    wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
+    if not uri.host or (wants_tls and dialog.peer.transport != "tls"):
+        return None
+    return uri.host, uri.port or dialog.peer.default_port
+
+
+def _here(peer: Peer) -> Peer:
+    """The peer for an answer that is not worth a new connection."""
+    return replace(peer, elsewhere=None)
 
 
 def _address(maddr: str, *, like: str) -> str:

@@ -54,6 +54,22 @@ class Metrics:
             ("transport",),
         )
 
+        self.sip_connections_opened_total = counter(
+            "sip_connections_opened",
+            "tries to open a connection for messages whose own was gone, by their result",
+            ("transport", "result"),
+        )
+        self.sip_undelivered_total = counter(
+            "sip_undelivered",
+            "SIP messages of ours whose connection was gone, with no other to be had",
+            ("transport",),
+        )
+
+        for transport in ("tcp", "tls"):
+            self.sip_undelivered_total.labels(transport=transport)
+            for result in ("opened", "failed"):
+                self.sip_connections_opened_total.labels(transport=transport, result=result)
+
         # Recording
         self.sessions_total = counter("sessions", "recording sessions ended", ("outcome",))
         self.calls_turned_away_total = counter(

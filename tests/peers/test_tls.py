@@ -292,7 +292,7 @@ async def test_only_clients_whose_certificate_is_for_a_name_of_ours_get_in(
     events: list[Output] = []
     metrics = Metrics()
     listener = Listener(new_server(), events.append, metrics, admission)
-    await listener.start(["127.0.0.1"], udp_ports=[], tcp_ports=[], tls_port=0, tls=tls.context)
+    await listener.start(["127.0.0.1"], udp_ports=[], tcp_ports=[], tls_port=0, tls=tls)
     own = trusting(authority, authority.sign("sbc.example.com", san=san))
 
     (place,) = listener.endpoints

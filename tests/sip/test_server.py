@@ -370,6 +370,69 @@ def test_a_question_that_stays_unanswered_is_told_and_ends_nothing() -> None:
     assert srs.dialogs == 1
 
 
+@pytest.mark.parametrize(
+    ("transport", "via", "elsewhere"),
+    [
+        ("tcp", "192.0.2.10:5070", ("192.0.2.10", 5070)),
+        ("tcp", "192.0.2.10", ("192.0.2.10", 5060)),
+        ("tls", "sbc.example.com", ("192.0.2.10", 5061)),  # where it came from, not what it says
+        ("udp", "192.0.2.10:5070", None),
+    ],
+)
+def test_an_answer_over_a_stream_says_where_else_it_may_go(
+    transport: str, via: str, elsewhere: tuple[str, int] | None
+) -> None:
+    peer = Peer(transport, "192.0.2.10", 40000, 7, "192.0.2.1", 5060)
+    data = request("REGISTER").replace(b"192.0.2.10:5070;", f"{via};".encode())
+
+    (answer,) = [one for one in new_server().receive(data, peer, 0.0) if isinstance(one, Send)]
+
+    assert answer.peer.elsewhere == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("transport", "contact", "route", "elsewhere"),
+    [
+        ("tcp", "sip:src@192.0.2.77:5071;transport=tcp", "", ("192.0.2.77", 5071)),
+        ("tcp", "sip:src@sbc.example.com", "", ("sbc.example.com", 5060)),
+        ("tcp", "sip:src@[2001:db8::1]", "", ("2001:db8::1", 5060)),
+        ("tcp", "sip:src@192.0.2.77", "<sip:p1:5080;lr>, <sip:p2;lr>", ("p1", 5080)),
+        ("tls", "sips:src@sbc.example.com", "", ("sbc.example.com", 5061)),
+        ("tcp", "sips:src@sbc.example.com", "", None),  # never in the clear
+        ("tcp", "sip:src@sbc.example.com;transport=TLS", "", None),
+        ("tcp", "tel:+15551234", "", None),
+        ("tcp", "sip:src@192.0.2.77", "<sip:p1:port;lr>", None),
+        ("udp", "sip:src@192.0.2.77", "", None),
+    ],
+)
+def test_a_request_over_a_stream_says_where_its_next_hop_is(
+    transport: str, contact: str, route: str, elsewhere: tuple[str, int] | None
+) -> None:
+    peer = Peer(transport, "192.0.2.10", 40000, 7, "192.0.2.1", 5060)
+    routes = [f"Record-Route: {route}"] if route else []
+    data = request("INVITE", headers=routes).replace(
+        b"<sip:src@192.0.2.10:5070>", f"<{contact}>".encode()
+    )
+    srs = new_server()
+    (invite,) = invites(srs.receive(data, peer, 0.0))
+
+    (bye,) = [one for one in srs.request(invite.dialog, "BYE", now=1.0) if isinstance(one, Send)
+              if one.data.startswith(b"BYE")]  # fmt: skip
+
+    assert bye.peer.elsewhere == elsewhere
+
+
+def test_what_is_turned_away_or_cannot_be_read_is_not_worth_a_connection() -> None:
+    srs = new_server()
+    broken = request("OPTIONS").replace(b"CSeq: 1 OPTIONS", b"CSeq: 1 INVITE")
+    outputs = srs.receive(broken, TCP_PEER, 0.0) + srs.turn_away(request("OPTIONS"), TCP_PEER)
+
+    answers = [one for one in outputs if isinstance(one, Send)]
+
+    assert statuses(outputs) == [400, 403]
+    assert [one.peer.elsewhere for one in answers] == [None, None]
+
+
 def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() -> None:
     srs = new_server()
     broken = request("OPTIONS").replace(b"CSeq: 1 OPTIONS", b"CSeq: 1 INVITE")

@@ -1,0 +1,224 @@
+"""Connections of ours, for messages whose own connection is gone. RFC 3261 §18.1.1 and §18.2.2."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import structlog
+
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.signalling.admission import domains_of
+from siprec_bridge.signalling.complaints import Complaints
+from siprec_bridge.signalling.stream import StreamConnection
+from siprec_bridge.telemetry import Metrics
+
+log = structlog.get_logger()
+
+_ATTEMPT_S = 5.0  # name, connection and handshake together
+_REST_S = 10.0  # a place that could not be reached is left alone for so long
+_MOST_WAITING = 1000  # messages for one place
+_MOST_ATTEMPTS = 64
+_MOST_OPEN = 256
+_MOST_RESTING = 1000
+_COMPLAIN_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a message may go over a new connection, and the address of ours that it comes from.
+
+    `host` may be a name.
+    """
+
+    transport: str
+    host: str
+    port: int
+    local_host: str
+
+    def __str__(self) -> str:
+        return f"{self.transport}:{self.host}:{self.port}"
+
+
+class Unreachable(OSError):
+    """Why no connection to a place may be made."""
+
+
+class Outgoing:
+    """One connection a place, shared by all that goes there; `connect` opens it.
+
+    A place that cannot be reached costs one attempt in `_REST_S`, however much is sent there.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Place], Awaitable[StreamConnection]],
+        write: Callable[[bytes, StreamConnection], None],
+        metrics: Metrics,
+        *,
+        rest: float = _REST_S,
+        attempt: float = _ATTEMPT_S,
+    ) -> None:
+        self._connect = connect
+        self._write = write
+        self._metrics = metrics
+        self._rest = rest
+        self._patience = attempt
+        self._open: dict[Place, StreamConnection] = {}
+        self._waiting: dict[Place, list[bytes]] = {}  # for an attempt that is under way
+        self._resting: dict[Place, float] = {}  # until when
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._complaints = Complaints(lambda: asyncio.get_running_loop().time(), _COMPLAIN_EVERY_S)
+        self._closed = False
+
+    def send(self, data: bytes, place: Place) -> None:
+        """Send it over the connection to the place, as soon as there is one."""
+        connection = self._open.get(place)
+        if connection is not None and connection.is_open:
+            self._write(data, connection)
+            return
+        self._open.pop(place, None)
+        waiting = self._waiting.get(place)
+        if waiting is not None:
+            if data not in waiting:  # a 2xx that is sent again
+                if len(waiting) < _MOST_WAITING:
+                    waiting.append(data)
+                else:
+                    self._lose(place, 1)
+            return
+        now = asyncio.get_running_loop().time()
+        rests = self._resting.get(place, now) > now
+        if rests or self._closed or len(self._tasks) >= _MOST_ATTEMPTS:
+            self._lose(place, 1)
+            return
+        self._waiting[place] = [data]
+        task = asyncio.create_task(self._attempt(place), name=f"connection to {place}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Let the attempts under way end, so that the last BYEs arrive; begin no other."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._patience)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _attempt(self, place: Place) -> None:
+        connection: StreamConnection | None = None
+        cause = ""
+        try:
+            async with asyncio.timeout(self._patience):
+                connection = await self._connect(place)
+        except TimeoutError:
+            cause = f"no connection within {self._patience:g} s"
+        except (OSError, ValueError, ConfigurationError) as error:  # ValueError: no host name
+            cause = getattr(error, "strerror", None) or str(error)
+        except Exception as error:  # our fault: the messages for other places must go on
+            log.exception("sip.connection_failed", place=str(place))
+            cause = type(error).__name__
+        finally:
+            waiting = self._waiting.pop(place)
+        result = "opened" if connection is not None else "failed"
+        self._metrics.sip_connections_opened_total.labels(
+            transport=place.transport, result=result
+        ).inc()
+        if connection is None:
+            self._leave_alone(place)
+            self._lose(place, len(waiting))
+            if (unsaid := self._complaints.due((place.transport, place.host))) is not None:
+                log.warning(
+                    "sip.peer_unreachable",
+                    peer=str(place), cause=cause, messages=len(waiting), more_before=unsaid,
+                )  # fmt: skip
+            return
+        log.info("sip.connection_opened", peer=str(place), messages=len(waiting))
+        if len(self._open) >= _MOST_OPEN:
+            self._open.pop(next(iter(self._open))).close()
+        self._open[place] = connection
+        for data in waiting:
+            self._write(data, connection)
+
+    def _leave_alone(self, place: Place) -> None:
+        now = asyncio.get_running_loop().time()
+        if len(self._resting) >= _MOST_RESTING:
+            self._resting = {one: until for one, until in self._resting.items() if until > now}
+        self._resting[place] = now + self._rest
+
+    def _lose(self, place: Place, count: int) -> None:
+        self._metrics.sip_undelivered_total.labels(transport=place.transport).inc(count)
+
+
+class Dialler:
+    """Opens TCP and TLS connections. Two threads look names up: slow ones must hold up no other."""
+
+    def __init__(
+        self,
+        accept: Callable[[], StreamConnection],
+        admits: Callable[[str], bool],
+        tls: Callable[[], ssl.SSLContext],
+    ) -> None:
+        self._accept = accept
+        self._admits = admits
+        self._tls = tls
+        self._resolver = ThreadPoolExecutor(2, thread_name_prefix="resolver")
+
+    async def connect(self, place: Place) -> StreamConnection:
+        """Raises OSError, ValueError, ConfigurationError."""
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in place.local_host else socket.AF_INET
+        found = await loop.run_in_executor(
+            self._resolver,
+            lambda: socket.getaddrinfo(place.host, place.port, family, socket.SOCK_STREAM),
+        )
+        addresses = [str(one[4][0]) for one in found if self._admits(str(one[4][0]))]
+        if not addresses:
+            raise Unreachable("is no address that may talk to us")
+        context: ssl.SSLContext | None = None
+        if place.transport == "tls":
+            context = await asyncio.to_thread(self._tls)
+        error: OSError = Unreachable("no address")
+        for address in addresses[:3]:
+            try:
+                _, connection = await loop.create_connection(
+                    self._accept,
+                    address,
+                    place.port,
+                    ssl=context,
+                    server_hostname=place.host if context is not None else None,
+                    local_addr=(place.local_host, 0),
+                )
+            except OSError as one:
+                error = one
+                continue
+            self._check(connection, context, place.host)
+            return connection
+        raise error
+
+    def _check(
+        self, connection: StreamConnection, context: ssl.SSLContext | None, host: str
+    ) -> None:
+        """The certificate of a name must be for it, where we can tell a certificate's worth."""
+        if not connection.is_open:
+            raise Unreachable("its certificate is not allowed")
+        if context is None or context.verify_mode is not ssl.CERT_REQUIRED or _is_literal(host):
+            return
+        if host.lower().rstrip(".") not in domains_of(connection.certificate):
+            connection.close()
+            raise Unreachable("its certificate is for another name")
+
+    def close(self) -> None:
+        """Look no more names up."""
+        self._resolver.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
