@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ import structlog
 
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.signalling.admission import Admission, domains_of
+from siprec_bridge.signalling.complaints import Complaints
 from siprec_bridge.signalling.outgoing import Dialler, Outgoing, Place, Unreachable
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.tls import TlsServerContext
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
+    BrokenStream,
     DialogId,
     Malformed,
     Output,
@@ -32,7 +35,6 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024
 _HANDSHAKE_TIMEOUT_S = 10.0
-_COMPLAINTS = 1000
 _SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
 
 
@@ -74,7 +76,9 @@ class Listener:
         self._outgoing = Outgoing(self._dialler.connect, self._write, metrics)
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
-        self._complained: set[tuple[str, str]] = set()
+        self._strangers = Complaints(self._now, every=3600.0)
+        self._garbled_streams = Complaints(self._now, every=math.inf)
+        self._garbled_datagrams = Complaints(self._now, every=60.0)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -230,7 +234,11 @@ class Listener:
 
     def _accept(self) -> StreamConnection:
         return StreamConnection(
-            next(self._flows), self._receive, self._connection_made, self._connection_lost
+            next(self._flows),
+            self._receive,
+            self._refuse,
+            self._connection_made,
+            self._connection_lost,
         )
 
     def _connection_made(self, connection: StreamConnection) -> None:
@@ -251,14 +259,32 @@ class Listener:
     def _note_unadmitted(self, event: str, peer: Peer, **more: object) -> None:
         self._metrics.sip_unadmitted_total.labels(transport=peer.transport).inc()
         # Not a line a packet: a scan must not fill the disk. The metric has them all.
-        if (event, peer.host) not in self._complained:
-            if len(self._complained) >= _COMPLAINTS:
-                self._complained.clear()
-            self._complained.add((event, peer.host))
-            log.warning(event, peer=f"{peer.transport}:{peer.host}:{peer.port}", **more)
+        if (unsaid := self._strangers.due((event, peer.host))) is not None:
+            log.warning(event, peer=_shown(peer), **more, more_before=unsaid)
+
+    def _note_malformed(self, peer: Peer, reason: str) -> None:
+        self._metrics.sip_malformed_total.labels(transport=peer.transport).inc()
+        unsaid = (
+            self._garbled_streams.due(peer.flow)
+            if peer.reliable
+            else self._garbled_datagrams.due((peer.host, reason))
+        )
+        if unsaid is not None:
+            log.warning("sip.malformed", peer=_shown(peer), reason=reason, more_before=unsaid)
 
     def _connection_lost(self, connection: StreamConnection) -> None:
         self._connections.pop(connection.flow, None)
+        unsaid = self._garbled_streams.forget(connection.flow)
+        if unsaid and connection.peer is not None:
+            log.warning("sip.malformed_more", peer=_shown(connection.peer), messages=unsaid)
+
+    def _refuse(self, broken: BrokenStream, peer: Peer) -> None:
+        if not self._admission.admits(peer.host):
+            return
+        try:
+            self._perform(self._server.refuse(broken, peer))
+        except Exception:  # our fault, and this connection's alone
+            log.exception("sip.message_not_handled", peer=_shown(peer))
 
     def _receive(self, data: bytes, peer: Peer) -> None:
         try:
@@ -293,12 +319,7 @@ class Listener:
                 case ResponseSent(method, status):
                     self._metrics.sip_responses_total.labels(method=method, status=status).inc()
                 case Malformed(peer, reason):
-                    self._metrics.sip_malformed_total.labels(transport=peer.transport).inc()
-                    log.warning(
-                        "sip.malformed",
-                        peer=f"{peer.transport}:{peer.host}:{peer.port}",
-                        reason=reason,
-                    )
+                    self._note_malformed(peer, reason)
                 case _:
                     self._on_event(output)
         self._set_alarm()
@@ -341,3 +362,7 @@ class Listener:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shown(peer: Peer) -> str:
+    return f"{peer.transport}:{peer.host}:{peer.port}"

@@ -6,12 +6,13 @@ from typing import Any
 
 import structlog
 
-from siprec_bridge.sip import KeepAlive, MalformedMessage, Peer, StreamFramer
+from siprec_bridge.sip import BrokenStream, KeepAlive, Peer, StreamFramer
 
 log = structlog.get_logger()
 
 _WRITE_LIMIT = 1 << 20  # a peer that does not read is cut off
 _HALF_MESSAGE_TIMEOUT_S = 32.0
+_LAST_WORDS_S = 1.0
 
 
 class StreamConnection(asyncio.Protocol):
@@ -21,17 +22,20 @@ class StreamConnection(asyncio.Protocol):
         self,
         flow: int,
         receive: Callable[[bytes, Peer], None],
+        refuse: Callable[[BrokenStream, Peer], None],
         on_made: Callable[["StreamConnection"], None],
         on_lost: Callable[["StreamConnection"], None],
     ) -> None:
         self.flow = flow
         self._receive = receive
+        self._refuse = refuse
         self._on_made = on_made
         self._on_lost = on_lost
         self._framer = StreamFramer()
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._over = False  # nothing is read or written any more
 
     @property
     def peer(self) -> Peer | None:
@@ -46,7 +50,9 @@ class StreamConnection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether what is sent can still get there."""
-        return self._transport is not None and not self._transport.is_closing()
+        if self._transport is None or self._over:
+            return False
+        return not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio: the connection is there."""
@@ -61,19 +67,22 @@ class StreamConnection(asyncio.Protocol):
         """Asyncio: some bytes came."""
         assert self._peer is not None
         if not self.is_open:
-            return  # TLS hands over what it had read already
+            return  # the rest of a broken stream, or what TLS had read already
+        broken: BrokenStream | None = None
         try:
             whole = self._framer.feed(data)
-        except MalformedMessage as error:
-            log.warning("sip.stream_broken", peer=_shown(self._peer), reason=error.reason)
-            self.close()
-            return
+        except BrokenStream as error:
+            whole, broken = error.whole, error
         for message in whole:
             if isinstance(message, KeepAlive):
                 self.send(b"\r\n")
             else:
                 self._receive(message, self._peer)
-        self._watch()
+        if broken is not None:
+            self._refuse(broken, self._peer)
+            self._hang_up()
+        else:
+            self._watch()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Asyncio: the connection is gone."""
@@ -94,6 +103,17 @@ class StreamConnection(asyncio.Protocol):
         """Send what waits and close."""
         if self._transport is not None:
             self._transport.close()
+
+    def _hang_up(self) -> None:
+        """Close, but not at once: what is unread by then would take our last words along."""
+        if self._transport is None or not self.is_open:
+            return
+        self._over = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.close)
 
     def _watch(self) -> None:
         """A message that is begun must be finished in time."""

@@ -6,7 +6,7 @@ Bytes and time in, outputs out. Refuses to know sockets, clocks, SDP and what a 
 from siprec_bridge.sip.dialog import DialogId
 from siprec_bridge.sip.digest import DigestAuthority, answer_challenge
 from siprec_bridge.sip.errors import MalformedMessage, Refused
-from siprec_bridge.sip.framing import KeepAlive, StreamFramer
+from siprec_bridge.sip.framing import BrokenStream, KeepAlive, StreamFramer
 from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, readable, split_params
 from siprec_bridge.sip.message import Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
@@ -31,6 +31,7 @@ from siprec_bridge.sip.uri import Uri, parse_uri
 
 __all__ = [
     "AckReceived",
+    "BrokenStream",
     "DialogEnded",
     "DialogId",
     "DigestAuthority",

@@ -17,6 +17,20 @@ class KeepAlive:
     """A ping (double CRLF), to be answered with a single CRLF."""
 
 
+class BrokenStream(MalformedMessage):
+    """A stream that cannot be framed any more.
+
+    `whole` is what came before the message that broke it, `head` what there is of that one.
+    """
+
+    def __init__(
+        self, error: MalformedMessage, whole: "list[bytes | KeepAlive]", head: bytes
+    ) -> None:
+        super().__init__(error.reason, status=error.status)
+        self.whole = whole
+        self.head = head
+
+
 class StreamFramer:
     """Feed it what a connection delivers, in whatever pieces."""
 
@@ -34,7 +48,7 @@ class StreamFramer:
     def feed(self, data: bytes) -> list[bytes | KeepAlive]:
         """What became whole with these bytes.
 
-        Raises MalformedMessage when the stream cannot be framed any more: close it.
+        Raises BrokenStream when the stream cannot be framed any more: answer and close it.
         """
         self._buffer += data
         whole: list[bytes | KeepAlive] = []
@@ -43,7 +57,10 @@ class StreamFramer:
                 if not self._take_blank_lines(whole):
                     break
                 continue
-            message = self._take_message()
+            try:
+                message = self._take_message()
+            except MalformedMessage as error:
+                raise BrokenStream(error, whole, bytes(self._buffer[: self._max])) from error
             if message is None:
                 break
             whole.append(message)
@@ -75,10 +92,10 @@ class StreamFramer:
     def _find_total(self) -> int | None:
         """How long the message is; None: its head is not all there."""
         end = _HEAD_END.search(self._buffer, max(0, self._searched - 3))
+        if (len(self._buffer) if end is None else end.end()) > self._max:
+            raise MalformedMessage("headers beyond the limit", status=513)
         if end is None:
             self._searched = len(self._buffer)
-            if len(self._buffer) > self._max:
-                raise MalformedMessage("headers beyond the limit", status=413)
             return None
         length = _LENGTH.search(self._buffer, 0, end.start() + 1)
         # A stream has no other way to tell where a message ends. RFC 3261 §20.14

@@ -5,6 +5,7 @@ RFC 3261 §8.2, §9.2, §12.2, §13.3, §15.1 and §18.2; RFC 3311, 3581, 4028.
 
 import heapq
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ from siprec_bridge.sip.dialog import (
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
 from siprec_bridge.sip.errors import MalformedMessage, Refused
+from siprec_bridge.sip.framing import BrokenStream
 from siprec_bridge.sip.headers import (
     Headers,
     parse_name_addr,
@@ -35,6 +37,7 @@ RequestId = str
 ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
 SUPPORTED = ("siprec", "timer")
 _MAGIC = "z9hG4bK"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*+):")
 _MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
 _CHANGES = ("INVITE", "UPDATE")
 
@@ -273,6 +276,16 @@ class SipServer:
             return []
         return self._answer_statelessly(request, 403, REASONS[403], _here(reply_to))
 
+    def refuse(self, broken: BrokenStream, peer: Peer) -> list[Output]:
+        """Answer the message that broke a stream, where its head can be read; remember nothing."""
+        try:
+            read = parse(broken.head)
+            request = read if isinstance(read, Request) else None
+        except MalformedMessage as error:  # at least its body is not there
+            request = error.request
+        told = MalformedMessage(broken.reason, status=broken.status, request=request)
+        return self._reject(told, peer)
+
     def respond(
         self,
         id: RequestId,
@@ -344,6 +357,9 @@ class SipServer:
         request = pending.request
         if request.method not in ALLOW:
             raise Refused(405, REASONS[405], (("Allow", ", ".join(ALLOW)),))
+        scheme = _SCHEME.match(request.uri)
+        if not request.to.tag and scheme is not None and scheme[1].lower() not in ("sip", "sips"):
+            raise Refused(416, REASONS[416])  # RFC 3261 §8.2.2.1
         unsupported = [
             name for name in request.headers.values("Require") if name.lower() not in SUPPORTED
         ]

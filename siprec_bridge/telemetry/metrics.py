@@ -46,7 +46,9 @@ class Metrics:
             "sip_responses", "final SIP responses sent", ("method", "status")
         )
         self.sip_malformed_total = counter(
-            "sip_malformed", "SIP messages that could not be parsed", ("transport",)
+            "sip_malformed",
+            "SIP messages that could not be parsed or were too large",
+            ("transport",),
         )
         self.sip_unadmitted_total = counter(
             "sip_unadmitted",

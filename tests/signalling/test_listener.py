@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_network
 
 import pytest
+from structlog.testing import capture_logs
 
 from harness.bridge import eventually
 from harness.hosts import has_ipv6
@@ -56,6 +57,16 @@ def ask_udp(listener: Listener, data: bytes) -> socket.socket:
 async def answer(one: socket.socket) -> bytes:
     async with asyncio.timeout(5):
         return await asyncio.get_running_loop().sock_recv(one, 65536)
+
+
+def place(listener: Listener) -> tuple[str, int]:
+    udp = next(one for one in listener.endpoints if one.transport == "udp")
+    return udp.host, udp.port
+
+
+def malformed(metrics: Metrics, transport: str = "udp") -> float:
+    labels = {"transport": transport}
+    return metrics.registry.get_sample_value("siprec_sip_malformed_total", labels) or 0
 
 
 def status(data: bytes) -> int:
@@ -114,6 +125,87 @@ async def test_a_message_of_64_kb_is_taken_over_tcp() -> None:
     (invite,) = events
     assert isinstance(invite, InviteReceived)
     assert len(invite.request.body) == len(body)
+
+
+HUGE = request("INVITE", transport="TCP").replace(b"Content-Length: 0", b"Content-Length: 70000")
+ENDLESS = request("INVITE", transport="TCP").replace(b"Max-Forwards", b"X: %b\r\n" % (b"x" * 70000))
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        (HUGE, 413),
+        (ENDLESS, 513),
+        (request("INVITE", transport="TCP").replace(b"Length: 0", b"Length: many"), 400),
+    ],
+)
+async def test_a_message_that_is_too_large_is_answered_and_its_connection_closed(
+    broken: bytes, expected: int
+) -> None:
+    async with listening() as (listener, events, _):
+        with capture_logs() as logs:
+            reader, writer = await connect(listener)
+            # More than we ever read: what lies unread must not take the answer along.
+            writer.write(request("OPTIONS", transport="TCP") + broken + b"x" * 300_000)
+            async with asyncio.timeout(10):
+                heads = (await reader.read()).split(b"\r\n\r\n")
+            writer.close()
+            await eventually(lambda: not listener._connections, "the end of the connection")
+        with ask_udp(listener, OPTIONS) as one:
+            assert status(await answer(one)) == 200
+
+    assert [status(head) for head in heads if head] == [200, expected]
+    assert [(one["event"], one["more_before"]) for one in logs] == [("sip.malformed", 0)]
+    assert all(isinstance(one, RequestReceived) for one in events)
+
+
+async def test_a_large_message_of_no_sip_at_all_is_hung_up_on() -> None:
+    async with listening() as (listener, _, _):
+        reader, writer = await connect(listener)
+        writer.write(b"\xff" * 70_000)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_datagram_that_says_to_be_larger_than_it_is_is_answered() -> None:
+    async with listening() as (listener, _, _):
+        with ask_udp(
+            listener, OPTIONS.replace(b"Content-Length: 0", b"Content-Length: 99999")
+        ) as one:
+            assert status(await answer(one)) == 400
+
+
+async def test_garbage_costs_a_line_a_connection_and_is_counted() -> None:
+    garbage = b"GET / HTTP/1.0\r\n\r\n" * 500
+    async with listening() as (listener, _, metrics):
+        with capture_logs() as logs:
+            for _ in range(2):
+                _, writer = await connect(listener)
+                writer.write(garbage)
+                writer.close()
+                await writer.wait_closed()
+            await eventually(lambda: len(logs) >= 4, "the log")
+        counted = malformed(metrics, "tcp")
+
+    assert (
+        sorted(one["event"] for one in logs) == ["sip.malformed"] * 2 + ["sip.malformed_more"] * 2
+    )
+    assert [one["messages"] for one in logs if "messages" in one] == [499, 499]
+    assert counted == 1000
+
+
+async def test_garbage_in_datagrams_costs_a_line_a_minute() -> None:
+    async with listening() as (listener, _, metrics):
+        with capture_logs() as logs:
+            with ask_udp(listener, b"garbage") as one:
+                for _ in range(50):
+                    one.sendto(b"garbage", place(listener))
+            await eventually(lambda: malformed(metrics) >= 2, "garbage")
+            with ask_udp(listener, OPTIONS) as last:
+                await answer(last)
+
+    assert [one["event"] for one in logs] == ["sip.malformed"]
 
 
 async def test_a_peer_that_never_reads_loses_its_connection_and_stalls_nobody() -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from harness.src import request
 from siprec_bridge.sip import (
+    BrokenStream,
     Headers,
     KeepAlive,
     MalformedMessage,
@@ -115,6 +116,17 @@ def test_a_stream_that_cannot_be_framed_is_given_up() -> None:
         StreamFramer().feed(b"INVITE x SIP/2.0\r\nContent-Length: many\r\n\r\n")
     with pytest.raises(MalformedMessage):
         StreamFramer().feed(b"INVITE x SIP/2.0\r\nContent-Length: 99999999\r\n\r\n")
+
+
+def test_what_came_ahead_of_the_message_that_broke_a_stream_is_not_lost() -> None:
+    one = request("OPTIONS")
+    huge = request("OPTIONS").replace(b"Content-Length: 0", b"Content-Length: 99999999")
+
+    with pytest.raises(BrokenStream) as broken:
+        StreamFramer().feed(one + b"\r\n\r\n" + huge)
+
+    assert broken.value.whole == [one, KeepAlive()]
+    assert broken.value.head == huge
 
 
 def test_lists_are_split_outside_of_quotes_and_brackets() -> None:

@@ -235,6 +235,39 @@ def test_what_we_cannot_do_is_refused_with_the_header_that_says_why(
         assert value is None or answer.headers.get(name) == value
 
 
+@pytest.mark.parametrize(
+    ("uri", "status"),
+    [
+        ("tel:+15551234", 416),
+        ("nobodyKnowsThisScheme:totallyopaquecontent", 416),
+        ("soap.beep://192.0.2.103:3002", 416),
+        ("mailto:srs@example.com", 416),
+        ("SIPS:srs@192.0.2.1", 200),
+        ("Sip:srs@192.0.2.1", 200),
+        ("*", 200),  # no URI, and no scheme to refuse either
+    ],
+)
+def test_a_request_uri_of_another_scheme_is_416(uri: str, status: int) -> None:
+    srs = new_server()
+    data = request("OPTIONS").replace(b"sip:srs@192.0.2.1 SIP", f"{uri} SIP".encode())
+
+    outputs = srs.receive(data, PEER, 0.0)
+    for one in outputs:
+        if isinstance(one, RequestReceived):
+            outputs = srs.respond(one.id, 200, now=0.0)
+
+    assert statuses(outputs) == [status]
+
+
+def test_a_bye_ends_its_call_whatever_its_request_uri() -> None:
+    srs = new_server()
+    bye = request("BYE", number=2, branch="z9hG4bKbye", to_tag=in_call(srs).local_tag)
+
+    outputs = srs.receive(bye.replace(b"BYE sip:", b"BYE tel:"), PEER, 1.0)
+
+    assert (statuses(outputs), ended(outputs)) == ([200], ["bye"])
+
+
 def test_an_invite_that_came_on_two_ways_is_answered_once() -> None:
     srs = new_server()
     srs.receive(INVITE, PEER, 0.0)
