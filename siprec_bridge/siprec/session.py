@@ -4,7 +4,7 @@ RFC 7866 §7 and §8. An offer is taken as a whole: `withdraw` undoes the last o
 side could not follow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -248,13 +248,8 @@ class RecordingSession:
         plans = sdp.plan(offer, self._policy)
         offered = [media for media in offer.media if media.port != 0]
         if (offered or not self._now.streams) and not any(one.accepted for one in plans):
-            # Each once and not all: the answer must not be longer than the question.
-            reasons = "; ".join(dict.fromkeys(one.reason for one in plans)) or "no m-line"
-            reasons = reasons[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
             self.withdraw()
-            raise Refused(
-                488, "Not Acceptable Here", (("Warning", f'399 siprec-bridge "{reasons}"'),)
-            )
+            raise Refused(488, "Not Acceptable Here", _refusal_warnings(plans))
         self._now.offer, self._now.plans = offer, plans
         opened: list[StreamToRecord] = []
         changed: list[StreamToRecord] = []
@@ -453,6 +448,22 @@ def _read_sdp(body: bytes) -> SessionDescription:
         return sdp.parse(body)
     except MalformedSdp as error:
         raise Refused(400, f"Malformed SDP ({error})") from error
+
+
+def _refusal_warnings(plans: Sequence[StreamPlan]) -> tuple[tuple[str, str], ...]:
+    """Warning headers that say why no m-line was accepted, one for each code."""
+    reasons: dict[int, list[str]] = {}
+    # Each once and not all: the answer must not be longer than the question.
+    for code, reason in dict.fromkeys((one.warn_code, one.reason) for one in plans):
+        reasons.setdefault(code, []).append(reason)
+    return tuple(
+        ("Warning", f'{code} siprec-bridge "{_quotable("; ".join(texts))}"')
+        for code, texts in (reasons or {399: ["no m-line"]}).items()
+    )
+
+
+def _quotable(text: str) -> str:
+    return text[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
 
 
 def _to_record(stream: _Stream) -> StreamToRecord:

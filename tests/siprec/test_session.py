@@ -125,6 +125,28 @@ def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> N
     assert session.document() == before
 
 
+@pytest.mark.parametrize(
+    ("media", "codes"),
+    [
+        ("m=audio 9 RTP/AVP 18\r\n", ["305"]),
+        ("m=video 9 RTP/AVP 96\r\n", ["304"]),
+        ("m=audio 9 RTP/SAVP 0\r\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\r\n", ["302"]),
+        ("m=audio 9 RTP/AVP 18\r\nm=video 9 RTP/AVP 96\r\n" * 2, ["305", "304"]),
+        ("", ["399"]),
+    ],
+    ids=["codec", "video", "srtp", "codec and video", "nothing"],
+)
+def test_a_488_says_in_numbers_what_did_not_fit(media: str, codes: list[str]) -> None:
+    with pytest.raises(Refused) as refusal:
+        new_session().offer(Body(sdp=f"v=0\r\n{media}".encode()), START)
+
+    assert refusal.value.status == 488
+    warnings = [value.split() for name, value in refusal.value.headers if name == "Warning"]
+    assert [(code, agent) for code, agent, *_ in warnings] == [
+        (code, "siprec-bridge") for code in codes
+    ]
+
+
 def test_withdrawing_an_offer_brings_back_what_was() -> None:
     session = started()
     before = session.document()
