@@ -594,6 +594,7 @@ class SipServer:
         peer = dialog.peer
         branch = f"{_MAGIC}{self._token()}"
         host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
+        target, routes = dialog.path()
         headers = Headers(
             [
                 (
@@ -602,7 +603,7 @@ class SipServer:
                     f"branch={branch};rport",
                 ),
                 ("Max-Forwards", "70"),
-                *(("Route", route) for route in dialog.route_set),
+                *(("Route", route) for route in routes),
                 ("From", dialog.local),
                 ("To", dialog.remote),
                 ("Call-ID", dialog.id.call_id),
@@ -614,7 +615,7 @@ class SipServer:
         )
         if content_type is not None:
             headers.add("Content-Type", content_type)
-        data = serialize(Request(method, dialog.remote_target, headers, body))
+        data = serialize(Request(method, target, headers, body))
         transaction = Transaction.client(
             data, invite=False, timers=self._timers, reliable=peer.reliable, now=now
         )

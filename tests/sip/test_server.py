@@ -324,6 +324,40 @@ def test_hanging_up_sends_a_bye_along_the_route_and_ends_the_dialog_at_once() ->
     assert repeated == 10
 
 
+@pytest.mark.parametrize(
+    ("recorded", "uri", "routes"),
+    [
+        (
+            ["<sip:p1;lr>, <sip:p2;r2=on;lr=on>", "<sip:p3>"],
+            "sip:src@192.0.2.10:5070",
+            ["<sip:p1;lr>", "<sip:p2;r2=on;lr=on>", "<sip:p3>"],
+        ),
+        (
+            ["<sip:p1>, <sip:p2;lr>"],
+            "sip:p1",
+            ["<sip:p2;lr>", "<sip:src@192.0.2.10:5070>"],
+        ),
+        (["<sip:p1;transport=tcp>"], "sip:p1;transport=tcp", ["<sip:src@192.0.2.10:5070>"]),
+        (["<urn:x>"], "sip:src@192.0.2.10:5070", ["<urn:x>"]),
+        ([], "sip:src@192.0.2.10:5070", []),
+    ],
+    ids=["loose", "strict and loose", "strict", "no SIP URI", "none"],
+)
+def test_our_requests_go_along_the_recorded_route(
+    recorded: list[str], uri: str, routes: list[str]
+) -> None:
+    srs = new_server()
+    headers = [f"Record-Route: {one}" for one in recorded]
+    (invite,) = invites(srs.receive(request("INVITE", headers=headers), PEER, 0.0))
+    (answer,) = responses(srs.respond(invite.id, 200, now=0.0))
+
+    (asked,) = requests(srs.request(invite.dialog, "UPDATE", now=1.0))
+
+    assert answer.headers.get_all("Record-Route") == recorded
+    assert (asked.uri, asked.headers.values("Route")) == (uri, routes)
+    assert "+sip.srs" in (asked.headers.get("Contact") or "")
+
+
 def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() -> None:
     srs = new_server()
     broken = request("OPTIONS").replace(b"CSeq: 1 OPTIONS", b"CSeq: 1 INVITE")
