@@ -28,6 +28,7 @@ RequestId = str
 ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
 SUPPORTED = ("siprec", "timer")
 _MAGIC = "z9hG4bK"
+_SCHEMES = ("sip", "sips", "tel")
 _MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
 _CHANGES = ("INVITE", "UPDATE")
 
@@ -333,6 +334,8 @@ class SipServer:
         request = pending.request
         if request.method not in ALLOW:
             raise Refused(405, REASONS[405], (("Allow", ", ".join(ALLOW)),))
+        if request.uri.partition(":")[0].lower() not in _SCHEMES:
+            raise Refused(416, REASONS[416])
         unsupported = [
             name for name in request.headers.values("Require") if name.lower() not in SUPPORTED
         ]
@@ -531,9 +534,9 @@ class SipServer:
         if status > 100 and not request.to.tag:
             tag = dialog.id.local_tag if dialog is not None else self._token()
             headers.set("To", f"{request.headers.get('To', '')};tag={tag}")
-        if status == 100 and (stamp := request.headers.get("Timestamp")) is not None:
-            headers.add("Timestamp", stamp)
         success = 200 <= status < 300
+        if (status == 100 or success) and (stamp := request.headers.get("Timestamp")) is not None:
+            headers.add("Timestamp", stamp)
         if success and request.method in ("INVITE", "UPDATE", "OPTIONS"):
             for route in request.headers.get_all("Record-Route"):
                 headers.add("Record-Route", route)
@@ -639,7 +642,8 @@ class SipServer:
         dialog = self._dialogs.get(asked.dialog)
         if dialog is None:
             return out
-        if asked.refresh and response.status < 300:
+        if asked.refresh and response.status not in (408, 481):
+            # Also one who refuses, perhaps for want of UPDATE, is there: his call is not cut off.
             dialog.start_timer(dialog.interval, now)
             self._schedule(dialog)
         elif response.status in (408, 481):  # the peer knows nothing of it: RFC 3261 §12.2.1.2
