@@ -32,8 +32,7 @@ def message(data: bytes) -> None:
         assert again.body == one.body
         if isinstance(one, sip.Request):
             _ = one.call_id, one.cseq, one.via, one.from_, one.to
-            siprec.parties_of(one)
-            siprec.call_ids_of_headers(one.headers)
+            siprec.read_fork(one)
 
 
 def stream(data: bytes) -> None:

@@ -23,9 +23,8 @@ from siprec_bridge.sip import (
 from siprec_bridge.siprec import (
     Body,
     RecordingSession,
-    call_ids_of_headers,
     parse_body,
-    parties_of,
+    read_fork,
 )
 
 _START = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -74,8 +73,7 @@ class Srs:
             "s",
             MediaPolicy(),
             sdp_session_id=1,
-            fallback=parties_of(request),
-            call_ids=call_ids_of_headers(request.headers),
+            fork=read_fork(request),
         )
         try:
             invite = isinstance(change, InviteReceived)
