@@ -12,6 +12,7 @@ from siprec_bridge.sip import Headers, readable
 
 _LONGEST = 512
 _MOST_EXTENSIONS = 100
+_DRAFTS = ("urn:ietf:params:xml:ns:recording", "urn:ietf:params:xml:ns:siprec")
 
 # Header (lower case) to name. Session-ID is RFC 7989, User-to-User RFC 7433.
 _HEADERS = {
@@ -61,23 +62,35 @@ def call_ids_of_metadata(root: Element) -> dict[str, str]:
     return found
 
 
-def extensions(root: Element, namespace: str) -> tuple[str, ...]:
-    """The topmost elements that are not of the metadata's own namespace, as XML."""
+def is_own(element: Element, root: Element) -> bool:
+    """Whether an element is of the metadata itself, and not of a vendor's data in it."""
+    if _local(element.tag) == "extensiondata":
+        return False
+    namespace = _namespace(element)
+    # Some documents mix the namespaces of several drafts.
+    return namespace in ("", _namespace(root)) or namespace.startswith(_DRAFTS)
+
+
+def extensions(root: Element) -> tuple[str, ...]:
+    """The topmost elements that are not of the metadata itself, as XML."""
     return tuple(
         tostring(element, encoding="unicode").strip()
-        for _, element in zip(range(_MOST_EXTENSIONS), _foreign(root, namespace), strict=False)
+        for _, element in zip(range(_MOST_EXTENSIONS), _foreign(root), strict=False)
     )
 
 
-def _foreign(root: Element, namespace: str) -> Iterator[Element]:
+def _foreign(root: Element) -> Iterator[Element]:
     waiting = list(root)[::-1]
     while waiting:
         element = waiting.pop()
-        own = str(element.tag).rpartition("}")[0].removeprefix("{")
-        if own != namespace or _local(element.tag) == "extensiondata":
-            yield element
-        else:
+        if is_own(element, root):
             waiting += list(element)[::-1]
+        else:
+            yield element
+
+
+def _namespace(element: Element) -> str:
+    return str(element.tag).rpartition("}")[0].removeprefix("{")
 
 
 @lru_cache(maxsize=1024)

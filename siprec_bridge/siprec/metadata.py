@@ -5,7 +5,7 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 `<participantstreamassoc><send>`, `<aor>` for `nameID@aor`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions
+from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions, is_own
 
 MAX_BYTES = 1 << 20
 _MAX_TAGS = 3000  # opening and closing ones: nearly two hundred participants
@@ -82,6 +82,7 @@ class Metadata:
     participants: tuple[ParticipantData, ...] = ()
     streams: tuple[StreamData, ...] = ()
     associations: tuple[Association, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()  # participant and the session that he is not in any more
     call_ids: Mapping[str, str] = field(default_factory=dict)  # vendors' names for the call
     extensions: tuple[str, ...] = ()  # vendors' elements, as XML
 
@@ -95,6 +96,8 @@ def parse_metadata(xml: bytes) -> Metadata:
         raise MalformedMetadata(f"more than {MAX_BYTES} bytes")
     # Some SRCs put blank lines ahead of the XML declaration, which XML forbids.
     text = xml.strip(b" \t\r\n\0\xef\xbb\xbf")
+    # Or something after its end, such as what was in their buffer.
+    text = text[: text.rfind(b">") + 1] or text
     if text.count(b"<") > _MAX_TAGS:
         raise MalformedMetadata(f"more than {_MAX_TAGS} tags")
     try:
@@ -135,20 +138,26 @@ def _read(root: Element, namespace: str) -> Metadata:
             for id, one in associations.items()
         ),
         call_ids=call_ids_of_metadata(root),
-        extensions=extensions(root, namespace),
+        left=_left(by_name.get("participantsessionassoc", ())),
+        extensions=extensions(root),
     )
 
 
 def _by_name(root: Element) -> dict[str, list[Element]]:
-    """Every element by its local name, in one pass: what is nested deeply must not cost more."""
+    """Every element of the metadata's own by its local name, vendors' elements left out.
+
+    In one pass: what is nested deeply must not cost more.
+    """
     found: dict[str, list[Element]] = {}
-    waiting = [(root, 1)]
+    waiting = [(root, 1, True)]
     while waiting:
-        element, depth = waiting.pop()
+        element, depth, own = waiting.pop()
         if depth > _MAX_DEPTH:
             raise MalformedMetadata(f"more than {_MAX_DEPTH} levels")
-        found.setdefault(_local(element.tag), []).append(element)
-        waiting += [(one, depth + 1) for one in reversed(element)]
+        own = own and is_own(element, root)
+        if own:
+            found.setdefault(_local(element.tag), []).append(element)
+        waiting += [(one, depth + 1, own) for one in reversed(element)]
     return found
 
 
@@ -205,8 +214,23 @@ def _associate(known: dict[str, _Associated], participant: str, element: Element
     if not stated and "assoc" not in _local(element.tag):
         return
     associated = known.setdefault(participant, _Associated())
+    if "assoc" in _local(element.tag) and _is_over(element):
+        return
     associated.sends |= streams("send")
     associated.receives |= streams("recv")
+
+
+def _left(elements: Iterable[Element]) -> tuple[tuple[str, str], ...]:
+    """Who has left which session; of several associations of the two the last one counts."""
+    over: dict[tuple[str, str], bool] = {}
+    for element in elements:
+        participant = _attribute(element, "participant_id", "participant")
+        over[participant, _attribute(element, "session_id", "session")] = _is_over(element)
+    return tuple(pair for pair, is_over in over.items() if is_over)
+
+
+def _is_over(association: Element) -> bool:
+    return any(_text(one) for one in _find(association, "disassociate-time"))
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:

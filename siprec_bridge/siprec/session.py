@@ -18,6 +18,7 @@ from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
+_MAX_SESSIONS = 500  # the newest ones of a recording session that never ends
 _LONGEST_WARNING = 512
 
 
@@ -75,6 +76,8 @@ class _Negotiated:
     participants: dict[str, Participant] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)  # stream id of the metadata -> its label
     sends: dict[str, tuple[str, ...]] = field(default_factory=dict)  # participant -> stream ids
+    stream_sessions: dict[str, str] = field(default_factory=dict)  # stream id -> session id
+    described: tuple[str, ...] = ()  # participants in the order in which they were described
     groups: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     sip_session_ids: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ class _Negotiated:
             participants=dict(self.participants),
             labels=dict(self.labels),
             sends=dict(self.sends),
+            stream_sessions=dict(self.stream_sessions),
             call_ids=dict(self.call_ids),
             warnings=list(self.warnings),
         )
@@ -372,8 +376,8 @@ class RecordingSession:
                 one.participant_id for stream in now.streams.values() for one in stream.presences
             }
             now.participants = {id: one for id, one in now.participants.items() if id in heard}
-            now.labels, now.sends = {}, {}
-            now.groups, now.sessions, now.sip_session_ids = (), (), ()
+            now.labels, now.sends, now.stream_sessions, now.described = {}, {}, {}, ()
+            now.groups = ()
             now.extensions = ()
         for one in metadata.participants:
             old = now.participants.get(one.id)
@@ -382,16 +386,27 @@ class RecordingSession:
                 name=one.name or (old.name if old else None),
                 aor=one.aor or (old.aor if old else None),
             )
+        now.described = _joined(now.described, tuple(one.id for one in metadata.participants))
         now.labels |= {one.id: one.label for one in metadata.streams if one.label}
+        now.stream_sessions |= {one.id: one.session_id for one in metadata.streams}
         now.sends |= {one.participant_id: one.sends for one in metadata.associations}
+        for participant, session in metadata.left:
+            if participant in now.sends:
+                now.sends[participant] = tuple(
+                    stream
+                    for stream in now.sends[participant]
+                    if session and now.stream_sessions.get(stream, session) != session
+                )
         now.groups = _joined(
             now.groups, metadata.groups + tuple(one.group_id for one in metadata.sessions)
         )
+        # Also those that are over, which a complete document leaves out: they are recorded here.
         now.sessions = _joined(now.sessions, tuple(one.id for one in metadata.sessions))
+        now.sessions = now.sessions[-_MAX_SESSIONS:]
         now.sip_session_ids = _joined(
             now.sip_session_ids,
             tuple(id for one in metadata.sessions for id in one.sip_session_ids),
-        )
+        )[-_MAX_SESSIONS:]
         now.call_ids |= metadata.call_ids
         now.extensions = _joined(now.extensions, metadata.extensions)
         if any(one.participant_id not in now.participants for one in metadata.associations):
@@ -428,13 +443,18 @@ class RecordingSession:
                 self._warn("labels of metadata and SDP differ: matched by order")
                 labels = dict(zip(labels, order, strict=True))
         senders: dict[str, dict[str, None]] = {}
+        if not now.sends and len(labels) == len(now.described) > 0:
+            # A guess, but the one that holds for the SRCs that leave the association out.
+            self._warn("metadata names no sender: participants matched to streams by order")
+            for name, id in zip(labels.values(), now.described, strict=True):
+                senders.setdefault(name, {})[id] = None
         for participant, streams in now.sends.items():
             for stream in streams:
                 if (label := labels.get(stream)) is not None and participant in now.participants:
                     senders.setdefault(label, {})[participant] = None
-        for label in senders:
-            if label not in named:
-                self._warn(f"metadata names label {label}, SDP does not")
+        for name in senders:
+            if name not in named:
+                self._warn(f"metadata names label {name}, SDP does not")
         return senders
 
     def _warn(self, text: str) -> None:
