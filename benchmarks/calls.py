@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Calls per second of one core: INVITE, 200, ACK, BYE by SIPp, with media allocated.
 
-    benchmarks/calls.py [--calls 2000] [--rate 100] [--hold 1000] [--set NAME=VALUE]
+    benchmarks/calls.py [--calls 2000] [--rate 100] [--hold 1000] [--watch 10] [--set NAME=VALUE]
 
 CPU seconds are those of the bridge and all of its processes, from the first call to the moment
 when the last session is archived; SIPp's are not counted. A core does calls / CPU seconds.
@@ -86,6 +86,18 @@ async def load(bridge: Bridge, folder: Path, options: argparse.Namespace) -> str
     )
 
 
+async def watch(pid: int, every: float) -> None:
+    """Print the footprint while the calls go on."""
+    begun = time.monotonic()
+    while True:
+        await asyncio.sleep(every)
+        memory, files = footprint(pid)
+        print(
+            f"at {time.monotonic() - begun:5.0f} s  {memory:.0f} MB, {files} descriptors",
+            flush=True,
+        )
+
+
 async def measure(folder: Path, options: argparse.Namespace) -> None:
     environment = {
         "WHISPER_BINARY_PATH": str(recogniser(folder, "is_silent")),
@@ -95,7 +107,10 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
         pid = bridge.process.pid
         before, start = cpu_seconds(pid), time.monotonic()
         memory, files = footprint(pid)
+        watching = asyncio.create_task(watch(pid, options.watch)) if options.watch else None
         said = await load(bridge, folder, options)
+        if watching is not None:
+            watching.cancel()
         loaded = time.monotonic() - start
         left = _unfinished(folder)
         while left and time.monotonic() - start < loaded + _PATIENCE_S:
@@ -138,6 +153,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--rate", type=int, default=100, help="calls a second")
     parser.add_argument("--hold", type=int, default=1000, help="milliseconds from ACK to BYE")
+    parser.add_argument(
+        "--watch", type=float, default=0, help="print the footprint every N seconds"
+    )
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the bridge")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

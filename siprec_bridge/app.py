@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 _HOUSEKEEPING_S = 10.0
 _RESTART_S = 5.0
+_LAG_CHECK_S = 0.1
 
 
 async def serve(settings: Settings, options: Mapping[str, str]) -> None:
@@ -191,6 +192,7 @@ class Bridge:
             raise ConfigurationError("media", str(error)) from error
         parts.push_async_callback(self.media.stop)
         self._run(parts, self._keep_house, "housekeeping")
+        self._run(parts, self._watch_lag, "lag")
         self._run(
             parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
         )
@@ -250,6 +252,7 @@ class Bridge:
         self.ladder.note(data, peer, sent=sent)
 
     def _on_media(self, event: MediaEvent) -> None:
+        self.service.on_media(event)
         fields = {
             "session_id": event.session_id,
             "sip_call_id": self.service.call_id_of(event.session_id),
@@ -298,6 +301,16 @@ class Bridge:
         self.health.register("recogniser", self.provider.unavailable)
         if self.broker is not None:
             self.health.register("amqp", broker)
+
+    async def _watch_lag(self) -> None:
+        """See how late the loop is with a thing that it was to do at a certain time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LAG_CHECK_S
+            await asyncio.sleep(_LAG_CHECK_S)
+            # Up at once, down by halves: the backlog is not gone with the first timely turn.
+            self.capacity.lag = max(loop.time() - due, self.capacity.lag / 2)
+            self.metrics.loop_lag_seconds.set(self.capacity.lag)
 
     async def _keep_house(self) -> None:
         while True:

@@ -38,7 +38,9 @@ class StreamSpec:
             "session_id": self.session_id,
             "index": self.index,
             "label": self.label,
-            "codecs": [asdict(one) for one in self.codecs],
+            "codecs": [
+                {name: getattr(one, name) for name in Codec.__slots__} for one in self.codecs
+            ],
             "folder": str(self.folder),
         }
 

@@ -101,6 +101,7 @@ class OfflineMedia:
         if stream is not None and stream.paused != paused:
             self._store(stream)
             stream.paused = paused
+            stream.sequence.rebase()
             stream.spool.event("paused" if paused else "resumed", round(at.timestamp() * 1e9))
 
     async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:

@@ -175,6 +175,7 @@ class Worker:
         if stream is not None and stream.paused != paused:
             self._sweep([stream])
             stream.paused = paused
+            stream.sequence.rebase()
             stream.heard_at = time.monotonic()
             stream.spool.event("paused" if paused else "resumed", at_ns)
         return {}

@@ -25,6 +25,7 @@ _FLUSH_S = 1.0
 _PATIENCE_S = 60.0
 _MOST_OF_A_CALL = 500  # waiting at once; a call that sends more is not one to look at
 _MOST_CALLS = 10_000
+_AT_ONCE = 1000  # messages of one write: others want to write too
 
 
 @dataclass(slots=True)
@@ -76,16 +77,17 @@ class LadderKeeper:
     async def flush(self) -> None:
         """Store the messages of known sessions; forget those that nobody wanted in time."""
         now = time.monotonic()
+        known: list[tuple[str, SipMessage]] = []
         for call_id, waiting in list(self._waiting.items()):
             session_id = self._session_of(call_id)
-            if session_id is None:
-                if now - waiting.since > _PATIENCE_S:
-                    del self._waiting[call_id]
-                continue
-            del self._waiting[call_id]
+            if session_id is not None:
+                del self._waiting[call_id]
+                known += [(session_id, one) for one in waiting.messages]
+            elif now - waiting.since > _PATIENCE_S:
+                del self._waiting[call_id]
+        for start in range(0, len(known), _AT_ONCE):
+            part = known[start : start + _AT_ONCE]
             try:
-                await self._database.write(
-                    partial(ladder.append, session_id=session_id, messages=waiting.messages)
-                )
+                await self._database.write(partial(ladder.append, messages=part))
             except StoreError as error:  # it is there to look at, not worth a retry
-                log.warning("ladder.not_stored", session_id=session_id, cause=str(error))
+                log.warning("ladder.not_stored", messages=len(part), cause=str(error))

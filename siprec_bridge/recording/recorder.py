@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
-from siprec_bridge.media import NoPortLeft, StreamPort, StreamReport, StreamSpec
+from siprec_bridge.media import MediaEvent, NoPortLeft, StreamPort, StreamReport, StreamSpec
 from siprec_bridge.recording.archive import Archive, facts_of
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import (
@@ -24,6 +24,7 @@ from siprec_bridge.sip import (
     Peer,
     Refused,
     Request,
+    RequestAnswered,
     RequestId,
     UpdateReceived,
 )
@@ -45,7 +46,18 @@ log = structlog.get_logger()
 _BUSY = (("Retry-After", "10"),)
 _SNAPSHOTS = 3  # an SRC whose documents stay broken is not asked for ever
 
-Event = InviteReceived | UpdateReceived | AckReceived | InviteCancelled | DialogEnded
+_PROBE_S = 30.0  # between questions to an SRC that sends nothing
+_PROBES = 3  # that may stay without an answer
+
+Event = (
+    InviteReceived
+    | UpdateReceived
+    | AckReceived
+    | InviteCancelled
+    | RequestAnswered
+    | DialogEnded
+    | MediaEvent
+)
 
 
 class Signalling(Protocol):
@@ -135,6 +147,8 @@ class Recorder:
         self._ports: dict[int, StreamPort] = {}  # by m-line
         self._updates = 0
         self._snapshots_left = _SNAPSHOTS
+        self._silent: set[str] = set()  # streams that carry nothing, by their ids
+        self._unanswered = 0  # probes
         self._started_at = desk.clock()
         self._session = RecordingSession(
             session_id,
@@ -231,7 +245,7 @@ class Recorder:
         while True:
             if self._inbox.empty():
                 self._idle.set()
-            match await self._inbox.get():
+            match await self._next_event():
                 case InviteReceived() | UpdateReceived() as change:
                     await self._renegotiate(change)
                 case AckReceived(request=request):
@@ -240,6 +254,19 @@ class Recorder:
                     else:
                         self._session.no_late_answer()
                     self._ask_for_metadata()
+                case MediaEvent(name="silent", stream_id=stream):
+                    self._silent.add(stream)
+                case MediaEvent(stream_id=stream):
+                    self._silent.discard(stream)
+                case RequestAnswered(method="OPTIONS", response=response):
+                    self._unanswered = self._unanswered + 1 if response.status == 408 else 0
+                    if self._unanswered >= _PROBES:
+                        log.warning("session.peer_gone", probes=self._unanswered)
+                        self._desk.signalling.request(self.dialog, "BYE")
+                        return "peer_gone"
+                case RequestAnswered(response=response):
+                    if response.status >= 300:
+                        log.info("session.request_refused", status=response.status)
                 case InviteCancelled(id=id):
                     if id == self._invite.id:
                         return "cancelled"
@@ -248,6 +275,25 @@ class Recorder:
                 case DialogEnded(cause=cause, request=request):
                     self._take_last_metadata(request)
                     return cause
+
+    async def _next_event(self) -> Event:
+        """What happens next; an SRC that sends nothing is asked whether it knows of the call.
+
+        One that has crashed sends no BYE either, and its call must not be recorded for ever.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(_PROBE_S if self._is_quiet() else None):
+                    return await self._inbox.get()
+            except TimeoutError:
+                self._desk.signalling.request(self.dialog, "OPTIONS")
+
+    def _is_quiet(self) -> bool:
+        """Whether no stream is heard: silent for RTP_TIMEOUT, or on hold."""
+        paused = set(self._session.streams_paused())
+        return all(
+            index in paused or self._stream_id(index) in self._silent for index in self._ports
+        )
 
     async def _renegotiate(self, change: InviteReceived | UpdateReceived) -> None:
         at = self._desk.clock()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
+from siprec_bridge.media import MediaEvent
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.recorder import Desk, Recorder
 from siprec_bridge.sip import (
@@ -56,6 +57,7 @@ class RecordingService:
         self._calls: dict[DialogId, Recorder] = {}
         self._recorders: dict[str, Recorder] = {}  # by session id, until the audio is archived
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: dict[str, float] = {}  # since when calls wait to be stored, oldest first
         self._stored: OrderedDict[str, str] = OrderedDict()  # Call-ID to session id, newest last
         self._stopping = False
 
@@ -80,7 +82,7 @@ class RecordingService:
                 self._start(event)
             case (
                 InviteReceived() | UpdateReceived() | AckReceived()
-                | InviteCancelled() | DialogEnded()
+                | InviteCancelled() | RequestAnswered() | DialogEnded()
             ):  # fmt: skip
                 recorder = self._calls.get(event.dialog)
                 if recorder is None:
@@ -93,15 +95,14 @@ class RecordingService:
                     del self._calls[event.dialog]
             case RequestReceived():
                 self._answer(event)
-            case RequestAnswered(method="UPDATE", response=response) if response.status >= 300:
-                log.info(
-                    "session.update_refused",
-                    status=response.status,
-                    reason=response.reason,
-                    sip_call_id=event.dialog.call_id,
-                )
             case _:
                 pass  # bytes to send and bookkeeping: the listener's business
+
+    def on_media(self, event: MediaEvent) -> None:
+        """Take what the media side noticed of a stream."""
+        recorder = self._recorders.get(event.session_id)
+        if recorder is not None and event.name in ("silent", "heard_again"):
+            recorder.deliver(event)
 
     async def settled(self) -> None:
         """Return once every recorder has dealt with what it was told so far."""
@@ -123,7 +124,11 @@ class RecordingService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _unavailable(self) -> str | None:
-        return "draining" if self._stopping else self._capacity.exhausted_by(self.active)
+        if self._stopping:
+            return "draining"
+        oldest = next(iter(self._starting.values()), None)
+        waiting = asyncio.get_running_loop().time() - oldest if oldest is not None else 0.0
+        return self._capacity.exhausted_by(self.active, waiting)
 
     def _start(self, invite: InviteReceived) -> None:
         if self._siprec_only and not is_siprec(invite.request):
@@ -142,6 +147,7 @@ class RecordingService:
         self._recorders[recorder.session_id] = recorder
         task = asyncio.create_task(recorder.run(), name=f"recorder {recorder.session_id}")
         self._tasks.add(task)
+        self._starting[recorder.session_id] = asyncio.get_running_loop().time()
         task.add_done_callback(lambda done: self._forget(recorder, done))
 
     def _turn_away(
@@ -162,6 +168,7 @@ class RecordingService:
         self._desk.signalling.respond(invite.id, status, headers=headers)
 
     def _remember(self, recorder: Recorder) -> None:
+        self._starting.pop(recorder.session_id, None)
         self._stored[recorder.dialog.call_id] = recorder.session_id
         while len(self._stored) > _REMEMBERED:
             self._stored.popitem(last=False)
@@ -169,6 +176,7 @@ class RecordingService:
     def _forget(self, recorder: Recorder, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._calls.pop(recorder.dialog, None)
+        self._starting.pop(recorder.session_id, None)
         self._recorders.pop(recorder.session_id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("session.lost_its_task", session_id=recorder.session_id, exc_info=error)

@@ -55,6 +55,11 @@ class SequenceTracker:
         for number, source in zip(sequence.tolist(), ssrc.tolist(), strict=True):
             self._add_one(number, source)
 
+    def rebase(self) -> None:
+        """Begin a new count with the next packet: what came in between was not to be kept."""
+        self._lost_before += self._lost_in_run
+        self._ssrc = None
+
     def _add_one(self, number: int, source: int) -> None:
         step = (number - self._highest + 0x8000) % 0x10000 - 0x8000
         if source != self._ssrc or abs(step) > _MAX_DROPOUT:

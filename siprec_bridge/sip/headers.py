@@ -6,6 +6,7 @@ RFC 3261 §7.3 and §20, compact names by §7.3.3.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 
 from siprec_bridge.sip.errors import MalformedMessage
@@ -33,6 +34,7 @@ _COMPACT = {
 
 
 _MAX_PARAMS = 100
+_LONGEST_NAME = 64  # of those worth remembering
 
 # Possessive, so that no text can make them try again what they have tried: their time is linear.
 _QUOTED = r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # what is not closed reaches to the end
@@ -42,6 +44,11 @@ _BEFORE_BRACKET = re.compile(rf'(?:[^"<]++|{_QUOTED})*+', re.DOTALL)
 
 
 def _key(name: str) -> str:
+    return _known_key(name) if len(name) <= _LONGEST_NAME else name.lower()
+
+
+@lru_cache(maxsize=4096)
+def _known_key(name: str) -> str:
     lower = name.lower()
     return _COMPACT.get(lower, lower)
 
@@ -57,7 +64,10 @@ class Headers:
     def get(self, name: str, default: str | None = None) -> str | None:
         """The first field of this name."""
         key = _key(name)
-        return next((value for found, _, value in self._fields if found == key), default)
+        for found, _, value in self._fields:
+            if found == key:
+                return value
+        return default
 
     def get_all(self, name: str) -> list[str]:
         """The value of every field of this name, unsplit."""

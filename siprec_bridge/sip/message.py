@@ -22,6 +22,12 @@ from siprec_bridge.sip.headers import (
 )
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]+")
+_USUAL = {
+    "Via", "From", "To", "Call-ID", "CSeq", "Contact", "Max-Forwards", "Content-Type",
+    "Content-Length", "Allow", "Supported", "Require", "Accept", "User-Agent", "Record-Route",
+    "Session-Expires", "Min-SE", "Date", "Expires", "Route",
+}  # fmt: skip  # tokens, as one sees at a glance
+_BLANKS = (" ", "\t")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _MAX_HEADERS = 500
 _MAX_LINES = 2000  # of the head, folded ones and such that are no headers included
@@ -161,26 +167,23 @@ def serialize(message: Request | Response) -> bytes:
 
 def _read_headers(lines: list[str]) -> Headers:
     fields: list[tuple[str, str]] = []
-    name: str | None = None
-    value: list[str] = []
-
-    def flush() -> None:
-        if name is not None:
-            fields.append((name, " ".join(part for part in value if part)))
-
+    folded: dict[int, list[str]] = {}  # by position: the lines that go on
+    header = False
     for line in lines:
-        if line[:1] in (" ", "\t") and name is not None:
-            value.append(line.strip())
+        if header and line[:1] in _BLANKS:
+            folded.setdefault(len(fields) - 1, []).append(line.strip())
             continue
-        flush()
-        name = None
-        before, colon, after = line.partition(":")
+        name, colon, value = line.partition(":")
+        name = name.strip()
         # A line that is no header does not make the others useless.
-        if colon and _TOKEN.fullmatch(before.strip()):
-            name, value = before.strip(), [after.strip()]
-        if len(fields) > _MAX_HEADERS:
-            return Headers(fields)  # the caller refuses the message; its answer needs some of them
-    flush()
+        header = bool(colon) and (name in _USUAL or _TOKEN.fullmatch(name) is not None)
+        if header:
+            fields.append((name, value.strip()))
+            if len(fields) > _MAX_HEADERS:
+                break  # the caller refuses the message; its answer needs some of them
+    for position, more in folded.items():
+        name, value = fields[position]
+        fields[position] = (name, " ".join(filter(None, [value, *more])))
     return Headers(fields)
 
 

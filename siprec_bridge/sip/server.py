@@ -95,7 +95,8 @@ class RequestReceived:
 class DialogEnded:
     """The dialog is over; its BYE, if one came, has been answered.
 
-    Causes: bye, terminated (we hung up), ack_timeout, session_expired.
+    Causes: bye, terminated (we hung up), ack_timeout, session_expired, peer_gone (it answered
+    481 to a request of ours).
     """
 
     dialog: DialogId
@@ -105,7 +106,10 @@ class DialogEnded:
 
 @dataclass(frozen=True, slots=True)
 class RequestAnswered:
-    """The final answer to a request of ours; a 408 without headers: none came."""
+    """The final answer to a request of ours; a 408 without headers: none came.
+
+    What an unanswered request means for the dialog is its sender's to say.
+    """
 
     dialog: DialogId
     method: str
@@ -446,7 +450,7 @@ class SipServer:
         out += self._answer(invite, 487, now)
         if invite.id not in waiting:
             # One that still waited for its turn was never told about.
-            out.insert(len(out), InviteCancelled(invite.id, dialog.id))
+            out.append(InviteCancelled(invite.id, dialog.id))
         return out
 
     # Answers
@@ -646,7 +650,9 @@ class SipServer:
             # Also one who refuses, perhaps for want of UPDATE, is there: his call is not cut off.
             dialog.start_timer(dialog.interval, now)
             self._schedule(dialog)
-        elif response.status in (408, 481):  # the peer knows nothing of it: RFC 3261 §12.2.1.2
+        elif response.status == 481:  # the peer knows nothing of it: RFC 3261 §12.2.1.2
+            out += self._end(dialog, "peer_gone", None, now)
+        elif asked.refresh and response.status == 408:  # RFC 4028 §10
             out += self._end(dialog, "session_expired", None, now)
         return out
 

@@ -14,6 +14,7 @@ ACCEPT = (SDP_TYPE, *METADATA_TYPES, "multipart/mixed")
 _METADATA_DISPOSITION = "recording-session"
 _ANY_XML = ("", "application/xml", "text/xml")
 _MAX_PARTS = 50
+_LF = 0x0A
 _MAX_PART_HEAD = 8192
 
 
@@ -61,19 +62,27 @@ def parse_body(content_type: str | None, encoding: str | None, content: bytes) -
 
 def _split(content: bytes, boundary: bytes) -> list[bytes]:
     """The parts between the delimiter lines; one that is not closed ends with the body."""
-    delimiter = re.compile(
-        rb"(?:^|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*(?=\r?\n|$)", re.DOTALL
-    )
+    delimiter = b"--" + boundary
     parts: list[bytes] = []
     start: int | None = None
-    for found in delimiter.finditer(content):
+    at = content.find(delimiter)
+    while at >= 0:
+        after = at + len(delimiter)
+        line_end = content.find(b"\n", after)
+        rest = content[after : line_end if line_end >= 0 else len(content)].rstrip(b" \t\r")
+        if (at and content[at - 1] != _LF) or rest not in (b"", b"--"):
+            at = content.find(delimiter, after)  # text that looks like it
+            continue
         if start is not None:
-            parts.append(content[start : found.start()])
-        start = None if found.group(1) else found.end()
-        if found.group(1):
-            break
+            end = at - 2 if content[at - 2 : at] == b"\r\n" else at - 1
+            parts.append(content[start : max(start, end)])
+            start = None
+        if rest:
+            return parts
         if len(parts) >= _MAX_PARTS:
             raise Refused(400, "Too Many Body Parts")
+        start = after
+        at = content.find(delimiter, after)
     if start is not None:
         parts.append(content[start:])
     return parts

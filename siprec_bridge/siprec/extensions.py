@@ -4,15 +4,14 @@ Consumers join transcripts to their call records by these. Whatever else a vendo
 metadata is kept as it is.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, tostring
 
 from siprec_bridge.sip import Headers, readable
 
 _LONGEST = 512
 _MOST_EXTENSIONS = 100
-_DRAFTS = ("urn:ietf:params:xml:ns:recording", "urn:ietf:params:xml:ns:siprec")
+_DRAFTS = ("{urn:ietf:params:xml:ns:recording", "{urn:ietf:params:xml:ns:siprec")
 
 # Header (lower case) to name. Session-ID is RFC 7989, User-to-User RFC 7433.
 _HEADERS = {
@@ -52,47 +51,29 @@ def call_ids_of_headers(headers: Headers) -> dict[str, str]:
     return found
 
 
-def call_ids_of_metadata(root: Element) -> dict[str, str]:
-    """The call's names in vendors' elements, wherever they stand."""
+def call_ids_of_metadata(by_name: Mapping[str, Sequence[Element]]) -> dict[str, str]:
+    """The call's names in vendors' elements, given by their local names in lower case."""
     found: dict[str, str] = {}
-    for element in root.iter():
-        name = _ELEMENTS.get(_local(element.tag))
-        if name is not None and (text := (element.text or "").strip()):
-            found.setdefault(name, text[:_LONGEST])
+    for element_name, name in _ELEMENTS.items():
+        for element in by_name.get(element_name, ()):
+            if text := (element.text or "").strip():
+                found.setdefault(name, text[:_LONGEST])
     return found
 
 
-def is_own(element: Element, root: Element) -> bool:
-    """Whether an element is of the metadata itself, and not of a vendor's data in it."""
-    if _local(element.tag) == "extensiondata":
+def is_own(tag: str, namespace: str) -> bool:
+    """Whether an element is of the metadata itself, whose root has this namespace.
+
+    All else is a vendor's, and what is in it as well.
+    """
+    if tag[-13:].lower() == "extensiondata":
         return False
-    namespace = _namespace(element)
     # Some documents mix the namespaces of several drafts.
-    return namespace in ("", _namespace(root)) or namespace.startswith(_DRAFTS)
+    return tag[:1] != "{" or tag.startswith((f"{{{namespace}}}", *_DRAFTS))
 
 
-def extensions(root: Element) -> tuple[str, ...]:
-    """The topmost elements that are not of the metadata itself, as XML."""
+def extensions(topmost: Sequence[Element]) -> tuple[str, ...]:
+    """Vendors' elements as XML."""
     return tuple(
-        tostring(element, encoding="unicode").strip()
-        for _, element in zip(range(_MOST_EXTENSIONS), _foreign(root), strict=False)
+        tostring(element, encoding="unicode").strip() for element in topmost[:_MOST_EXTENSIONS]
     )
-
-
-def _foreign(root: Element) -> Iterator[Element]:
-    waiting = list(root)[::-1]
-    while waiting:
-        element = waiting.pop()
-        if is_own(element, root):
-            waiting += list(element)[::-1]
-        else:
-            yield element
-
-
-def _namespace(element: Element) -> str:
-    return str(element.tag).rpartition("}")[0].removeprefix("{")
-
-
-@lru_cache(maxsize=1024)
-def _local(tag: object) -> str:
-    return str(tag).rpartition("}")[2].lower()

@@ -5,20 +5,25 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 `<participantstreamassoc><send>`, `<aor>` for `nameID@aor`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
-from xml.etree.ElementTree import Element, ParseError
-
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
+from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions, is_own
 
 MAX_BYTES = 1 << 20
 _MAX_TAGS = 3000  # opening and closing ones: nearly two hundred participants
 _MAX_DEPTH = 100
+_LONGEST_NAME = 64  # of those worth remembering
+_DECLARED = re.compile(rb"<\?xml\b[^>]{0,100}?\bencoding\s*=\s*[\"']([A-Za-z0-9._-]{1,40})[\"']")
+_ENCODINGS = {
+    "utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "utf-8", "ascii": "utf-8", "utf-16": "utf-16",
+    "iso-8859-1": "latin-1", "latin1": "latin-1", "iso-8859-15": "iso-8859-15",
+    "windows-1252": "cp1252",
+}  # fmt: skip
 
 
 class MalformedMetadata(Exception):
@@ -94,15 +99,15 @@ def parse_metadata(xml: bytes) -> Metadata:
     """
     if len(xml) > MAX_BYTES:
         raise MalformedMetadata(f"more than {MAX_BYTES} bytes")
-    # Some SRCs put blank lines ahead of the XML declaration, which XML forbids.
-    text = xml.strip(b" \t\r\n\0\xef\xbb\xbf")
-    # Or something after its end, such as what was in their buffer.
-    text = text[: text.rfind(b">") + 1] or text
-    if text.count(b"<") > _MAX_TAGS:
+    text = _decode(xml)
+    if text.count("<") > _MAX_TAGS:
         raise MalformedMetadata(f"more than {_MAX_TAGS} tags")
+    # Without a DTD there are no entities to expand or to fetch: nothing that could do harm is left.
+    if "<!DOCTYPE" in text:
+        raise MalformedMetadata("not well-formed: a DTD is forbidden")
     try:
-        root = fromstring(text, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        root = fromstring(text)  # noqa: S314
+    except (ParseError, ValueError, LookupError) as error:
         raise MalformedMetadata(f"not well-formed: {' '.join(str(error).split())}") from error
     namespace = str(root.tag).rpartition("}")[0].removeprefix("{")
     if _local(root.tag) not in ("recording", "recording_metadata", "recording-metadata"):
@@ -110,8 +115,26 @@ def parse_metadata(xml: bytes) -> Metadata:
     return _read(root, namespace)
 
 
+def _decode(xml: bytes) -> str:
+    """The document as text: whoever looks for a DTD must see what the parser sees."""
+    if xml.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    else:
+        # Some SRCs put blank lines ahead of the XML declaration, which XML forbids.
+        xml = xml.strip(b" \t\r\n\0\xef\xbb\xbf")
+        declared = _DECLARED.match(xml)
+        encoding = declared[1].decode().lower() if declared is not None else "utf-8"
+    try:
+        text = xml.decode(_ENCODINGS[encoding]).strip(" \t\r\n\0\ufeff")
+    except (KeyError, UnicodeDecodeError) as error:
+        raise MalformedMetadata(f"not well-formed: it is no {encoding}") from error
+    # Some send more than the document, such as what was in their buffer.
+    return text[: text.rfind(">") + 1] or text
+
+
 def _read(root: Element, namespace: str) -> Metadata:
-    by_name = _by_name(root)
+    found = _elements(root, namespace)
+    by_name = found.own
     mode = next((_text(one) for one in by_name.get("datamode", ())), "complete").lower()
     participants: list[ParticipantData] = []
     associations: dict[str, _Associated] = {}
@@ -137,26 +160,36 @@ def _read(root: Element, namespace: str) -> Metadata:
             Association(id, tuple(one.sends), tuple(one.receives))
             for id, one in associations.items()
         ),
-        call_ids=call_ids_of_metadata(root),
+        call_ids=call_ids_of_metadata(found.everywhere),
         left=_left(by_name.get("participantsessionassoc", ())),
-        extensions=extensions(root),
+        extensions=extensions(found.foreign),
     )
 
 
-def _by_name(root: Element) -> dict[str, list[Element]]:
-    """Every element of the metadata's own by its local name, vendors' elements left out.
+@dataclass(slots=True)
+class _Elements:
+    """Elements by their local names: the metadata's own, and all; vendors' topmost ones."""
 
-    In one pass: what is nested deeply must not cost more.
-    """
-    found: dict[str, list[Element]] = {}
+    own: dict[str, list[Element]] = field(default_factory=dict)
+    everywhere: dict[str, list[Element]] = field(default_factory=dict)
+    foreign: list[Element] = field(default_factory=list)
+
+
+def _elements(root: Element, namespace: str) -> _Elements:
+    """All elements, in one pass: what is nested deeply must not cost more."""
+    found = _Elements()
     waiting = [(root, 1, True)]
     while waiting:
         element, depth, own = waiting.pop()
         if depth > _MAX_DEPTH:
             raise MalformedMetadata(f"more than {_MAX_DEPTH} levels")
-        own = own and is_own(element, root)
-        if own:
-            found.setdefault(_local(element.tag), []).append(element)
+        name = _local(element.tag)
+        found.everywhere.setdefault(name, []).append(element)
+        if own and is_own(str(element.tag), namespace):
+            found.own.setdefault(name, []).append(element)
+        elif own:
+            found.foreign.append(element)
+            own = False
         waiting += [(one, depth + 1, own) for one in reversed(element)]
     return found
 
@@ -202,22 +235,16 @@ class _Associated:
 
 
 def _associate(known: dict[str, _Associated], participant: str, element: Element) -> None:
-    def streams(name: str) -> dict[str, None]:
-        found: dict[str, None] = {}
-        for one in element:
-            if _local(one.tag) == name:
-                ids = [_text(id) for id in one if _local(id.tag) == "id"] or [_text(one)]
-                found |= dict.fromkeys(filter(None, ids))
-        return found
-
-    stated = any(_local(one.tag) in ("send", "recv") for one in element)
+    stated = [(name, one) for one in element if (name := _local(one.tag)) in ("send", "recv")]
     if not stated and "assoc" not in _local(element.tag):
         return
     associated = known.setdefault(participant, _Associated())
     if "assoc" in _local(element.tag) and _is_over(element):
         return
-    associated.sends |= streams("send")
-    associated.receives |= streams("recv")
+    for name, one in stated:
+        ids = [_text(id) for id in one if _local(id.tag) == "id"] or [_text(one)]
+        streams = associated.sends if name == "send" else associated.receives
+        streams |= dict.fromkeys(filter(None, ids))
 
 
 def _left(elements: Iterable[Element]) -> tuple[tuple[str, str], ...]:
@@ -238,14 +265,21 @@ def _find(element: Element, name: str) -> Iterator[Element]:
     return (one for one in element if _local(one.tag) == name)
 
 
-@lru_cache(maxsize=1024)
 def _local(tag: object) -> str:
     """An element's name in lower case, without namespace or an undeclared prefix."""
-    return str(tag).rpartition("}")[2].rpartition(":")[2].lower()
+    text = str(tag)
+    return _known_local(text) if len(text) <= _LONGEST_NAME else _known_local.__wrapped__(text)
+
+
+@lru_cache(maxsize=1024)
+def _known_local(tag: str) -> str:
+    return tag.rpartition("}")[2].rpartition(":")[2].lower()
 
 
 def _attribute(element: Element, *names: str) -> str:
     for name in names:
+        if (plain := element.get(name)) is not None:
+            return plain.strip()
         for key, value in element.attrib.items():
             if key.rpartition("}")[2].lower() == name:
                 return value.strip()

@@ -220,6 +220,10 @@ class RecordingSession:
         """M-lines that are being recorded or paused."""
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")
 
+    def streams_paused(self) -> tuple[int, ...]:
+        """M-lines that are on hold."""
+        return tuple(one.index for one in self._now.streams.values() if one.state == "paused")
+
     def document(self) -> SessionDocument:
         """All that is known now."""
         now = self._now

@@ -65,6 +65,7 @@ class Database:
         self._queue: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._open = False
+        self._connected: Connection | None = None  # the writer's
         self._committed_at: float | None = None  # of the latest commit, if no failure followed
 
     async def start(self) -> None:
@@ -163,8 +164,10 @@ class Database:
                 while self._open and not self._queue:
                     self._changed.wait()
                 group = [self._queue.popleft() for _ in range(min(len(self._queue), _GROUP_LIMIT))]
-            if not group:
-                return  # closed, and nothing is left
+            if not group:  # closed, and nothing is left
+                if self._connected is not None:
+                    self._connected.close()
+                return
             # Cancelled before it began: then it shall not happen any more.
             group = [work for work in group if not work.future.cancelled()]
             if group:
@@ -215,14 +218,18 @@ class Database:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Connection]:
-        with self._write_engine.connect() as connection:
-            try:
-                yield connection
-            except BaseException:
-                # After a full disk or an I/O error SQLite has rolled back by itself: what state
-                # its connection is in is not worth finding out.
-                connection.invalidate()
-                raise
+        """The writer's connection, the same as long as it is sound."""
+        connection = self._connected or self._write_engine.connect()
+        self._connected = None
+        try:
+            yield connection
+        except BaseException:
+            # After a full disk or an I/O error SQLite has rolled back by itself: what state
+            # its connection is in is not worth finding out.
+            connection.invalidate()
+            connection.close()
+            raise
+        self._connected = connection
 
     def _resolve(self, group: list[_Work]) -> None:
         """Hand the outcomes to the callers, some of whom may have gone. In the event loop."""

@@ -24,11 +24,14 @@ class SipMessage:
         return self.text.partition("\n")[0].strip().removesuffix(" SIP/2.0")
 
 
-def append(connection: Connection, session_id: str, messages: Sequence[SipMessage]) -> None:
-    """Add messages to a stored session's ladder."""
+_INSERT = sip_messages.insert()
+
+
+def append(connection: Connection, messages: Sequence[tuple[str, SipMessage]]) -> None:
+    """Add messages to the ladders of stored sessions, whose ids come with them."""
     if messages:
         connection.execute(
-            sip_messages.insert(),
+            _INSERT,
             [
                 {
                     "session_id": session_id,
@@ -37,7 +40,7 @@ def append(connection: Connection, session_id: str, messages: Sequence[SipMessag
                     "peer": one.peer,
                     "text": one.text,
                 }
-                for one in messages
+                for session_id, one in messages
             ],
         )
 

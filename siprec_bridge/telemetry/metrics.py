@@ -59,9 +59,12 @@ class Metrics:
             "new calls that were not taken, by what was in the way",
             ("reason",),
         )
-        for reason in ("draining", "capacity", "disk", "rate", "not_siprec"):
+        for reason in ("draining", "capacity", "disk", "overload", "rate", "not_siprec"):
             self.calls_turned_away_total.labels(reason=reason)
         self.sessions_active = gauge("sessions_active", "sessions being recorded")
+        self.loop_lag_seconds = gauge(
+            "loop_lag_seconds", "how late the bridge is; above 0.4 it turns new calls away"
+        )
         self.session_duration_seconds = histogram(
             "session_duration_seconds", "length of a recording session", _SECONDS_OF_A_CALL
         )

@@ -143,6 +143,7 @@ async def test_an_event_that_is_too_large_is_parked_and_its_neighbours_arrive(
         heard = await take(queue, distinct=39)
 
         await eventually(lambda: delivery.count("parked") == 1, "the parking")
+        await eventually(lambda: delivery.count("delivered") == 39, "the others' confirms")
         (parked,) = await delivery.parked()
         assert (await delivery.backlog()).pending == 0
     assert set(ids(heard)) == {one.id for one in small}

@@ -150,10 +150,11 @@ async def test_what_is_sent_while_paused_is_not_kept(tmp_path: Path) -> None:
         await media.pause(f"{SESSION}-0", False, datetime.now(UTC))
         send(sent[100:], port.rtp_port)
 
-        await media.close([f"{SESSION}-0"])
+        (report,) = await media.close([f"{SESSION}-0"])
 
     (leg,) = finish_session(tmp_path, SESSION, 8000).legs
     _, pcm = read_wav(tmp_path / leg.file)
+    assert (report.packets, report.lost) == (100, 0)
     assert len(pcm) == 24000
     assert pcm[:8000].any()
     assert not pcm[8000:16000].any()

@@ -2,17 +2,20 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from harness.bridge import eventually
 from harness.desk import Office, office
 from harness.rtp import packets, send, tone
 from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
+from siprec_bridge.media import MediaEvent
 from siprec_bridge.recording import Capacity
 from siprec_bridge.sip import (
     AckReceived,
@@ -21,7 +24,9 @@ from siprec_bridge.sip import (
     InviteCancelled,
     InviteReceived,
     Request,
+    RequestAnswered,
     RequestReceived,
+    Response,
     UpdateReceived,
     parse,
 )
@@ -363,6 +368,7 @@ async def test_a_draining_service_sends_new_calls_elsewhere(tmp_path: Path) -> N
     [
         (Capacity(max_calls=1), "capacity"),
         (Capacity(min_free_disk=1000, free_disk=999), "disk"),
+        (Capacity(lag=1.0), "overload"),
     ],
 )
 async def test_a_full_service_sends_new_calls_elsewhere_and_takes_them_again(
@@ -376,7 +382,7 @@ async def test_a_full_service_sends_new_calls_elsewhere_and_takes_them_again(
         late = message("INVITE", multipart())
         here.service.on_sip(InviteReceived("late", other, late, PEER, True))
         here.service.on_sip(RequestReceived("options", None, message("OPTIONS"), PEER))
-        capacity.max_calls, capacity.free_disk = 0, 1001
+        capacity.max_calls, capacity.free_disk, capacity.lag = 0, 1001, 0.1
         here.service.on_sip(InviteReceived("again", other, late, PEER, True))
         assert await answered(here, "again") == 200
 
@@ -473,3 +479,75 @@ async def test_nobody_is_asked_for_a_document_who_does_not_say_that_he_can(tmp_p
 
     assert here.phone.asked == []
     assert any("not well-formed" in one for one in row.warnings)
+
+
+def silent(here: Office, index: int, name: str = "silent") -> MediaEvent:
+    session_id = next(iter(here.service._recorders))
+    return MediaEvent(name, f"{session_id}-{index}", session_id, str(index))
+
+
+async def test_an_src_that_sends_nothing_and_answers_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siprec_bridge.recording.recorder._PROBE_S", 0.05)
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        assert await answered(here) == 200
+        for index in (0, 1):
+            here.service.on_media(silent(here, index))
+        for number in range(1, 4):
+            await eventually(lambda n=number: len(here.phone.asked) >= n, "a probe")  # type: ignore[misc]
+            here.service.on_sip(RequestAnswered(DIALOG, "OPTIONS", Response(408, "Timeout")))
+        await finished(here)
+        (row,) = await sessions(here)
+
+    assert row.end_cause == "peer_gone"
+    assert (DIALOG, "BYE") in here.phone.asked
+
+
+async def test_an_src_that_answers_or_is_heard_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siprec_bridge.recording.recorder._PROBE_S", 0.05)
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        assert await answered(here) == 200
+        await asyncio.sleep(0.2)
+        before_silence = list(here.phone.asked)
+        for index in (0, 1):
+            here.service.on_media(silent(here, index))
+        await eventually(lambda: bool(here.phone.asked), "a probe")
+        for status in (408, 408, 200, 408, 408, 405):
+            here.service.on_sip(RequestAnswered(DIALOG, "OPTIONS", Response(status, "")))
+        here.service.on_media(silent(here, 1, "heard_again"))
+        await asyncio.sleep(0.1)
+        probes = len(here.phone.asked)
+        await asyncio.sleep(0.2)
+        row = await hang_up(here)
+
+    assert before_silence == []
+    assert {method for _, method in here.phone.asked} == {"OPTIONS"}
+    assert len(here.phone.asked) == probes  # nobody asks whom he hears
+    assert row.end_cause == "bye"
+
+
+async def test_while_calls_wait_for_their_answers_too_long_new_ones_are_sent_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siprec_bridge.recording.capacity._MOST_WAIT_S", 0.1)
+    async with office(tmp_path) as here:
+        slow, write = asyncio.Event(), here.database.write
+
+        async def write_slowly(work: Callable[[Connection], object]) -> object:
+            await slow.wait()
+            return await write(work)
+
+        monkeypatch.setattr(here.database, "write", write_slowly)
+        here.service.on_sip(invite())
+        await asyncio.sleep(0.2)
+        here.service.on_sip(replace(invite(id="i2"), dialog=DialogId("call-2", "ours", "src")))
+        slow.set()
+        first = await answered(here)
+        here.service.on_sip(replace(invite(id="i3"), dialog=DialogId("call-3", "ours", "src")))
+
+        assert (first, await answered(here, "i2"), await answered(here, "i3")) == (200, 503, 200)

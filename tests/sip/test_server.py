@@ -25,6 +25,7 @@ from siprec_bridge.sip import (
     Malformed,
     Output,
     Peer,
+    Request,
     RequestAnswered,
     RequestReceived,
     Send,
@@ -420,7 +421,7 @@ def test_a_peer_that_knows_nothing_of_the_call_at_its_refresh_ends_it() -> None:
 
     _, outputs = refreshed(srs, 481)
 
-    assert ended(outputs) == ["session_expired"]
+    assert ended(outputs) == ["peer_gone"]
 
 
 @pytest.mark.parametrize(
@@ -497,6 +498,51 @@ def test_our_requests_go_along_the_recorded_route(
     assert answer.headers.get_all("Record-Route") == recorded
     assert (asked.uri, asked.headers.values("Route")) == (uri, routes)
     assert "+sip.srs" in (asked.headers.get("Contact") or "")
+
+
+def asked(srs: SipServer, dialog: DialogId, method: str, now: float) -> Request:
+    (ours,) = requests(srs.request(dialog, method, now=now))
+    return ours
+
+
+def answer_to(ours: Request, status: int) -> bytes:
+    lines = [f"SIP/2.0 {status} Whatever", *(f"Via: {via}" for via in ours.headers.get_all("Via"))]
+    lines += [f"{name}: {ours.headers.get(name)}" for name in ("From", "To", "Call-ID", "CSeq")]
+    return "\r\n".join([*lines, "Content-Length: 0", "", ""]).encode()
+
+
+def test_a_peer_that_knows_nothing_of_the_dialog_has_ended_it() -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    outputs = srs.receive(answer_to(asked(srs, dialog, "OPTIONS", 50.0), 481), PEER, 50.1)
+
+    assert ended(outputs) == ["peer_gone"]
+    assert srs.dialogs == 0
+
+
+@pytest.mark.parametrize("status", [200, 405, 501, 488])
+def test_any_other_answer_to_a_question_of_ours_leaves_the_call_alone(status: int) -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+
+    outputs = srs.receive(answer_to(asked(srs, dialog, "OPTIONS", 50.0), status), PEER, 50.1)
+
+    assert [one.response.status for one in outputs if isinstance(one, RequestAnswered)] == [status]
+    assert ended(outputs) == []
+
+
+def test_a_question_that_stays_unanswered_is_told_and_ends_nothing() -> None:
+    srs = new_server()
+    asked(srs, in_call(srs), "UPDATE", 50.0)
+    told: list[Output] = []
+
+    while (at := srs.next_deadline()) is not None and at < 120:
+        told += srs.advance(at)
+
+    assert [one.response.status for one in told if isinstance(one, RequestAnswered)] == [408]
+    assert ended(told) == []
+    assert srs.dialogs == 1
 
 
 def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() -> None:

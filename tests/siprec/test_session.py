@@ -434,11 +434,35 @@ def test_vendor_data_is_kept_and_its_call_ids_get_one_name() -> None:
     assert len(document.participants) == 2
 
 
-def test_entities_are_refused() -> None:
-    bomb = b'<!DOCTYPE r [<!ENTITY a "aaaa">]><recording>&a;</recording>'
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("utf-8", ""),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("cp037", "cp037"),  # EBCDIC: the DTD would not be seen in the octets
+        ("utf-7", "UTF-7"),
+        ("latin-1", "ISO-8859-1"),
+    ],
+)
+def test_entities_are_refused_in_whatever_encoding(encoding: str, declared: str) -> None:
+    bomb = '<!DOCTYPE recording [<!ENTITY a "aaaa">]><recording>&a;</recording>'
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    wide = encoding.startswith("utf-16")
+    data = (declaration + bomb).encode(encoding) if wide else declaration.encode()
+    data = data if wide else data + bomb.encode(encoding)
 
     with pytest.raises(MalformedMetadata):
-        parse_metadata(bomb)
+        parse_metadata(data)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "iso-8859-1", "windows-1252"])
+def test_a_document_is_read_in_the_encoding_that_it_declares(encoding: str) -> None:
+    text = METADATA.replace("UTF-8", encoding.upper()).replace("Alice", "Zoë")
+
+    metadata = parse_metadata(text.encode(encoding))
+
+    assert [one.name for one in metadata.participants] == ["Zoë", "Bob"]
 
 
 def test_octets_that_are_no_utf_8_are_stored_as_latin_1_and_echoed_as_they_came() -> None:
