@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import os
 import ssl
 import sys
 from collections.abc import Callable, Coroutine
@@ -92,6 +93,8 @@ def serve(config: ConfigFile = None) -> None:
 
     settings, options = from_environment(config)
     configure_logs(settings.log_level, settings.log_format)
+    # What is said, and who said it, is for our own user and group. It never grants more.
+    os.umask(os.umask(0o077) | 0o007)
     asyncio.run(run(settings, options))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from harness.rabbitmq import RabbitMq
@@ -15,6 +16,13 @@ settings.register_profile(
     max_examples=100,
 )
 settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A test that sets up logging does so for itself alone."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

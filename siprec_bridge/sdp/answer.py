@@ -30,12 +30,16 @@ class MediaPolicy:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """What becomes of one m-line. `reason` says why it is refused; `direction` is the answer's."""
+    """What becomes of one m-line. `direction` is the answer's.
+
+    `reason` says why it is refused, and `warn_code` the same as a number. RFC 3261 §20.43.
+    """
 
     index: int
     label: str | None
     accepted: bool
     reason: str = ""
+    warn_code: int = 399
     direction: str = "recvonly"
     codecs: tuple[Codec, ...] = ()
     remote: tuple[str, int] = ("", 0)
@@ -109,19 +113,19 @@ def offer(
 
 
 def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
-    def refused(reason: str) -> StreamPlan:
-        return StreamPlan(index, media.label, False, reason, "inactive")
+    def refused(reason: str, warn_code: int = 399) -> StreamPlan:
+        return StreamPlan(index, media.label, False, reason, warn_code, "inactive")
 
     if media.port == 0:
         return refused("offered at port 0")
     if media.kind != "audio":
-        return refused(f"{media.kind} is not recorded")
+        return refused(f"{media.kind} is not recorded", 304)
     if media.protocol not in _PROTOCOLS:
-        return refused(f"{media.protocol} is not supported")
+        return refused(f"{media.protocol} is not supported", 302)
     known = media.codecs
     voice = tuple(codec for codec in known if codec.name in policy.codecs)
     if not voice:
-        return refused("no codec in common")
+        return refused("no codec in common", 305)
     events = tuple(codec for codec in known if codec.name == _EVENTS and policy.telephone_event)
     host = media.connection or ""
     # An address of all zeros is the hold of RFC 2543.

@@ -10,6 +10,7 @@ from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.headers import parse_name_addr, split_params
 from siprec_bridge.sip.message import Request
 from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.uri import parse_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,18 @@ class Dialog:
         times = [one.next_at for one in self.unacknowledged.values()]
         times += [at for at in (self.expires_at, self.refresh_at) if at is not None]
         return min(times, default=None)
+
+    def path(self) -> tuple[str, tuple[str, ...]]:
+        """The Request-URI and the Route of a request of ours. RFC 3261 §12.2.1.1."""
+        try:
+            first = parse_name_addr(self.route_set[0]) if self.route_set else None
+            strict = first is not None and "lr" not in parse_uri(first.uri).params
+        except MalformedMessage:
+            return self.remote_target, self.route_set
+        if first is None or not strict:
+            return self.remote_target, self.route_set
+        # A strict router looks at the Request-URI alone: the target goes to the end of the route.
+        return first.uri, (*self.route_set[1:], f"<{self.remote_target}>")
 
     def follow(self, request: Request, peer: Peer) -> None:
         """Take over what a request in the dialog changes: number, target and path."""

@@ -35,9 +35,11 @@ from siprec_bridge.sip.uri import parse_uri
 RequestId = str
 
 ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
+_NOT_FOR_US = ("PRACK", "PUBLISH", "REFER", "REGISTER", "SUBSCRIBE")
 SUPPORTED = ("siprec", "timer")
 _MAGIC = "z9hG4bK"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*+):")
+_SCHEMES = ("sip", "sips", "tel")
 _MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
 _CHANGES = ("INVITE", "UPDATE")
 
@@ -356,9 +358,10 @@ class SipServer:
     def _take_new(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request
         if request.method not in ALLOW:
-            raise Refused(405, REASONS[405], (("Allow", ", ".join(ALLOW)),))
+            status = 405 if request.method in _NOT_FOR_US else 501  # RFC 3261 §8.2.1, §21.5.2
+            raise Refused(status, REASONS[status], (("Allow", ", ".join(ALLOW)),))
         scheme = _SCHEME.match(request.uri)
-        if not request.to.tag and scheme is not None and scheme[1].lower() not in ("sip", "sips"):
+        if not request.to.tag and scheme is not None and scheme[1].lower() not in _SCHEMES:
             raise Refused(416, REASONS[416])  # RFC 3261 §8.2.2.1
         unsupported = [
             name for name in request.headers.values("Require") if name.lower() not in SUPPORTED
@@ -558,9 +561,9 @@ class SipServer:
         if status > 100 and not request.to.tag:
             tag = dialog.id.local_tag if dialog is not None else self._token()
             headers.set("To", f"{request.headers.get('To', '')};tag={tag}")
-        if status == 100 and (stamp := request.headers.get("Timestamp")) is not None:
-            headers.add("Timestamp", stamp)
         success = 200 <= status < 300
+        if (status == 100 or success) and (stamp := request.headers.get("Timestamp")) is not None:
+            headers.add("Timestamp", stamp)
         if success and request.method in ("INVITE", "UPDATE", "OPTIONS"):
             for route in request.headers.get_all("Record-Route"):
                 headers.add("Record-Route", route)
@@ -623,6 +626,7 @@ class SipServer:
             peer = replace(peer, elsewhere=_next_hop(dialog))
         branch = f"{_MAGIC}{self._token()}"
         host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
+        target, routes = dialog.path()
         headers = Headers(
             [
                 (
@@ -631,7 +635,7 @@ class SipServer:
                     f"branch={branch};rport",
                 ),
                 ("Max-Forwards", "70"),
-                *(("Route", route) for route in dialog.route_set),
+                *(("Route", route) for route in routes),
                 ("From", dialog.local),
                 ("To", dialog.remote),
                 ("Call-ID", dialog.id.call_id),
@@ -643,7 +647,7 @@ class SipServer:
         )
         if content_type is not None:
             headers.add("Content-Type", content_type)
-        data = serialize(Request(method, dialog.remote_target, headers, body))
+        data = serialize(Request(method, target, headers, body))
         transaction = Transaction.client(
             data, invite=False, timers=self._timers, reliable=peer.reliable, now=now
         )
@@ -667,7 +671,8 @@ class SipServer:
         dialog = self._dialogs.get(asked.dialog)
         if dialog is None:
             return out
-        if asked.refresh and response.status < 300:
+        if asked.refresh and response.status not in (408, 481):
+            # Also one who refuses, perhaps for want of UPDATE, is there: his call is not cut off.
             dialog.start_timer(dialog.interval, now)
             self._schedule(dialog)
         elif response.status == 481:  # the peer knows nothing of it: RFC 3261 §12.2.1.2

@@ -11,6 +11,8 @@ from siprec_bridge.sip import MalformedMessage, Refused, split_params
 SDP_TYPE = "application/sdp"
 METADATA_TYPES = ("application/rs-metadata+xml", "application/rs-metadata")
 ACCEPT = (SDP_TYPE, *METADATA_TYPES, "multipart/mixed")
+_METADATA_DISPOSITION = "recording-session"
+_ANY_XML = ("", "application/xml", "text/xml")
 _MAX_PARTS = 50
 _LF = 0x0A
 _MAX_PART_HEAD = 8192
@@ -99,12 +101,14 @@ def _read_parts(parts: list[bytes]) -> Body:
         else:
             head, _, content = _partition_head(part)
         kind = _part_header(head, "content-type", "c")[0].lower()
-        _, disposition = _part_header(head, "content-disposition")
+        disposition, params = _part_header(head, "content-disposition")
+        # Where the type says XML only, the disposition tells that it is metadata.
+        named = kind in _ANY_XML and disposition.lower() == _METADATA_DISPOSITION
         if kind == SDP_TYPE and sdp is None:
             sdp = content
-        elif kind in METADATA_TYPES and metadata is None:
+        elif (kind in METADATA_TYPES or named) and metadata is None:
             metadata = content
-        elif disposition.get("handling", "").lower() == "required":
+        elif params.get("handling", "").lower() == "required":
             # RFC 3261 §20.11: who cannot handle such a part has to refuse the whole.
             raise Refused(415, "Unsupported Media Type", (("Accept", ", ".join(ACCEPT)),))
         elif kind.startswith("multipart/"):

@@ -4,13 +4,14 @@ Consumers join transcripts to their call records by these. Whatever else a vendo
 metadata is kept as it is.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, tostring
 
 from siprec_bridge.sip import Headers, readable
 
 _LONGEST = 512
 _MOST_EXTENSIONS = 100
+_DRAFTS = ("{urn:ietf:params:xml:ns:recording", "{urn:ietf:params:xml:ns:siprec")
 
 # Header (lower case) to name. Session-ID is RFC 7989, User-to-User RFC 7433.
 _HEADERS = {
@@ -60,22 +61,19 @@ def call_ids_of_metadata(by_name: Mapping[str, Sequence[Element]]) -> dict[str, 
     return found
 
 
-def extensions(root: Element, namespace: str) -> tuple[str, ...]:
-    """The topmost elements that are not of the metadata's own namespace, as XML."""
+def is_own(tag: str, namespace: str) -> bool:
+    """Whether an element is of the metadata itself, whose root has this namespace.
+
+    All else is a vendor's, and what is in it as well.
+    """
+    if tag[-13:].lower() == "extensiondata":
+        return False
+    # Some documents mix the namespaces of several drafts.
+    return tag[:1] != "{" or tag.startswith((f"{{{namespace}}}", *_DRAFTS))
+
+
+def extensions(topmost: Sequence[Element]) -> tuple[str, ...]:
+    """Vendors' elements as XML."""
     return tuple(
-        tostring(element, encoding="unicode").strip()
-        for _, element in zip(range(_MOST_EXTENSIONS), _foreign(root, namespace), strict=False)
+        tostring(element, encoding="unicode").strip() for element in topmost[:_MOST_EXTENSIONS]
     )
-
-
-def _foreign(root: Element, namespace: str) -> Iterator[Element]:
-    own = f"{{{namespace}}}" if namespace else ""
-    waiting = list(root)[::-1]
-    while waiting:
-        element = waiting.pop()
-        tag = str(element.tag)
-        foreign = not tag.startswith(own) or (not own and tag.startswith("{"))
-        if foreign or tag[-13:].lower() == "extensiondata":
-            yield element
-        else:
-            waiting += list(element)[::-1]

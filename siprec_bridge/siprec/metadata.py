@@ -6,13 +6,13 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
-from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions
+from siprec_bridge.siprec.extensions import call_ids_of_metadata, extensions, is_own
 
 MAX_BYTES = 1 << 20
 _MAX_TAGS = 3000  # opening and closing ones: nearly two hundred participants
@@ -87,6 +87,7 @@ class Metadata:
     participants: tuple[ParticipantData, ...] = ()
     streams: tuple[StreamData, ...] = ()
     associations: tuple[Association, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()  # participant and the session that he is not in any more
     call_ids: Mapping[str, str] = field(default_factory=dict)  # vendors' names for the call
     extensions: tuple[str, ...] = ()  # vendors' elements, as XML
 
@@ -124,13 +125,16 @@ def _decode(xml: bytes) -> str:
         declared = _DECLARED.match(xml)
         encoding = declared[1].decode().lower() if declared is not None else "utf-8"
     try:
-        return xml.decode(_ENCODINGS[encoding]).strip(" \t\r\n\0\ufeff")
+        text = xml.decode(_ENCODINGS[encoding]).strip(" \t\r\n\0\ufeff")
     except (KeyError, UnicodeDecodeError) as error:
         raise MalformedMetadata(f"not well-formed: it is no {encoding}") from error
+    # Some send more than the document, such as what was in their buffer.
+    return text[: text.rfind(">") + 1] or text
 
 
 def _read(root: Element, namespace: str) -> Metadata:
-    by_name = _by_name(root)
+    found = _elements(root, namespace)
+    by_name = found.own
     mode = next((_text(one) for one in by_name.get("datamode", ())), "complete").lower()
     participants: list[ParticipantData] = []
     associations: dict[str, _Associated] = {}
@@ -156,21 +160,37 @@ def _read(root: Element, namespace: str) -> Metadata:
             Association(id, tuple(one.sends), tuple(one.receives))
             for id, one in associations.items()
         ),
-        call_ids=call_ids_of_metadata(by_name),
-        extensions=extensions(root, namespace),
+        call_ids=call_ids_of_metadata(found.everywhere),
+        left=_left(by_name.get("participantsessionassoc", ())),
+        extensions=extensions(found.foreign),
     )
 
 
-def _by_name(root: Element) -> dict[str, list[Element]]:
-    """Every element by its local name, in one pass: what is nested deeply must not cost more."""
-    found: dict[str, list[Element]] = {}
-    waiting = [(root, 1)]
+@dataclass(slots=True)
+class _Elements:
+    """Elements by their local names: the metadata's own, and all; vendors' topmost ones."""
+
+    own: dict[str, list[Element]] = field(default_factory=dict)
+    everywhere: dict[str, list[Element]] = field(default_factory=dict)
+    foreign: list[Element] = field(default_factory=list)
+
+
+def _elements(root: Element, namespace: str) -> _Elements:
+    """All elements, in one pass: what is nested deeply must not cost more."""
+    found = _Elements()
+    waiting = [(root, 1, True)]
     while waiting:
-        element, depth = waiting.pop()
+        element, depth, own = waiting.pop()
         if depth > _MAX_DEPTH:
             raise MalformedMetadata(f"more than {_MAX_DEPTH} levels")
-        found.setdefault(_local(element.tag), []).append(element)
-        waiting += [(one, depth + 1) for one in reversed(element)]
+        name = _local(element.tag)
+        found.everywhere.setdefault(name, []).append(element)
+        if own and is_own(str(element.tag), namespace):
+            found.own.setdefault(name, []).append(element)
+        elif own:
+            found.foreign.append(element)
+            own = False
+        waiting += [(one, depth + 1, own) for one in reversed(element)]
     return found
 
 
@@ -219,10 +239,25 @@ def _associate(known: dict[str, _Associated], participant: str, element: Element
     if not stated and "assoc" not in _local(element.tag):
         return
     associated = known.setdefault(participant, _Associated())
+    if "assoc" in _local(element.tag) and _is_over(element):
+        return
     for name, one in stated:
         ids = [_text(id) for id in one if _local(id.tag) == "id"] or [_text(one)]
         streams = associated.sends if name == "send" else associated.receives
         streams |= dict.fromkeys(filter(None, ids))
+
+
+def _left(elements: Iterable[Element]) -> tuple[tuple[str, str], ...]:
+    """Who has left which session; of several associations of the two the last one counts."""
+    over: dict[tuple[str, str], bool] = {}
+    for element in elements:
+        participant = _attribute(element, "participant_id", "participant")
+        over[participant, _attribute(element, "session_id", "session")] = _is_over(element)
+    return tuple(pair for pair, is_over in over.items() if is_over)
+
+
+def _is_over(association: Element) -> bool:
+    return any(_text(one) for one in _find(association, "disassociate-time"))
 
 
 def _find(element: Element, name: str) -> Iterator[Element]:

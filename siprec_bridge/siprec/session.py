@@ -4,7 +4,7 @@ RFC 7866 §7 and §8. An offer is taken as a whole: `withdraw` undoes the last o
 side could not follow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
+_MAX_SESSIONS = 500  # the newest ones of a recording session that never ends
 _LONGEST_WARNING = 512
 
 
@@ -75,6 +76,8 @@ class _Negotiated:
     participants: dict[str, Participant] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)  # stream id of the metadata -> its label
     sends: dict[str, tuple[str, ...]] = field(default_factory=dict)  # participant -> stream ids
+    stream_sessions: dict[str, str] = field(default_factory=dict)  # stream id -> session id
+    described: tuple[str, ...] = ()  # participants in the order in which they were described
     groups: tuple[str, ...] = ()
     sessions: tuple[str, ...] = ()
     sip_session_ids: tuple[str, ...] = ()
@@ -96,6 +99,7 @@ class _Negotiated:
             participants=dict(self.participants),
             labels=dict(self.labels),
             sends=dict(self.sends),
+            stream_sessions=dict(self.stream_sessions),
             call_ids=dict(self.call_ids),
             warnings=list(self.warnings),
         )
@@ -252,13 +256,8 @@ class RecordingSession:
         plans = sdp.plan(offer, self._policy)
         offered = [media for media in offer.media if media.port != 0]
         if (offered or not self._now.streams) and not any(one.accepted for one in plans):
-            # Each once and not all: the answer must not be longer than the question.
-            reasons = "; ".join(dict.fromkeys(one.reason for one in plans)) or "no m-line"
-            reasons = reasons[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
             self.withdraw()
-            raise Refused(
-                488, "Not Acceptable Here", (("Warning", f'399 siprec-bridge "{reasons}"'),)
-            )
+            raise Refused(488, "Not Acceptable Here", _refusal_warnings(plans))
         self._now.offer, self._now.plans = offer, plans
         opened: list[StreamToRecord] = []
         changed: list[StreamToRecord] = []
@@ -381,8 +380,8 @@ class RecordingSession:
                 one.participant_id for stream in now.streams.values() for one in stream.presences
             }
             now.participants = {id: one for id, one in now.participants.items() if id in heard}
-            now.labels, now.sends = {}, {}
-            now.groups, now.sessions, now.sip_session_ids = (), (), ()
+            now.labels, now.sends, now.stream_sessions, now.described = {}, {}, {}, ()
+            now.groups = ()
             now.extensions = ()
         for one in metadata.participants:
             old = now.participants.get(one.id)
@@ -391,16 +390,27 @@ class RecordingSession:
                 name=one.name or (old.name if old else None),
                 aor=one.aor or (old.aor if old else None),
             )
+        now.described = _joined(now.described, tuple(one.id for one in metadata.participants))
         now.labels |= {one.id: one.label for one in metadata.streams if one.label}
+        now.stream_sessions |= {one.id: one.session_id for one in metadata.streams}
         now.sends |= {one.participant_id: one.sends for one in metadata.associations}
+        for participant, session in metadata.left:
+            if participant in now.sends:
+                now.sends[participant] = tuple(
+                    stream
+                    for stream in now.sends[participant]
+                    if session and now.stream_sessions.get(stream, session) != session
+                )
         now.groups = _joined(
             now.groups, metadata.groups + tuple(one.group_id for one in metadata.sessions)
         )
+        # Also those that are over, which a complete document leaves out: they are recorded here.
         now.sessions = _joined(now.sessions, tuple(one.id for one in metadata.sessions))
+        now.sessions = now.sessions[-_MAX_SESSIONS:]
         now.sip_session_ids = _joined(
             now.sip_session_ids,
             tuple(id for one in metadata.sessions for id in one.sip_session_ids),
-        )
+        )[-_MAX_SESSIONS:]
         now.call_ids |= metadata.call_ids
         now.extensions = _joined(now.extensions, metadata.extensions)
         if any(one.participant_id not in now.participants for one in metadata.associations):
@@ -437,13 +447,18 @@ class RecordingSession:
                 self._warn("labels of metadata and SDP differ: matched by order")
                 labels = dict(zip(labels, order, strict=True))
         senders: dict[str, dict[str, None]] = {}
+        if not now.sends and len(labels) == len(now.described) > 0:
+            # A guess, but the one that holds for the SRCs that leave the association out.
+            self._warn("metadata names no sender: participants matched to streams by order")
+            for name, id in zip(labels.values(), now.described, strict=True):
+                senders.setdefault(name, {})[id] = None
         for participant, streams in now.sends.items():
             for stream in streams:
                 if (label := labels.get(stream)) is not None and participant in now.participants:
                     senders.setdefault(label, {})[participant] = None
-        for label in senders:
-            if label not in named:
-                self._warn(f"metadata names label {label}, SDP does not")
+        for name in senders:
+            if name not in named:
+                self._warn(f"metadata names label {name}, SDP does not")
         return senders
 
     def _warn(self, text: str) -> None:
@@ -457,6 +472,22 @@ def _read_sdp(body: bytes) -> SessionDescription:
         return sdp.parse(body)
     except MalformedSdp as error:
         raise Refused(400, f"Malformed SDP ({error})") from error
+
+
+def _refusal_warnings(plans: Sequence[StreamPlan]) -> tuple[tuple[str, str], ...]:
+    """Warning headers that say why no m-line was accepted, one for each code."""
+    reasons: dict[int, list[str]] = {}
+    # Each once and not all: the answer must not be longer than the question.
+    for code, reason in dict.fromkeys((one.warn_code, one.reason) for one in plans):
+        reasons.setdefault(code, []).append(reason)
+    return tuple(
+        ("Warning", f'{code} siprec-bridge "{_quotable("; ".join(texts))}"')
+        for code, texts in (reasons or {399: ["no m-line"]}).items()
+    )
+
+
+def _quotable(text: str) -> str:
+    return text[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
 
 
 def _to_record(stream: _Stream) -> StreamToRecord:

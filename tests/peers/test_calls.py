@@ -50,6 +50,26 @@ async def test_each_partys_voice_ends_on_its_own_wav_with_its_own_length(
     assert loudest_frequency(both[:12000, 1], rate) == pytest.approx(1000, abs=5)
 
 
+async def test_nothing_that_is_kept_of_a_call_is_for_everybody_to_read(tmp_path: Path) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    data = tmp_path / "data"
+    async with (
+        running_bridge(data, WHISPER_BINARY_PATH=speaks) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge)
+        await finals(bridge, events)
+        modes = {
+            one.name: one.stat().st_mode
+            for one in data.rglob("*")
+            if one.is_file() and one != bridge.log_file
+        }
+
+    kinds = {Path(name).suffix for name in modes}
+    assert {".db", ".spool", ".wav", ".json"} <= kinds
+    assert [name for name, mode in modes.items() if mode & 0o007] == []
+
+
 async def test_a_listener_hears_the_whole_story_in_order_and_can_resume(tmp_path: Path) -> None:
     speaks = str(recogniser(tmp_path, "speaks"))
     async with running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge:

@@ -1,6 +1,7 @@
 """One call at a desk with real media and store: answered, changed, ended; and when it cannot be."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -124,6 +125,120 @@ async def test_hold_resume_and_a_new_speaker_reach_the_listeners(tmp_path: Path)
         "session.started", "session.paused", "session.resumed", "session.updated", "session.ended",
     ]  # fmt: skip
     assert "Robert" in events[3].body
+
+
+async def test_a_bye_may_carry_the_last_metadata(tmp_path: Path) -> None:
+    last = METADATA.replace("<name>Bob", "<name>Robert").encode()
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(DialogEnded(DIALOG, "bye", message("BYE", last, METADATA_TYPE)))
+        await finished(here)
+        (row,) = await sessions(here)
+
+    assert (row.end_cause, row.warnings) == ("bye", ())
+    assert "Robert" in row.document
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [(b"?", "text/plain"), (b"<recording", METADATA_TYPE), (b"--b", "multipart/mixed")],
+)
+async def test_whatever_a_bye_carries_the_call_is_over(
+    tmp_path: Path, body: bytes, content_type: str
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(DialogEnded(DIALOG, "bye", message("BYE", body, content_type)))
+        await finished(here)
+        (row,) = await sessions(here)
+
+    assert row.end_cause == "bye"
+    assert "Alice" in row.document
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "answers_sdp"),
+    [
+        (b"", "", False),
+        (METADATA.encode(), METADATA_TYPE, False),
+        (METADATA.encode(), "application/rs-metadata", False),
+        (OFFER.encode(), "application/sdp", True),
+        (multipart(), "multipart/mixed;boundary=b", True),
+    ],
+    ids=["nothing", "metadata", "metadata of the draft", "sdp", "both"],
+)
+async def test_an_update_gets_sdp_for_sdp(
+    tmp_path: Path, body: bytes, content_type: str, answers_sdp: bool
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(
+            UpdateReceived("u1", DIALOG, message("UPDATE", body, content_type), PEER)
+        )
+        assert await answered(here, "u1") == 200
+        first, second = here.phone.answers["i1"].body, here.phone.answers["u1"].body
+
+    assert second == (first if answers_sdp else b"")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"hello", "application/sdp", 400),
+        (OFFER.replace("RTP/AVP", "RTP/SAVP").encode(), "application/sdp", 488),
+        (b"?", "text/plain", 415),
+    ],
+)
+async def test_a_change_that_is_refused_leaves_the_call_as_it_was(
+    tmp_path: Path, body: bytes, content_type: str, status: int
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        change = message("INVITE", body, content_type)
+        here.service.on_sip(InviteReceived("i2", DIALOG, change, PEER, False))
+        assert await answered(here, "i2") == status
+        here.service.on_sip(invite(id="i3", initial=False))
+        assert await answered(here, "i3") == 200
+        assert here.phone.answers["i3"].body == here.phone.answers["i1"].body
+
+
+@pytest.mark.parametrize("method", ["INFO", "MESSAGE", "NOTIFY"])
+async def test_an_info_in_a_call_is_answered_whatever_is_in_it(tmp_path: Path, method: str) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        dtmf = message(method, b"Signal=5\r\nDuration=160\r\n", "application/dtmf-relay")
+        here.service.on_sip(RequestReceived("r1", DIALOG, dtmf, PEER))
+
+        assert here.phone.answers["r1"].status == 200
+        assert here.service.active == 1
+
+
+async def test_nothing_is_ever_sent_to_where_the_media_comes_from(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as source:
+            source.bind(("127.0.0.1", 0))
+            offer = OFFER.replace("192.0.2.10", "127.0.0.1")
+            offer = offer.replace("30000", str(source.getsockname()[1])).replace(
+                "a=sendonly", "a=sendrecv"
+            )
+            here.service.on_sip(invite(multipart(sdp=offer)))
+            await answered(here)
+            line = sdp.parse(here.phone.answers["i1"].body).media[0]
+            for packet in packets(tone(440, 0.2)):
+                source.sendto(packet, ("127.0.0.1", line.port))
+            row = await hang_up(here)
+
+            source.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                source.recv(2048)
+
+    assert line.direction == "recvonly"
+    assert '"packets":10' in (row.audio or "")
 
 
 async def test_a_cancelled_change_does_not_end_the_call(tmp_path: Path) -> None:

@@ -93,6 +93,73 @@ def test_rtcp_goes_where_the_offer_says() -> None:
     assert [one[0].rtcp[1] for one in (explicit, muxed, plain)] == [5009, 5000, 5001]
 
 
+def test_feedback_profile_and_rtcp_mux_are_accepted_where_they_are_offered() -> None:
+    offer = one_line(
+        "m=audio 5000 RTP/AVPF 0\r\na=rtcp-mux\r\na=rtcp-fb:* nack\r\nm=audio 5002 RTP/AVP 0"
+    )
+
+    first, second = answered(offer).media
+
+    assert (first.protocol, first.rtcp_mux, first.port) == ("RTP/AVPF", True, 20000)
+    assert (second.protocol, second.rtcp_mux) == ("RTP/AVP", False)
+
+
+def test_refused_lines_keep_their_place_their_kind_and_their_protocol() -> None:
+    offer = one_line(
+        "m=video 5000 RTP/AVPF 96 97\r\na=label:v\r\nm=audio 5002 RTP/AVP 0\r\n"
+        "m=audio 5004 RTP/SAVP 0\r\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\r\n"
+        "m=application 5006 UDP/BFCP *\r\nm=image 0 udptl t38"
+    )
+
+    lines = answered(offer).media
+
+    assert [(one.kind, one.protocol, one.port) for one in lines] == [
+        ("video", "RTP/AVPF", 0),
+        ("audio", "RTP/AVP", 20002),
+        ("audio", "RTP/SAVP", 0),
+        ("application", "UDP/BFCP", 0),
+        ("image", "UDPTL", 0),
+    ]
+    assert all(one.formats for one in lines)
+    assert lines[2].attribute("crypto") is None
+
+
+@pytest.mark.parametrize(
+    ("connection", "direction"),
+    [
+        ("", "recvonly"),
+        ("c=IN IP4 192.0.2.7\r\n", "recvonly"),
+        ("c=IN IP4 224.2.36.42/127\r\n", "recvonly"),
+        ("c=IN IP6 2001:db8::7\r\n", "recvonly"),
+        ("c=IN IP4 src.example.com\r\n", "recvonly"),
+        ("c=IN\r\n", "recvonly"),
+        ("c=IN IP4 0.0.0.0\r\n", "inactive"),
+    ],
+)
+@pytest.mark.parametrize("place", ["session", "media"])
+def test_whatever_address_is_offered_we_answer_with_ours(
+    connection: str, direction: str, place: str
+) -> None:
+    head, media = "v=0\r\no=x 1 1 IN IP4 0.0.0.0\r\n", "m=audio 5000 RTP/AVP 0\r\na=sendonly\r\n"
+    offer = head + connection + media if place == "session" else head + media + connection
+
+    reply = answered(offer)
+
+    assert (reply.connection, reply.media[0].connection) == ("192.0.2.1", "192.0.2.1")
+    assert (reply.media[0].port, reply.media[0].direction) == (20000, direction)
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    ["a=record:on", "a=record:paused", "a=recordpref:nopreference", "a=recordaware", "a=record"],
+)
+def test_what_concerns_the_recorded_parties_is_tolerated_and_not_answered(attribute: str) -> None:
+    plain = one_line("m=audio 5000 RTP/AVP 0\r\na=sendonly\r\na=label:1")
+
+    for offer in (f"{plain}{attribute}\r\n", plain.replace("m=audio", f"{attribute}\r\nm=audio")):
+        assert answered(offer) == answered(plain)
+
+
 MEDIA = st.builds(
     Media,
     kind=st.sampled_from(["audio", "video"]),

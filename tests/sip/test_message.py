@@ -39,6 +39,16 @@ def test_compact_names_folded_lines_and_bare_line_feeds_are_read() -> None:
     assert message.body == b"abc"
 
 
+def test_without_content_length_a_datagram_is_all_body_and_a_stream_has_none() -> None:
+    data = request("INVITE", body=b"v=0\r\n").replace(b"Content-Length: 5\r\n", b"")
+
+    (framed, _) = StreamFramer().feed(data + b"\r\n" + request("OPTIONS"))[:2]
+
+    assert parsed(data).body == b"v=0\r\n"
+    assert isinstance(framed, bytes)
+    assert parsed(framed).body == b""
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -212,6 +212,12 @@ def test_an_ack_with_an_unrelated_cseq_counts() -> None:
             ("Unsupported", "100rel, x"),
         ),
         (request("SUBSCRIBE"), 405, ("Allow", None)),
+        (request("NEWMETHOD"), 501, ("Allow", None)),
+        (request("INVITE").replace(b"INVITE sip:", b"INVITE nobody:"), 416, None),
+        (request("INVITE").replace(b"SIP/2.0\r", b"SIP/7.0\r", 1), 505, None),
+        (request("INVITE").replace(b"Content-Length: 0", b"Content-Length: -1"), 400, None),
+        (request("UPDATE", to_tag="unknown"), 481, None),
+        (request("INFO", to_tag="unknown"), 481, None),
         (request("INVITE", to_tag="unknown"), 481, None),
         (request("BYE", to_tag="unknown"), 481, None),
         (request("BYE"), 481, None),
@@ -238,7 +244,7 @@ def test_what_we_cannot_do_is_refused_with_the_header_that_says_why(
 @pytest.mark.parametrize(
     ("uri", "status"),
     [
-        ("tel:+15551234", 416),
+        ("tel:+15551234", 200),
         ("nobodyKnowsThisScheme:totallyopaquecontent", 416),
         ("soap.beep://192.0.2.103:3002", 416),
         ("mailto:srs@example.com", 416),
@@ -266,6 +272,79 @@ def test_a_bye_ends_its_call_whatever_its_request_uri() -> None:
     outputs = srs.receive(bye.replace(b"BYE sip:", b"BYE tel:"), PEER, 1.0)
 
     assert (statuses(outputs), ended(outputs)) == ([200], ["bye"])
+
+
+def test_an_answer_takes_over_what_it_has_to_of_the_request() -> None:
+    srs = new_server()
+    data = request("INVITE", headers=["Timestamp: 54.1", "Via: SIP/2.0/TCP h2;branch=z9hG4bKh2"])
+    data = data.replace(b"call-1", b"Call/1@[::1]").replace(b"<sip:src@", b'"A, B" <sip:src@')
+
+    outputs = srs.receive(data, PEER, 0.0)
+    (invite,) = invites(outputs)
+    refused = srs.receive(request("INVITE", branch="z9hG4bK2", headers=["Require: x"]), PEER, 0.0)
+    trying, ok, bad = responses(outputs + srs.respond(invite.id, 200, now=0.1) + refused)
+
+    for answer in (trying, ok):
+        vias = answer.headers.values("Via")
+        assert [one.partition(";")[0] for one in vias] == [
+            "SIP/2.0/UDP 192.0.2.10:5070", "SIP/2.0/TCP h2",
+        ]  # fmt: skip
+        assert answer.headers.get("From") == '"A, B" <sip:src@192.0.2.10>;tag=src'
+        assert (answer.call_id, str(answer.cseq)) == ("Call/1@[::1]", "1 INVITE")
+        assert answer.headers.get("Timestamp") == "54.1"
+    assert (trying.to.tag, ok.to.tag) == ("", invite.dialog.local_tag)
+    assert (bad.status, bad.headers.get("From")) == (420, "<sip:src@192.0.2.10>;tag=src")
+
+
+def test_a_repeated_reinvite_gets_the_same_answer_and_changes_nothing() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+    reinvite = request("INVITE", number=2, branch="z9hG4bK2", to_tag=tag, body=multipart())
+    (change,) = invites(srs.receive(reinvite, PEER, 1.0))
+    answer = srs.respond(change.id, 200, now=1.0)
+
+    again = srs.receive(reinvite, PEER, 1.4)
+
+    assert sent(again) == sent(answer)
+    assert invites(again) == []
+
+
+def test_too_many_reinvites_at_once_are_told_to_come_back() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+
+    outputs = [
+        one
+        for number in range(2, 30)
+        for one in srs.receive(
+            request("INVITE", number=number, branch=f"z9hG4bK{number}", to_tag=tag), PEER, 1.0
+        )
+    ]
+
+    refused = [one for one in responses(outputs) if one.status == 500]
+    assert len(refused) == 28 - 21  # one at work, twenty that wait
+    assert {one.headers.get("Retry-After") for one in refused} == {"5"}
+
+
+def test_a_request_in_a_dialog_that_we_do_not_act_on_is_handed_over_and_ends_nothing() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+
+    for number, method in enumerate(("INFO", "MESSAGE", "NOTIFY", "OPTIONS"), start=2):
+        outputs = srs.receive(
+            request(method, number=number, branch=f"z9hG4bK{number}", to_tag=tag), PEER, 1.0
+        )
+        (asked,) = (one for one in outputs if isinstance(one, RequestReceived))
+        assert statuses(srs.respond(asked.id, 200, now=1.0)) == [200]
+
+    assert srs.dialogs == 1
+
+
+@pytest.mark.parametrize("forwards", ["Max-Forwards: 0", "Max-Forwards: many", "X-None: 1"])
+def test_a_request_for_us_needs_no_more_hops(forwards: str) -> None:
+    data = request("INVITE").replace(b"Max-Forwards: 70", forwards.encode())
+
+    assert len(invites(new_server().receive(data, PEER, 0.0))) == 1
 
 
 def test_an_invite_that_came_on_two_ways_is_answered_once() -> None:
@@ -339,6 +418,62 @@ def test_a_session_timer_that_is_ours_is_refreshed_at_half_time() -> None:
     assert ended(srs.advance(100.05)) == []
 
 
+def refreshed(srs: SipServer, status: int) -> tuple[DialogId, list[Output]]:
+    """A call whose timer is ours; its refresh is answered with this status at 45.1 s."""
+    timed = request("INVITE", headers=["Session-Expires: 90"], body=multipart())
+    (invite,) = invites(srs.receive(timed, PEER, 0.0))
+    srs.respond(invite.id, 200, now=0.0)
+    tag = invite.dialog.local_tag
+    srs.receive(request("ACK", branch="z9hG4bKa", to_tag=tag), PEER, 0.1)
+    (update,) = requests(srs.advance(45.0))
+    answer = f"SIP/2.0 {status} x\r\nVia: {update.headers.get('Via')}\r\n"
+    for name in ("From", "To", "Call-ID", "CSeq"):
+        answer += f"{name}: {update.headers.get(name)}\r\n"
+    return invite.dialog, srs.receive(f"{answer}\r\n".encode(), PEER, 45.1)
+
+
+@pytest.mark.parametrize("status", [405, 501, 488, 500])
+def test_a_peer_that_refuses_our_refresh_is_there_and_goes_on_being_recorded(status: int) -> None:
+    srs = new_server()
+
+    _, outputs = refreshed(srs, status)
+    later = srs.advance(90.1)
+
+    assert ended(outputs + later) == []
+    assert [one.method for one in requests(later)] == ["UPDATE"]
+
+
+def test_a_peer_that_knows_nothing_of_the_call_at_its_refresh_ends_it() -> None:
+    srs = new_server()
+
+    _, outputs = refreshed(srs, 481)
+
+    assert ended(outputs) == ["peer_gone"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "expires", "required"),
+    [
+        (["Supported: timer", "Session-Expires: 1800"], "1800;refresher=uac", True),
+        (["Supported: timer", "x: 1800;refresher=uas"], "1800;refresher=uas", False),
+        (["Require: timer", "Session-Expires: 90; refresher=uac"], "90;refresher=uac", True),
+        # A proxy's wish, of which the SRC knows nothing.
+        (["Session-Expires: 1800"], "1800;refresher=uas", False),
+        (["Supported: timer"], None, False),
+    ],
+)
+def test_who_refreshes_is_said_in_the_answer(
+    headers: list[str], expires: str | None, required: bool
+) -> None:
+    srs = new_server()
+    (invite,) = invites(srs.receive(request("INVITE", headers=headers), PEER, 0.0))
+
+    (answer,) = responses(srs.respond(invite.id, 200, now=0.0))
+
+    assert answer.headers.get("Session-Expires") == expires
+    assert ("timer" in answer.headers.values("Require")) is required
+
+
 def test_hanging_up_sends_a_bye_along_the_route_and_ends_the_dialog_at_once() -> None:
     srs = new_server()
     routed = request("INVITE", headers=["Record-Route: <sip:p1;lr>, <sip:p2;lr>"], body=multipart())
@@ -356,6 +491,40 @@ def test_hanging_up_sends_a_bye_along_the_route_and_ends_the_dialog_at_once() ->
     while (at := srs.next_deadline()) is not None and at < 33:
         repeated += len(requests(srs.advance(at)))
     assert repeated == 10
+
+
+@pytest.mark.parametrize(
+    ("recorded", "uri", "routes"),
+    [
+        (
+            ["<sip:p1;lr>, <sip:p2;r2=on;lr=on>", "<sip:p3>"],
+            "sip:src@192.0.2.10:5070",
+            ["<sip:p1;lr>", "<sip:p2;r2=on;lr=on>", "<sip:p3>"],
+        ),
+        (
+            ["<sip:p1>, <sip:p2;lr>"],
+            "sip:p1",
+            ["<sip:p2;lr>", "<sip:src@192.0.2.10:5070>"],
+        ),
+        (["<sip:p1;transport=tcp>"], "sip:p1;transport=tcp", ["<sip:src@192.0.2.10:5070>"]),
+        (["<urn:x>"], "sip:src@192.0.2.10:5070", ["<urn:x>"]),
+        ([], "sip:src@192.0.2.10:5070", []),
+    ],
+    ids=["loose", "strict and loose", "strict", "no SIP URI", "none"],
+)
+def test_our_requests_go_along_the_recorded_route(
+    recorded: list[str], uri: str, routes: list[str]
+) -> None:
+    srs = new_server()
+    headers = [f"Record-Route: {one}" for one in recorded]
+    (invite,) = invites(srs.receive(request("INVITE", headers=headers), PEER, 0.0))
+    (answer,) = responses(srs.respond(invite.id, 200, now=0.0))
+
+    (asked,) = requests(srs.request(invite.dialog, "UPDATE", now=1.0))
+
+    assert answer.headers.get_all("Record-Route") == recorded
+    assert (asked.uri, asked.headers.values("Route")) == (uri, routes)
+    assert "+sip.srs" in (asked.headers.get("Contact") or "")
 
 
 def asked(srs: SipServer, dialog: DialogId, method: str, now: float) -> Request:

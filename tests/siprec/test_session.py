@@ -125,6 +125,28 @@ def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> N
     assert session.document() == before
 
 
+@pytest.mark.parametrize(
+    ("media", "codes"),
+    [
+        ("m=audio 9 RTP/AVP 18\r\n", ["305"]),
+        ("m=video 9 RTP/AVP 96\r\n", ["304"]),
+        ("m=audio 9 RTP/SAVP 0\r\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\r\n", ["302"]),
+        ("m=audio 9 RTP/AVP 18\r\nm=video 9 RTP/AVP 96\r\n" * 2, ["305", "304"]),
+        ("", ["399"]),
+    ],
+    ids=["codec", "video", "srtp", "codec and video", "nothing"],
+)
+def test_a_488_says_in_numbers_what_did_not_fit(media: str, codes: list[str]) -> None:
+    with pytest.raises(Refused) as refusal:
+        new_session().offer(Body(sdp=f"v=0\r\n{media}".encode()), START)
+
+    assert refusal.value.status == 488
+    warnings = [value.split() for name, value in refusal.value.headers if name == "Warning"]
+    assert [(code, agent) for code, agent, *_ in warnings] == [
+        (code, "siprec-bridge") for code in codes
+    ]
+
+
 def test_withdrawing_an_offer_brings_back_what_was() -> None:
     session = started()
     before = session.document()
@@ -133,6 +155,84 @@ def test_withdrawing_an_offer_brings_back_what_was() -> None:
     session.withdraw()
 
     assert session.document() == before
+
+
+def test_another_codec_in_mid_call_is_followed_at_the_same_port() -> None:
+    session = started()
+    moved = OFFER.replace("30000 RTP/AVP 0 101", "31000 RTP/AVP 8 101").replace(
+        "192.0.2.10\r\nt=", "192.0.2.11\r\nt="
+    )
+
+    changes = session.offer(full(moved), later(5))
+    answer = session.answer(PORTS, "192.0.2.1")
+
+    ((index, codecs),) = [(one.index, one.codecs) for one in changes.changed]
+    assert (index, [one.name for one in codecs]) == (0, ["PCMA", "TELEPHONE-EVENT"])
+    assert (changes.opened, changes.closed, changes.paused) == ((), (), ())
+    assert [one.port for one in sdp.parse(answer).media] == [20000, 20002]
+    assert b" 7 1 IN" in answer
+
+
+def test_only_the_peers_address_changes_and_the_answer_stays_as_it_was() -> None:
+    session = new_session()
+    session.offer(full(), START)
+    first = session.answer(PORTS, "192.0.2.1")
+
+    changes = session.offer(
+        full(OFFER.replace("30000", "31000").replace("src 1 1", "src 1 2")), START
+    )
+
+    assert session.answer(PORTS, "192.0.2.1") == first
+    assert not changes.any
+
+
+def test_a_new_line_gets_a_port_of_its_own_and_the_others_keep_theirs() -> None:
+    session = started()
+    third = OFFER + "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:98\r\n"
+
+    changes = session.offer(full(third), later(5))
+    answer = sdp.parse(session.answer(PORTS | {2: 20004}, "192.0.2.1"))
+
+    assert [(one.index, one.label) for one in changes.opened] == [(2, "98")]
+    assert [one.port for one in answer.media] == [20000, 20002, 20004]
+    opened = [one.opened_at for one in session.document().streams]
+    assert opened == [START, START, later(5)]
+
+
+def test_a_slot_that_is_used_again_takes_its_new_label_and_its_new_speaker() -> None:
+    session = started()
+    session.offer(full(OFFER.replace("m=audio 30002", "m=audio 0")), later(5))
+    renamed = METADATA.replace(">97<", ">99<").replace("p2", "p3").replace("Bob", "Carol")
+
+    changes = session.offer(full(OFFER.replace("label:97", "label:99"), renamed), later(9))
+    answer = sdp.parse(session.answer(PORTS, "192.0.2.1"))
+
+    assert [one.index for one in changes.opened] == [1]
+    assert answer.media[1].label == "99"
+    names = [session.document().speaker("97", later(at)) for at in (1, 10)]
+    assert [one and one.name for one in names] == ["Bob", "Carol"]
+
+
+def test_lines_that_are_gone_from_the_offer_are_closed_and_noted() -> None:
+    session = started()
+
+    changes = session.offer(full(OFFER[: OFFER.index("m=audio 30002")]), later(5))
+
+    assert changes.closed == (1,)
+    assert "m-line 2 is gone from the offer" in session.warnings
+
+
+def test_an_invite_with_metadata_alone_gets_our_offer() -> None:
+    session = new_session()
+
+    changes = session.offer(Body(metadata=METADATA.encode()), START)
+    ours = sdp.parse(session.answer(PORTS, "192.0.2.1"))
+    session.late_answer(OFFER.encode(), later(0.1))
+
+    assert changes.needs_answer
+    assert [one.direction for one in ours.media] == ["recvonly", "recvonly"]
+    speakers = [session.document().speaker(label, later(1)) for label in ("1", "2")]
+    assert [one and one.name for one in speakers] == ["Alice", "Bob"]
 
 
 def test_sdp_that_is_none_is_400() -> None:
