@@ -191,7 +191,8 @@ async def test_torture_does_no_harm_to_a_call_that_is_being_recorded(tmp_path: P
             return len(bridge.logged("session.started")) > len(bridge.logged("session.archived"))
 
         await eventually(lambda: not active(), "the end of all calls", bridge, 60)
-        await eventually(lambda: descriptors(bridge) <= files, "closed descriptors", bridge)
+        # Some more are the database's readers, opened when they are first wanted.
+        await eventually(lambda: descriptors(bridge) <= files + 10, "closed descriptors", bridge)
         _, metrics = await bridge.get("/metrics")
         grown = resident_mib(bridge) - memory
         code = await bridge.stop()
