@@ -17,7 +17,7 @@ import structlog
 from siprec_bridge import __version__
 from siprec_bridge.api import Api, Front
 from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket
-from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable
+from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
     Archive,
@@ -95,7 +95,7 @@ class Bridge:
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
         )
-        self.finisher = Finisher()
+        self.finisher = Finisher(dtmf=settings.dtmf_events)
         self.archive = Archive(
             self.database,
             self.finisher,
@@ -156,7 +156,7 @@ class Bridge:
                 database=self.database,
                 archive=self.archive,
                 metrics=metrics,
-                policy=MediaPolicy(),
+                policy=_media_policy(settings),
                 recordings=settings.recordings,
                 sinks=sinks,
                 clock=_now,
@@ -382,6 +382,16 @@ class Bridge:
             sip_tls=bound["tls"],
             http=http,
         )
+
+
+def _media_policy(settings: Settings) -> MediaPolicy:
+    """The codecs that are accepted. Raises ConfigurationError for one that cannot be decoded."""
+    there = decodable()
+    missing = [name for name in settings.codecs if name not in there]
+    if missing:
+        reason = f"this machine's FFmpeg has no decoder of {', '.join(missing)}"
+        raise ConfigurationError(f"CODECS={','.join(settings.codecs)}", reason)
+    return MediaPolicy(settings.codecs or there)
 
 
 def _now() -> datetime:

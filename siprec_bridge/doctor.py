@@ -18,9 +18,10 @@ from pathlib import Path
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
-from siprec_bridge.media import NoPortLeft
+from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.media.ports import PortRange
 from siprec_bridge.provider import AudioFile, ConfigurationError, Job, ProviderError
+from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
@@ -53,6 +54,7 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
     if settings.tls_port is not None:
         yield examine_tls(settings)
     yield _rtp(settings)
+    yield _codecs(settings)
     yield _folder(settings)
     yield await _database(settings)
     yield await _recogniser(options, settings.stt_default_vendor)
@@ -132,6 +134,17 @@ def _rtp(settings: Settings) -> Finding:
             return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
     pairs = (settings.rtp_port_max - settings.rtp_port_min + 1) // 2
     return Finding("rtp", True, f"room for {pairs} streams at {', '.join(settings.rtp_hosts)}")
+
+
+def _codecs(settings: Settings) -> Finding:
+    there = decodable()
+    missing = [name for name in settings.codecs or RECORDABLE if name not in there]
+    names = ", ".join(settings.codecs or there)
+    if settings.codecs and missing:
+        text = f"no decoder of {', '.join(missing)} on this machine; take them out of CODECS"
+        return Finding("codecs", False, text)
+    lacking = f"; no decoder here of {', '.join(missing)}" if missing else ""
+    return Finding("codecs", True, f"accepted: {names}{lacking}")
 
 
 def _folder(settings: Settings) -> Finding:

@@ -19,6 +19,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from siprec_bridge.provider import ConfigurationError, parse_duration
+from siprec_bridge.sdp import RECORDABLE
 
 
 def _ports(value: object) -> object:
@@ -53,6 +54,13 @@ def _upper_names(value: object) -> object:
     if isinstance(value, str):
         return [part.strip().upper() for part in value.split(",") if part.strip()]
     return value
+
+
+def _codecs(value: object) -> object:
+    names = _upper_names(value)
+    if isinstance(names, list) and (unknown := [one for one in names if one not in RECORDABLE]):
+        raise ValueError(f"{', '.join(unknown)}: names among {', '.join(RECORDABLE)} are needed")
+    return names
 
 
 def _users(value: object) -> object:
@@ -98,6 +106,7 @@ _CASELESS = (
     "stt_default_vendor",
     "sip_unknown_sources",
     "non_siprec_calls",
+    "dtmf_events",
 )
 
 
@@ -181,6 +190,15 @@ class Settings(BaseModel):
     )
     rtp_timeout: Duration = Field(
         timedelta(seconds=30), description="a stream without RTP for so long is reported as silent"
+    )
+    codecs: Annotated[tuple[str, ...], BeforeValidator(_codecs)] = Field(
+        (),
+        description="encodings that are accepted, such as PCMA,G729; none given: all that can be "
+        "decoded. The SRC's order of preference counts",
+    )
+    dtmf_events: Literal["keep", "mask", "drop"] = Field(
+        "mask",
+        description="telephone keys sent as RFC 4733 events: told, told as *, or not told at all",
     )
     rtp_fast_path: bool = Field(True, description="receive with recvmmsg; false: plain sockets")
 

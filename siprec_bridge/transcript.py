@@ -58,6 +58,14 @@ class Participant(Value):
     aor: str | None = None
 
 
+class KeyPress(Value):
+    """A key of a telephone, sent as RFC 4733 event; `*` may stand for any key that is not told."""
+
+    key: str
+    start: float
+    duration: float
+
+
 class Leg(Value):
     """One labelled stream of the recording session and its audio file."""
 
@@ -67,6 +75,7 @@ class Leg(Value):
     duration: float = 0.0
     audio: str | None = None  # file name below the session's folder
     language: str | None = None
+    keys: tuple[KeyPress, ...] = ()
 
 
 class Utterance(Value):

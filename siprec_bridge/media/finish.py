@@ -9,32 +9,35 @@ import shutil
 import tempfile
 import wave
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 from pydantic import TypeAdapter
 
-from siprec_bridge.media.spool import MalformedSpool, Packets, SpoolEvent, SpoolReader
-from siprec_bridge.rtp import Timeline, decode_g711, read_headers
-from siprec_bridge.sdp import STATIC, Codec
+from siprec_bridge.media.line import UNIT, Line
+from siprec_bridge.media.spool import MalformedSpool, SpoolReader
+from siprec_bridge.transcript import KeyPress
 
-NATIVE_RATE = 8000  # Hz: G.711
+DtmfEvents = Literal["keep", "mask", "drop"]
+
 _CHUNK = 1 << 18  # samples held at once
-_VOICE = ("PCMU", "PCMA")
-_SILENT = {"TELEPHONE-EVENT", "CN"}  # payload types that carry no voice and are no mistake
 _ROOM = ".finishing-"
 _LONGEST_LINE_S = 24 * 3600  # a time line beyond that is a broken clock, not a call
+_LARGEST_WAV = (1 << 32) - 4096  # octets: a RIFF file has 32 bits for its length
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedLeg:
     """One stream's WAV: mono, 16 bit, `sample_rate` Hz. `started_at` is its first sample's time.
 
-    `lost` counts packets that left a hole, `foreign` those of a payload type that is no voice.
+    `foreign` counts packets of a payload type that is no voice, `undecoded` those that their codec
+    refused. `codecs` are the names of what was heard, `native_rate` is the highest rate of these.
+    `keys` are telephone keys; their times count from the first sample.
     """
 
     stream_id: str
@@ -47,13 +50,17 @@ class FinishedLeg:
     packets: int
     discontinuities: int = 0
     foreign: int = 0
+    undecoded: int = 0
+    codecs: tuple[str, ...] = ()
+    native_rate: int = 8000
+    keys: tuple[KeyPress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedAudio:
     """A session's files, by name within its folder. Streams without any voice have no leg.
 
-    `damaged` names spools that could not be read.
+    `damaged` names spools that could not be read, `dtmf` says what was done with telephone keys.
     """
 
     legs: tuple[FinishedLeg, ...]
@@ -61,38 +68,28 @@ class FinishedAudio:
     started_at: datetime | None = None
     duration: float = 0.0
     damaged: tuple[str, ...] = ()
+    dtmf: DtmfEvents = "keep"
 
 
 _AUDIO = TypeAdapter(FinishedAudio)
 
 
-@dataclass(slots=True)
-class _Line:
-    """A stream's audio on its time line: raw PCM at NATIVE_RATE in a sparse file."""
+def finish_session(
+    folder: Path, session_id: str, sample_rate: int, dtmf: DtmfEvents = "mask"
+) -> FinishedAudio:
+    """Write the files of a session and return what they are. Raises OSError.
 
-    reader: SpoolReader
-    pcm: Path
-    timeline: Timeline
-    packets: int = 0
-    foreign: int = 0
-    end: int = 0  # samples
-
-    @property
-    def started_ns(self) -> int:
-        return self.timeline.origin_ns or self.reader.header.opened_ns
-
-
-def finish_session(folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
-    """Write the files of a session and return what they are. Raises OSError."""
+    `dtmf`: telephone keys are kept, written as `*`, or dropped.
+    """
     summary = folder / f"{session_id}.audio.json"
-    done = _already_done(summary, folder, sample_rate)
+    done = _already_done(summary, folder, sample_rate, dtmf)
     if done is not None:
         return done
     folder.mkdir(parents=True, exist_ok=True)  # a session without streams has none
     for left in folder.glob(f"{_ROOM}*"):  # of a finisher that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_ROOM, dir=folder) as room:
-        lines: list[_Line] = []
+        lines: list[Line] = []
         damaged: list[str] = []
         for spool in sorted(folder.glob("*.spool")):
             try:
@@ -100,19 +97,22 @@ def finish_session(folder: Path, session_id: str, sample_rate: int) -> FinishedA
             except MalformedSpool:
                 damaged.append(spool.name)
                 continue
-            line = _place(reader, Path(room) / f"{spool.stem}.pcm")
+            line = Line(reader, Path(room), spool.stem, _LONGEST_LINE_S)
+            line.fill()
             if line.packets:
                 lines.append(line)
         lines.sort(key=lambda one: one.reader.header.index)
-        legs = tuple(_write_leg(line, folder, session_id, sample_rate) for line in lines)
-        audio = FinishedAudio(legs, damaged=tuple(damaged))
+        legs = tuple(_write_leg(line, folder, session_id, sample_rate, dtmf) for line in lines)
+        audio = FinishedAudio(legs, damaged=tuple(damaged), dtmf=dtmf)
         if lines:
-            audio = _write_stereo(lines, legs, folder, session_id, tuple(damaged))
+            audio = replace(audio, **_write_stereo(lines, folder, session_id))
     _write_atomically(summary, _AUDIO.dump_json(audio, indent=1))
     return audio
 
 
-def _already_done(summary: Path, folder: Path, sample_rate: int) -> FinishedAudio | None:
+def _already_done(
+    summary: Path, folder: Path, sample_rate: int, dtmf: DtmfEvents
+) -> FinishedAudio | None:
     try:
         audio = _AUDIO.validate_json(summary.read_bytes())
     except (OSError, ValueError):
@@ -120,96 +120,19 @@ def _already_done(summary: Path, folder: Path, sample_rate: int) -> FinishedAudi
     files = [leg.file for leg in audio.legs] + ([audio.stereo] if audio.stereo else [])
     whole = all((folder / name).is_file() for name in files)
     rates = all(leg.sample_rate == sample_rate for leg in audio.legs)
-    return audio if whole and rates else None
+    return audio if whole and rates and audio.dtmf == dtmf else None
 
 
-def _place(reader: SpoolReader, path: Path) -> _Line:
-    """Decode a spool onto its time line."""
-    line = _Line(reader, path, Timeline(NATIVE_RATE))
-    codecs = _by_payload_type(reader.header.codecs)
-    interrupted = False
-    with path.open("wb") as pcm:
-        for part in reader:
-            match part:
-                case SpoolEvent(name=name, codecs=new):
-                    if name == "codecs":
-                        codecs |= _by_payload_type(new)
-                    else:
-                        interrupted = True
-                case Packets():
-                    if _place_packets(line, part, codecs, pcm.fileno(), interrupted):
-                        interrupted = False
-        line.end = min(line.timeline.end, _LONGEST_LINE_S * NATIVE_RATE)
-        pcm.truncate(2 * line.end)  # what was not written is silence
-    return line
-
-
-def _place_packets(
-    line: _Line, packets: Packets, codecs: dict[int, Codec], pcm: int, interrupted: bool
-) -> bool:
-    """Write a run of packets; False when there was no voice among them."""
-    batch = read_headers(packets.data, packets.offsets, packets.lengths)
-    kinds = {
-        number: codecs[number].name if number in codecs else ""
-        for number in set(batch.payload_type.tolist())
-    }
-    voice = batch.valid & (batch.payload_length > 0)
-    voice &= np.isin(batch.payload_type, [one for one, name in kinds.items() if name in _VOICE])
-    silent = [one for one, name in kinds.items() if name in _SILENT]
-    line.foreign += int((batch.valid & ~voice & ~np.isin(batch.payload_type, silent)).sum())
-    chosen = np.flatnonzero(voice)
-    if not len(chosen):
-        return False
-    samples = batch.payload_length[chosen]
-    positions = line.timeline.place(
-        batch.timestamp[chosen],
-        batch.sequence[chosen],
-        batch.ssrc[chosen],
-        packets.arrivals_ns[chosen],
-        samples,
-        interrupted=interrupted,
-    )
-    line.packets += len(chosen)
-    types = batch.payload_type[chosen]
-    ends = positions + samples
-    breaks = np.flatnonzero((positions[1:] != ends[:-1]) | (types[1:] != types[:-1])) + 1
-    for run in np.split(np.arange(len(chosen)), breaks):
-        data = b"".join(
-            packets.data[start : start + length].tobytes()
-            for start, length in zip(
-                batch.payload_offset[chosen[run]].tolist(), samples[run].tolist(), strict=True
-            )
-        )
-        _write_run(pcm, int(positions[run[0]]), decode_g711(kinds[int(types[run[0]])], data))
-    return True
-
-
-def _write_run(pcm: int, position: int, audio: npt.NDArray[np.int16]) -> None:
-    if position < 0:
-        audio, position = audio[-position:], 0
-    room = _LONGEST_LINE_S * NATIVE_RATE - position
-    if len(audio) and room > 0:
-        os.pwrite(pcm, audio[:room].astype("<i2").tobytes(), 2 * position)
-
-
-def _by_payload_type(codecs: tuple[Codec, ...]) -> dict[int, Codec]:
-    # Some SRCs send a static type that was not in the answer: it means what it always means.
-    static = {number: codec for number, codec in STATIC.items() if codec.name in _VOICE}
-    return static | {codec.payload_type: codec for codec in codecs}
-
-
-def _write_leg(line: _Line, folder: Path, session_id: str, sample_rate: int) -> FinishedLeg:
+def _write_leg(
+    line: Line, folder: Path, session_id: str, sample_rate: int, dtmf: DtmfEvents
+) -> FinishedLeg:
     header = line.reader.header
     name = f"{session_id}-{header.index}.wav"
-    frames = 0
+    frames = line.end * sample_rate // UNIT
     with _WavFile(folder / name, 1, sample_rate) as wav:
-        resampler = soxr.ResampleStream(NATIVE_RATE, sample_rate, 1, dtype="int16")
-        for chunk, last in _chunks(line.pcm):
-            out = chunk
-            if sample_rate != NATIVE_RATE:
-                out = resampler.resample_chunk(chunk, last=last)
-            frames += len(out)
-            wav.write(out)
+        sound = _Sound(line, sample_rate)
+        for start in range(0, frames, _CHUNK):
+            wav.write(_clipped(sound.take(min(_CHUNK, frames - start))))
     return FinishedLeg(
         stream_id=header.stream_id,
         index=header.index,
@@ -221,47 +144,99 @@ def _write_leg(line: _Line, folder: Path, session_id: str, sample_rate: int) -> 
         packets=line.packets,
         discontinuities=line.timeline.discontinuities,
         foreign=line.foreign,
+        undecoded=line.undecoded,
+        codecs=tuple(line.heard),
+        native_rate=max(line.files, default=8000),
+        keys=_keys(line, dtmf),
     )
 
 
-def _write_stereo(
-    lines: list[_Line],
-    legs: tuple[FinishedLeg, ...],
-    folder: Path,
-    session_id: str,
-    damaged: tuple[str, ...],
-) -> FinishedAudio:
-    """First stream left, second right, further ones in both; on one wall clock."""
+def _keys(line: Line, dtmf: DtmfEvents) -> tuple[KeyPress, ...]:
+    if dtmf == "drop":
+        return ()
+    return tuple(
+        KeyPress(
+            key=key if dtmf == "keep" else "*",
+            start=round(start, 3),
+            duration=round(duration, 3),
+        )
+        for key, start, duration in line.keys
+    )
+
+
+def _write_stereo(lines: list[Line], folder: Path, session_id: str) -> dict[str, Any]:
+    """First stream left, second right, further ones in both; on one wall clock.
+
+    At the highest rate that any of them has of its own, as far as the file can be so long.
+    """
     name = f"{session_id}-stereo.wav"
     origin = min(line.started_ns for line in lines)
-    offsets = [round((line.started_ns - origin) * NATIVE_RATE / 1e9) for line in lines]
-    total = max(offset + line.end for offset, line in zip(offsets, lines, strict=True))
-    total = min(total, _LONGEST_LINE_S * NATIVE_RATE)
-    sources = [line.pcm.open("rb") for line in lines]
-    try:
-        with _WavFile(folder / name, 2, NATIVE_RATE) as wav:
-            for start in range(0, total, _CHUNK):
-                size = min(_CHUNK, total - start)
-                mix = np.zeros((size, 2), np.int32)
-                for number, (source, offset) in enumerate(zip(sources, offsets, strict=True)):
-                    channels = slice(number, number + 1) if number < 2 else slice(0, 2)
-                    mix[:, channels] += _window(source.fileno(), start - offset, size)[:, None]
-                wav.write(np.clip(mix, -32768, 32767).astype(np.int16))
-    finally:
-        for source in sources:
-            source.close()
-    return FinishedAudio(legs, name, _time(origin), total / NATIVE_RATE, damaged)
+    longest_s = max((line.started_ns - origin) / 1e9 + line.end / UNIT for line in lines)
+    longest_s = min(longest_s, _LONGEST_LINE_S)
+    rate = max((rate for line in lines for rate in line.files), default=8000)
+    if longest_s * rate * 4 > _LARGEST_WAV:
+        rate = 8000
+    offsets = [round((line.started_ns - origin) * rate / 1e9) for line in lines]
+    total = max(
+        offset + line.end * rate // UNIT for offset, line in zip(offsets, lines, strict=True)
+    )
+    total = min(total, _LONGEST_LINE_S * rate)
+    sounds = [_Sound(line, rate, offset) for line, offset in zip(lines, offsets, strict=True)]
+    with _WavFile(folder / name, 2, rate) as wav:
+        for start in range(0, total, _CHUNK):
+            size = min(_CHUNK, total - start)
+            mix = np.zeros((size, 2), np.int32)
+            for number, sound in enumerate(sounds):
+                channels = slice(number, number + 1) if number < 2 else slice(0, 2)
+                mix[:, channels] += sound.take(size)[:, None]
+            wav.write(_clipped(mix))
+    return {"stereo": name, "started_at": _time(origin), "duration": total / rate}
 
 
-def _window(file: int, position: int, size: int) -> npt.NDArray[np.int32]:
-    """Samples of a PCM file from a position that may lie before or behind it."""
-    out = np.zeros(size, np.int32)
-    skip = max(0, -position)
-    if skip < size:
-        data = os.pread(file, 2 * (size - skip), 2 * (position + skip))
-        audio = np.frombuffer(data, "<i2")
-        out[skip : skip + len(audio)] = audio
-    return out
+class _Sound:
+    """A line's audio at one rate from start to end, after `offset` samples of silence."""
+
+    def __init__(self, line: Line, rate: int, offset: int = 0) -> None:
+        self._offset = offset
+        self._parts = [_Part(path, own, rate) for own, path in line.files.items()]
+
+    def take(self, size: int) -> npt.NDArray[np.int32]:
+        """The next samples, int32, shape (size,): a sum that may need clipping."""
+        out = np.zeros(size, np.int32)
+        silent = min(size, self._offset)
+        self._offset -= silent
+        for part in self._parts:
+            audio = part.take(size - silent)
+            out[silent : silent + len(audio)] += audio
+        return out
+
+
+class _Part:
+    """What a line has of one native rate, resampled as it is read."""
+
+    def __init__(self, path: Path, own: int, rate: int) -> None:
+        self._chunks = _resampled(path, own, rate)
+        self._left = np.zeros(0, np.int16)
+
+    def take(self, size: int) -> npt.NDArray[np.int16]:
+        """The next samples, int16, shape (size,) or shorter at the end."""
+        parts, have = [self._left], len(self._left)
+        while have < size and (chunk := next(self._chunks, None)) is not None:
+            parts.append(chunk)
+            have += len(chunk)
+        audio = np.concatenate(parts)
+        self._left = audio[size:].copy()
+        return audio[:size]
+
+
+def _resampled(path: Path, own: int, rate: int) -> Iterator[npt.NDArray[np.int16]]:
+    resampler = soxr.ResampleStream(own, rate, 1, dtype="int16")
+    for chunk, last in _chunks(path):
+        yield chunk if own == rate else resampler.resample_chunk(chunk, last=last)
+
+
+def _clipped(audio: npt.NDArray[np.int32]) -> npt.NDArray[np.int16]:
+    return np.clip(audio, -32768, 32767).astype(np.int16)
 
 
 def _chunks(path: Path) -> Iterator[tuple[npt.NDArray[np.int16], bool]]:

@@ -9,14 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from siprec_bridge.media.finish import FinishedAudio, finish_session
+from siprec_bridge.media.finish import DtmfEvents, FinishedAudio, finish_session
 
 
 class Finisher:
-    """Makes sessions' audio files, `processes` at a time."""
+    """Makes sessions' audio files, `processes` at a time; `dtmf` as for `finish_session`."""
 
-    def __init__(self, processes: int = 1) -> None:
+    def __init__(self, processes: int = 1, dtmf: DtmfEvents = "mask") -> None:
         self._processes = processes
+        self._dtmf: DtmfEvents = dtmf
         self._pool: ProcessPoolExecutor | None = None
 
     async def finish(self, folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
@@ -24,7 +25,9 @@ class Finisher:
         pool = self._pool or self._new_pool()
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(pool, finish_session, folder, session_id, sample_rate)
+            return await loop.run_in_executor(
+                pool, finish_session, folder, session_id, sample_rate, self._dtmf
+            )
         except BrokenProcessPool as error:
             if self._pool is pool:
                 self._pool = None

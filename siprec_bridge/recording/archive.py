@@ -105,7 +105,15 @@ class Archive:
                 jobs.insert(connection, job)
 
         await self._database.write(store)
-        log.info("session.archived", audio_seconds=round(seconds, 3), legs=len(audio.legs))
+        undecoded = sum(leg.undecoded for leg in audio.legs)
+        self._metrics.rtp_packets_undecoded_total.inc(undecoded)
+        log.info(
+            "session.archived",
+            audio_seconds=round(seconds, 3),
+            legs=len(audio.legs),
+            codecs=sorted({name for leg in audio.legs for name in leg.codecs}),
+            undecoded=undecoded,
+        )
         self._transcribe()
 
     async def _note_end(

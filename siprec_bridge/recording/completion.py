@@ -133,6 +133,7 @@ def _conversation(
             duration=leg.duration,
             audio=leg.file,
             participants=document.on_stream(leg.label),
+            keys=leg.keys,
         )
         for leg in audio.legs
     ]

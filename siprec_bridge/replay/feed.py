@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from siprec_bridge import __version__
-from siprec_bridge.media import FinishedAudio, Finisher, OfflineMedia, finish_session
+from siprec_bridge.media import (
+    FinishedAudio,
+    Finisher,
+    OfflineMedia,
+    can_decode,
+    decodable,
+    finish_session,
+)
 from siprec_bridge.recording import Archive, Desk, Recogniser, RecordingService
 from siprec_bridge.replay.dialogs import (
     CapturedDialog,
@@ -34,7 +41,16 @@ from siprec_bridge.replay.report import (
     StreamResult,
 )
 from siprec_bridge.replay.traffic import Traffic, WireMessage
-from siprec_bridge.sdp import STATIC, Codec, MalformedSdp, MediaPolicy, SessionDescription, plan
+from siprec_bridge.sdp import (
+    EVENTS,
+    NOISE,
+    STATIC,
+    Codec,
+    MalformedSdp,
+    MediaPolicy,
+    SessionDescription,
+    plan,
+)
 from siprec_bridge.sdp import parse as parse_sdp
 from siprec_bridge.sip import (
     DialogEnded,
@@ -62,7 +78,7 @@ _SAMPLE_RATE = 16_000  # Hz: what a recogniser gets
 _PATIENCE_S = 1800.0  # real time that the recording code has for one message
 _LONGEST_SILENCE_S = 86_400.0  # a longer gap is a broken clock: its timers run at once
 _LONGEST_GAP_NS = 4 * 3600 * 1_000_000_000
-_NO_VOICE = ("TELEPHONE-EVENT", "CN")
+_NO_VOICE = (EVENTS, NOISE)
 _OTHER_RTP = "RTP of other streams"
 _TO = re.compile(rb"^(?:to|t)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M)
 _TIMER = re.compile(rb"^(?:session-expires|x)[ \t]*:[ \t]*(\d{1,9})[^\r\n]*\r?\n", re.I | re.M)
@@ -172,7 +188,7 @@ class _Replay:
         self._numbers = itertools.count(1)
         self._media = OfflineMedia(lambda: self._now_ns)
         self._finisher = _InlineFinisher()
-        self._policy = MediaPolicy()
+        self._policy = MediaPolicy(decodable())
         metrics = Metrics()
         self._server = SipServer(
             token=lambda: secrets.token_hex(8),
@@ -700,7 +716,7 @@ def _undecoded(label: str, line: _Line | None) -> list[str]:
     for number, count in sorted(line.types.items()) if line is not None else ():
         codec = line.codecs.get(number) or STATIC.get(number) if line is not None else None
         name = _clean(codec.name) if codec is not None else "an unknown codec"
-        if name not in (*MediaPolicy().codecs, *_NO_VOICE):
+        if codec is None or not _understood(codec):
             found.append(
                 f"stream {label}: {count} packets of {name} (payload type {number}), "
                 "which the bridge does not decode"
@@ -708,11 +724,15 @@ def _undecoded(label: str, line: _Line | None) -> list[str]:
     return found
 
 
+def _understood(codec: Codec) -> bool:
+    return can_decode(codec) or codec.name in _NO_VOICE
+
+
 def _describe(payload_type: int) -> str:
     """RTP of which no dialog tells: only types that mean the same everywhere have a name."""
     codec = STATIC.get(payload_type)
     name = f" ({codec.name})" if codec is not None else ""
-    decoded = codec is None or codec.name in (*MediaPolicy().codecs, *_NO_VOICE)
+    decoded = codec is None or _understood(codec)
     note = "" if decoded else ", which the bridge does not decode"
     return f"{_OTHER_RTP}, payload type {payload_type}{name}{note}"
 

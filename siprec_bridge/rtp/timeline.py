@@ -5,6 +5,10 @@ that does not (new SSRC, restarted sender, a clock that stood still on hold) is 
 time of arrival since the line began, so that the line keeps the call's length and no error of
 one break is carried into the next. Each source keeps its own place: packets of a stranger, or a
 source that comes back, move nobody else's.
+
+Codecs have RTP clocks of their own and a call may change its codec: the line's own unit is told
+apart from the clock of the packets. Timestamps of two clocks cannot be compared (RFC 7160), so
+where the clock changes the arrival counts.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 _TOLERANCE_S = 1.0  # timestamps and arrivals may differ by so much: jitter
+_EVENT_TOLERANCE_S = 10.0  # an event's packets carry the time when it began
 _LONGEST_PACKET_S = 0.25
 _LOOK_AHEAD = 10  # packets that show whether a late one came in a burst
 _EARLY = 50  # first packets among which the earliest one is looked for
@@ -33,11 +38,12 @@ class _Source:
     sequence: int
     arrival_ns: int
     position: int
+    rtp_clock: int
 
 
 @dataclass(slots=True)
 class Timeline:
-    """Positions in samples at `clock_rate` Hz. Feed packets in order of arrival, in any pieces."""
+    """Positions in units of 1/`clock_rate` s. Feed packets in order of arrival, in any pieces."""
 
     clock_rate: int
     end: int = 0  # behind the last sample
@@ -56,11 +62,13 @@ class Timeline:
         samples: Ints,
         *,
         interrupted: bool = False,
+        rtp_clock: int | None = None,
     ) -> Ints:
         """The position of each packet's first sample: int64, shape (n,); negative: too early.
 
-        `samples` is the length of each packet. `interrupted`: recording stood still before these
-        packets (a pause), so that an unbroken timestamp proves nothing.
+        `samples` is the length of each packet, in the line's unit. `interrupted`: recording stood
+        still before these packets (a pause), so that an unbroken timestamp proves nothing.
+        `rtp_clock`: Hz of the timestamps, if not the line's own; it must divide `clock_rate`.
         """
         count = len(timestamp)
         positions = np.zeros(count, np.int64)
@@ -77,8 +85,24 @@ class Timeline:
                 arrivals[run],
                 samples[run],
                 interrupted and start == 0,
+                rtp_clock or self.clock_rate,
             )
         return positions
+
+    def locate(self, timestamp: int, ssrc: int, arrival_ns: int, rtp_clock: int) -> int:
+        """Where a timestamp lies, without placing a packet: for what lasts no time of its own.
+
+        By the source's last packet; by the arrival where that is no help.
+        """
+        unit = self.clock_rate
+        since = arrival_ns - self._stepped_ns - (self.origin_ns or arrival_ns)
+        came = round(since * (unit / 1e9))
+        source = self._sources.get(ssrc)
+        if source is None or source.rtp_clock != rtp_clock:
+            return came
+        ticks = (timestamp - source.timestamp + (1 << 31)) % (1 << 32) - (1 << 31)
+        there = source.position + ticks * (unit // rtp_clock)
+        return there if abs(there - came) <= _EVENT_TOLERANCE_S * unit else came
 
     def _steady(self, arrival_ns: Ints) -> Ints:
         """Arrivals as a clock would tell them that nobody sets."""
@@ -99,18 +123,25 @@ class Timeline:
         arrivals: Ints,
         samples: Ints,
         interrupted: bool,
+        rtp_clock: int,
     ) -> Ints:
         """Place packets of one source that came one after another."""
         source = self._sources.pop(ssrc, None)
         known = source is not None
         if source is None:
-            source = _Source(int(timestamp[0]), int(sequence[0]), int(arrivals[0]), 0)
-        ticks = _wrapped(timestamp, source.timestamp, 32)
+            source = _Source(int(timestamp[0]), int(sequence[0]), int(arrivals[0]), 0, rtp_clock)
+        ticks = _wrapped(timestamp, source.timestamp, 32) * (self.clock_rate // rtp_clock)
+        other_clock = source.rtp_clock != rtp_clock
+        if other_clock:
+            ticks[0] = 0
         numbers = _wrapped(sequence, source.sequence, 16)
         waits = np.diff(arrivals, prepend=source.arrival_ns) * (self.clock_rate / 1e9)
         off = np.abs(ticks - waits) > _TOLERANCE_S * self.clock_rate
-        broken: list[int] = [] if known or self.origin_ns is None else [0]
+        anew = other_clock or not (known or self.origin_ns is None)
+        broken: list[int] = [0] if anew else []
         for index in np.flatnonzero(off).tolist():
+            if index == 0 and anew:
+                continue
             stood_still = index == 0 and interrupted and waits[0] > ticks[0]
             if stood_still or self._breaks(index, ticks, numbers, waits):
                 broken.append(index)
@@ -120,7 +151,7 @@ class Timeline:
             self.origin_ns = self._origin(positions, arrivals)
         self._start_anew(broken, positions, arrivals, samples)
         self._sources[ssrc] = _Source(
-            int(timestamp[-1]), int(sequence[-1]), int(arrivals[-1]), int(positions[-1])
+            int(timestamp[-1]), int(sequence[-1]), int(arrivals[-1]), int(positions[-1]), rtp_clock
         )
         if len(self._sources) > _SOURCES:
             del self._sources[next(iter(self._sources))]  # the one not heard for longest

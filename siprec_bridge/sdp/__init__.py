@@ -4,10 +4,13 @@ Refuses to know SIP, sockets and what is done with the media.
 """
 
 from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, offer, plan
-from siprec_bridge.sdp.codecs import STATIC, Codec
+from siprec_bridge.sdp.codecs import EVENTS, NOISE, RECORDABLE, STATIC, Codec, recordable
 from siprec_bridge.sdp.session import MalformedSdp, Media, SessionDescription, parse
 
 __all__ = [
+    "EVENTS",
+    "NOISE",
+    "RECORDABLE",
     "STATIC",
     "Codec",
     "MalformedSdp",
@@ -19,4 +22,5 @@ __all__ = [
     "offer",
     "parse",
     "plan",
+    "recordable",
 ]

@@ -6,11 +6,18 @@ First `plan` says what becomes of each m-line; then, once ports are there, `answ
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from siprec_bridge.sdp.codecs import STATIC, Codec, number
+from siprec_bridge.sdp.codecs import (
+    EVENTS,
+    NOISE,
+    RECORDABLE,
+    STATIC,
+    Codec,
+    number,
+    recordable,
+)
 from siprec_bridge.sdp.session import Attribute, Media, SessionDescription
 
 _PROTOCOLS = ("RTP/AVP", "RTP/AVPF")
-_EVENTS = "TELEPHONE-EVENT"
 # We only receive: what the offerer sends is ours to take, what it does not send is inactive.
 _ANSWER_DIRECTION = {
     "sendrecv": "recvonly",
@@ -24,7 +31,7 @@ _ANSWER_DIRECTION = {
 class MediaPolicy:
     """What is recorded. `codecs` in order of our preference, which yields to the offerer's."""
 
-    codecs: tuple[str, ...] = ("PCMU", "PCMA")
+    codecs: tuple[str, ...] = RECORDABLE
     telephone_event: bool = True
 
 
@@ -94,7 +101,7 @@ def offer(
     by_name = {codec.name: codec for codec in STATIC.values() if codec.channels == 1}
     codecs = tuple(by_name[name] for name in policy.codecs if name in by_name)
     if policy.telephone_event:
-        codecs += (Codec(101, _EVENTS, 8000, fmtp="0-16"),)
+        codecs += (Codec(101, EVENTS, 8000, fmtp="0-16"),)
     media = tuple(
         Media(
             kind="audio",
@@ -123,10 +130,11 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
     if media.protocol not in _PROTOCOLS:
         return refused(f"{media.protocol} is not supported", 302)
     known = media.codecs
-    voice = tuple(codec for codec in known if codec.name in policy.codecs)
+    voice = tuple(one for one in known if one.name in policy.codecs and recordable(one))
     if not voice:
         return refused("no codec in common", 305)
-    events = tuple(codec for codec in known if codec.name == _EVENTS and policy.telephone_event)
+    extras = (EVENTS, NOISE) if policy.telephone_event else (NOISE,)
+    beside = tuple(codec for codec in known if codec.name in extras)
     host = media.connection or ""
     # An address of all zeros is the hold of RFC 2543.
     held = host in ("0.0.0.0", "::")
@@ -135,7 +143,7 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
         label=media.label,
         accepted=True,
         direction="inactive" if held else _ANSWER_DIRECTION[media.direction],
-        codecs=voice + events,
+        codecs=voice + beside,
         remote=(host, media.port),
         rtcp=(host, media.rtcp_port),
         rtcp_mux=media.rtcp_mux,
@@ -164,7 +172,7 @@ def _answer_one(line: Media, one: StreamPlan, port: int, address: str) -> Media:
 def _codec_attributes(codecs: Sequence[Codec]) -> tuple[Attribute, ...]:
     maps: list[Attribute] = []
     for codec in codecs:
-        name = codec.name.lower() if codec.name == _EVENTS else codec.name
+        name = codec.name.lower() if codec.name == EVENTS else codec.name
         channels = f"/{codec.channels}" if codec.channels > 1 else ""
         maps.append(("rtpmap", f"{codec.payload_type} {name}/{codec.clock_rate}{channels}"))
         if codec.fmtp:

@@ -19,6 +19,12 @@ class Codec:
         channels = f"/{self.channels}" if self.channels > 1 else ""
         return f"{self.payload_type} {self.name}/{self.clock_rate}{channels}"
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The parameters of its a=fmtp, names in lower case; a flag has the value ""."""
+        pairs = (part.strip().partition("=") for part in self.fmtp.split(";"))
+        return {name.strip().lower(): value.strip() for name, _, value in pairs if name.strip()}
+
 
 # Audio payload types that need no rtpmap. RFC 3551 table 4.
 STATIC: dict[int, Codec] = {
@@ -43,6 +49,34 @@ STATIC: dict[int, Codec] = {
         Codec(18, "G729", 8000),
     )
 }
+
+# Encodings whose voice can be written down, where the machine's FFmpeg has their decoders.
+RECORDABLE = (
+    "PCMU", "PCMA", "G722", "OPUS", "AMR-WB", "AMR", "G729", "GSM", "ILBC", "G723", "L16",
+    "G726-16", "G726-24", "G726-32", "G726-40",
+    "AAL2-G726-16", "AAL2-G726-24", "AAL2-G726-32", "AAL2-G726-40",
+)  # fmt: skip
+# Payload types that belong to a stream and carry no voice: keys (RFC 4733), noise (RFC 3389).
+EVENTS, NOISE = "TELEPHONE-EVENT", "CN"
+_LINEAR_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+_CLOCKS = {"G722": (8000, 16000), "OPUS": (48000,), "AMR-WB": (16000,), "L16": _LINEAR_RATES}
+_CHANNELS = {"OPUS": 2, "L16": 2}
+
+
+def recordable(codec: Codec) -> bool:
+    """Whether an encoding with these parameters can be recorded, as far as SDP tells."""
+    if codec.name not in RECORDABLE:
+        return False
+    if codec.clock_rate not in _CLOCKS.get(codec.name, (8000,)):
+        return False
+    if codec.channels > _CHANNELS.get(codec.name, 1):
+        return False
+    if codec.name in ("AMR", "AMR-WB"):
+        # Forms of the payload that nobody sends and that would have to be undone. RFC 4867 §4.4
+        given = codec.parameters
+        sorted_or_checked = "1" in (given.get("crc"), given.get("robust-sorting"))
+        return not sorted_or_checked and "interleaving" not in given
+    return True
 
 
 def number(text: str, below: int) -> int | None:

@@ -106,6 +106,9 @@ class Metrics:
         self.rtp_packets_malformed_total = counter(
             "rtp_packets_malformed", "datagrams on an RTP port that are no RTP"
         )
+        self.rtp_packets_undecoded_total = counter(
+            "rtp_packets_undecoded", "RTP packets that their codec refused: silence in the audio"
+        )
         self.rtp_kernel_drops_total = counter(
             "rtp_kernel_drops", "datagrams that the kernel dropped for want of room"
         )

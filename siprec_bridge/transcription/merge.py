@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from siprec_bridge.transcript import (
     Conversation,
+    KeyPress,
     Leg,
     Participant,
     RunFacts,
@@ -20,13 +21,17 @@ Speaker = Callable[[str, datetime], Participant | None]
 
 @dataclass(frozen=True, slots=True)
 class RecordedLeg:
-    """A stream's audio file: the time of its first sample, and its length in seconds."""
+    """A stream's audio file: the time of its first sample, and its length in seconds.
+
+    `keys` were pressed at these seconds of the file.
+    """
 
     label: str
     started_at: datetime
     duration: float
     audio: str | None = None
     participants: tuple[Participant, ...] = ()
+    keys: tuple[KeyPress, ...] = ()
 
 
 def merge(
@@ -76,6 +81,14 @@ def merge(
                 duration=leg.duration,
                 audio=leg.audio,
                 language=heard[leg.label].language if leg.label in heard else None,
+                keys=tuple(
+                    key.model_copy(
+                        update={
+                            "start": round(key.start + _seconds(leg.started_at - started_at), 3)
+                        }
+                    )
+                    for key in leg.keys
+                ),
             )
             for leg in legs
         ),

@@ -46,7 +46,7 @@ from siprec_bridge.replay.packets import Address
 
 CORPUS = Path(os.environ.get("SIPREC_SHARED", Path(__file__).parents[3] / "shared")) / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not here")
-G722_OFFER = OFFER.replace("RTP/AVP 8", "RTP/AVP 9")
+G728_OFFER = OFFER.replace("RTP/AVP 8", "RTP/AVP 15")
 
 
 async def replayed(folder: Path, data: bytes, **options: object) -> Report:
@@ -153,30 +153,30 @@ async def test_a_hold_is_followed_at_the_capture_s_own_time(tmp_path: Path) -> N
 
 
 async def test_codecs_that_are_not_decoded_are_named(tmp_path: Path) -> None:
-    theirs = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 9")
+    theirs = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 15")
     report = await replayed(
-        tmp_path, pcap(frames([*signalling(offer=G722_OFFER, sdp=theirs), *voices()]))
+        tmp_path, pcap(frames([*signalling(offer=G728_OFFER, sdp=theirs), *voices()]))
     )
 
     (only,) = report.calls
     assert not report.ok
     assert [(one.index, one.codecs, one.reason) for one in only.refused_streams] == [
-        (1, ("G722",), "no codec in common")
+        (1, ("G728",), "no codec in common")
     ]
-    assert any("m-line 2: NOT RECORDED" in line and "G722" in line for line in report_lines(report))
+    assert any("m-line 2: NOT RECORDED" in line and "G728" in line for line in report_lines(report))
 
 
 async def test_rtp_of_a_codec_that_the_captured_server_chose_and_we_cannot_decode(
     tmp_path: Path,
 ) -> None:
-    offer = OFFER.replace("RTP/AVP 8", "RTP/AVP 8 9")
-    g722 = [replace(one, payload=one.payload[:1] + b"\x09" + one.payload[2:]) for one in voices()]
-    theirs = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 9")
+    offer = OFFER.replace("RTP/AVP 8", "RTP/AVP 8 15")
+    g728 = [replace(one, payload=one.payload[:1] + b"\x0f" + one.payload[2:]) for one in voices()]
+    theirs = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 15")
 
-    only = await one_call(tmp_path, in_order([*signalling(offer=offer, sdp=theirs), *g722]))
+    only = await one_call(tmp_path, in_order([*signalling(offer=offer, sdp=theirs), *g728]))
 
     assert (
-        "stream 97: 100 packets of G722 (payload type 9), which the bridge does not decode"
+        "stream 97: 100 packets of G728 (payload type 15), which the bridge does not decode"
     ) in only.warnings
 
 
@@ -367,7 +367,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     ("data", "code", "said"),
     [
         (pcap(frames(call())), 0, "1 of 1 calls recorded"),
-        (pcap(frames(call(offer=G722_OFFER))), 1, "NOT RECORDED"),
+        (pcap(frames(call(offer=G728_OFFER))), 1, "NOT RECORDED"),
         (pcap(frames(voices())), 1, "0 of 0 calls recorded"),
         (pcap(frames(call()))[:-9], 0, "the capture is damaged"),
     ],
@@ -482,7 +482,7 @@ async def test_opensips_behind_kamailio_without_media(tmp_path: Path) -> None:
     [
         ("drachtio_g711a", "payload type 8 (PCMA)"),
         ("miarec_09a_2833_dtmf", "payload type 0 (PCMU)"),
-        ("miarec_10a_g722", "payload type 9 (G722), which the bridge does not decode"),
+        ("miarec_10a_g722", "payload type 9 (G722)"),
     ],
 )
 async def test_captures_of_rtp_alone_say_so_and_name_the_codec(

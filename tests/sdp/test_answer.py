@@ -44,7 +44,7 @@ def test_every_line_is_answered_recvonly_with_its_label_and_our_port() -> None:
     [
         ("m=video 5000 RTP/AVP 96\r\na=rtpmap:96 H264/90000", "video is not recorded"),
         ("m=audio 5000 RTP/SAVP 0", "RTP/SAVP is not supported"),
-        ("m=audio 5000 RTP/AVP 18", "no codec in common"),
+        ("m=audio 5000 RTP/AVP 15", "no codec in common"),
         ("m=audio 0 RTP/AVP 0", "offered at port 0"),
     ],
 )
@@ -220,3 +220,50 @@ def test_thousands_of_digits_are_no_number(line: str) -> None:
 def test_a_port_of_thousands_of_digits_is_malformed() -> None:
     with pytest.raises(MalformedSdp):
         parse(b"v=0\r\nm=audio " + b"1" * 5000 + b" RTP/AVP 0\r\n")
+
+
+def test_codecs_are_answered_in_the_order_of_the_src_with_their_parameters() -> None:
+    offered = (
+        "m=audio 5000 RTP/AVP 18 111 97 8 15 13 101 96\r\n"
+        "a=rtpmap:111 opus/48000/2\r\na=fmtp:111 stereo=1;useinbandfec=1\r\n"
+        "a=rtpmap:97 AMR-WB/16000\r\na=fmtp:97 octet-align=1\r\n"
+        "a=rtpmap:101 telephone-event/8000\r\na=rtpmap:96 X-OURS/8000\r\na=fmtp:18 annexb=no"
+    )
+
+    (line,) = answered(one_line(offered)).media
+
+    assert line.formats == ("18", "111", "97", "8", "13", "101")
+    assert ("rtpmap", "111 OPUS/48000/2") in line.attributes
+    assert ("fmtp", "97 octet-align=1") in line.attributes
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        Codec(97, "AMR", 8000, fmtp="octet-align=1; interleaving=30"),
+        Codec(97, "AMR", 8000, fmtp="octet-align=1; crc=1"),
+        Codec(97, "AMR-WB", 16000, fmtp="octet-align=1; robust-sorting=1"),
+        Codec(97, "AMR", 8000, 2),
+        Codec(97, "OPUS", 24000, 2),
+        Codec(97, "L16", 7999),
+        Codec(97, "L16", 8000, 6),
+        Codec(97, "PCMU", 8000, 2),
+        Codec(97, "SPEEX", 16000),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_decoded_is_refused(codec: Codec) -> None:
+    fmtp = f"\r\na=fmtp:97 {codec.fmtp}" if codec.fmtp else ""
+    text = one_line(f"m=audio 5000 RTP/AVP 97\r\na=rtpmap:{codec.rtpmap}{fmtp}")
+
+    (one,) = plan(parse(text.encode()), POLICY)
+
+    assert (one.accepted, one.reason) == (False, "no codec in common")
+
+
+def test_a_policy_chooses_among_the_codecs() -> None:
+    text = one_line("m=audio 5000 RTP/AVP 9 8 18")
+
+    (one,) = plan(parse(text.encode()), MediaPolicy(("G729", "PCMA")))
+
+    assert [codec.name for codec in one.codecs] == ["PCMA", "G729"]

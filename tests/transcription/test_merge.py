@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from siprec_bridge.transcript import (
     Conversation,
+    KeyPress,
     Participant,
     RunFacts,
     Segment,
@@ -114,3 +115,11 @@ def test_nothing_said_is_lost_and_time_never_runs_backwards(
     starts = [one.start for one in talk.utterances]
     assert starts == sorted(starts)
     assert all(one.end >= one.start and one.ends_at >= one.starts_at for one in talk.utterances)
+
+
+def test_keys_of_a_leg_are_told_on_the_clock_of_the_session() -> None:
+    legs = [RecordedLeg("1", later(3), 10, keys=(KeyPress(key="5", start=1.5, duration=0.1),))]
+
+    talk = merged(legs, {})
+
+    assert talk.legs[0].keys == (KeyPress(key="5", start=4.5, duration=0.1),)
