@@ -134,3 +134,10 @@ def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_codec_that_nobody_can_decode_is_named() -> None:
+    assert load({"CODECS": "pcma, g729"}).codecs == ("PCMA", "G729")
+
+    with pytest.raises(ConfigurationError, match=r"CODECS=PCMA,EVS.*EVS: names among PCMU"):
+        load({"CODECS": "PCMA,EVS"})

@@ -128,7 +128,7 @@ def _write_leg(
 ) -> FinishedLeg:
     header = line.reader.header
     name = f"{session_id}-{header.index}.wav"
-    frames = line.end * sample_rate // UNIT
+    frames = min(line.end * sample_rate // UNIT, _LARGEST_WAV // 2)
     with _WavFile(folder / name, 1, sample_rate) as wav:
         sound = _Sound(line, sample_rate)
         for start in range(0, frames, _CHUNK):
@@ -200,8 +200,11 @@ class _Sound:
         self._offset = offset
         self._parts = [_Part(path, own, rate) for own, path in line.files.items()]
 
-    def take(self, size: int) -> npt.NDArray[np.int32]:
-        """The next samples, int32, shape (size,): a sum that may need clipping."""
+    def take(self, size: int) -> npt.NDArray[np.int32] | npt.NDArray[np.int16]:
+        """The next samples, shape (size,); int32: a sum that may need clipping."""
+        if len(self._parts) == 1 and not self._offset:
+            audio = self._parts[0].take(size)
+            return audio if len(audio) == size else np.pad(audio, (0, size - len(audio)))
         out = np.zeros(size, np.int32)
         silent = min(size, self._offset)
         self._offset -= silent
@@ -235,7 +238,9 @@ def _resampled(path: Path, own: int, rate: int) -> Iterator[npt.NDArray[np.int16
         yield chunk if own == rate else resampler.resample_chunk(chunk, last=last)
 
 
-def _clipped(audio: npt.NDArray[np.int32]) -> npt.NDArray[np.int16]:
+def _clipped(audio: npt.NDArray[np.int32] | npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    if audio.dtype == np.int16:
+        return audio.astype(np.int16, copy=False)
     return np.clip(audio, -32768, 32767).astype(np.int16)
 
 

@@ -666,7 +666,7 @@ class _Replay:
                     speakers=tuple(
                         who.name or who.aor or who.id for who in document.on_stream(one.label)
                     ),
-                    codec=one.codec,
+                    codec=", ".join(leg.codecs) if leg is not None else one.codec,
                     state=one.state,
                     packets=packets,
                     lost=sum(report.lost for report in reports),

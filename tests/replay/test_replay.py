@@ -31,6 +31,7 @@ from harness.capture import (
     tcp,
     voices,
 )
+from harness.codecs import streams
 from harness.rtp import loudest_frequency, packets, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.cli import app
@@ -506,3 +507,31 @@ async def test_a_stream_of_a_megabyte_of_packets_is_read_without_holding_it(
     only = await one_call(tmp_path, in_order([*signalling(bye=70.0), *long]))
 
     assert (only.streams[0].packets, only.streams[0].duration) == (3000, 60.0)
+
+
+async def test_a_codec_that_was_offered_later_may_be_sent_at_any_moment(tmp_path: Path) -> None:
+    """G.729 is the SRC's first choice, then it sends G.711, and G.722 from its first second on."""
+    offer = OFFER.replace("RTP/AVP 8", "RTP/AVP 18 8 9")
+    g722 = iter(streams()["G722"].payloads)
+    sent = [
+        replace(one, payload=one.payload[:1] + b"\x09" + one.payload[2:12] + next(g722))
+        if one.destination.port == 40002 and one.at > 1.3
+        else one
+        for one in voices()
+    ]
+    theirs = srs_sdp("40000 RTP/AVP 0", "40002 RTP/AVP 18 8 9")
+
+    only = await one_call(tmp_path, in_order([*signalling(offer=offer, sdp=theirs), *sent]))
+
+    assert only.warnings == ()
+    assert [(one.codec, one.duration) for one in only.streams] == [
+        ("PCMU", 2.0),
+        ("PCMA, G722", 2.0),
+    ]
+    rate, both = read_wav(tmp_path / "out" / str(only.stereo))
+    assert rate == 16000
+    assert loudest_frequency(both[1000:15000, 1], rate) == pytest.approx(880, abs=2)
+    assert loudest_frequency(both[18000:, 1], rate) in (
+        pytest.approx(440, abs=2),
+        pytest.approx(5000, abs=2),
+    )
