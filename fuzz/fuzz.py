@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 with atheris.instrument_imports(include=["siprec_bridge"]):
     from harness.src import PEER, TCP_PEER
     from harness.srs import Srs
-    from siprec_bridge import sdp, sip, siprec
+    from siprec_bridge import rtp, sdp, sip, siprec
 
 # What separates the messages of a conversation; a digit after it is the seconds that pass.
 _TURN = b"\n%%"
@@ -74,6 +74,15 @@ def metadata(data: bytes) -> None:
         siprec.parse_metadata(data)
 
 
+def payload(data: bytes) -> None:
+    """An RTP payload, taken apart as each codec does it; the first octet says of which one."""
+    name = sdp.RECORDABLE[data[0] % len(sdp.RECORDABLE)] if data else ""
+    for parameters in ({}, {"octet-align": "1", "mode": "20"}):
+        if (unpack := rtp.unpacker(name, parameters)) is not None:
+            with contextlib.suppress(rtp.MalformedPayload):
+                assert all(0 <= one.samples <= 2 * 65536 * 8 for one in unpack(data[1:]))
+
+
 def machine(data: bytes) -> None:
     """A conversation with the whole core: machine, sessions and what is stored of them."""
     srs, now = Srs(), 0.0
@@ -92,6 +101,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "sdp": description,
     "body": body,
     "metadata": metadata,
+    "payload": payload,
     "machine": machine,
 }
 

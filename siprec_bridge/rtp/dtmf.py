@@ -1,7 +1,8 @@
 """Keys that were pressed, from the packets of telephone-event. RFC 4733 §2.
 
-Each packet of an event has the event's first timestamp and its duration so far; the last one is
-sent three times. Whatever of them is lost, repeated or late, one key is one event.
+Each packet of an event has the event's first timestamp and its duration so far; the last one, with
+the end bit, is sent three times. The timestamp tells events apart and the longest duration counts,
+so the end bit is of no need: whatever is lost, repeated or late, one key is one event.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ class KeyEvent:
     duration: int
     arrival_ns: int
     clock_rate: int
-    ended: bool = False
     position: int = 0
 
 
@@ -44,7 +44,6 @@ class KeyReader:
         if len(payload) < _SIZE or payload[0] >= len(KEYS):
             return None
         key = KEYS[payload[0]]
-        ended = bool(payload[1] & 0x80)
         duration = int.from_bytes(payload[2:4], "big")
         for event in reversed(self._recent):
             if event.ssrc != ssrc or event.key != key:
@@ -54,11 +53,10 @@ class KeyReader:
             goes_on = offset % _SEGMENT == 0 and offset <= event.duration
             if offset == 0 or goes_on:
                 event.duration = max(event.duration, offset + duration)
-                event.ended = event.ended or ended
                 return None
         if len(self.events) >= _MOST:
             return None
-        event = KeyEvent(key, ssrc, timestamp, duration, arrival_ns, clock_rate, ended)
+        event = KeyEvent(key, ssrc, timestamp, duration, arrival_ns, clock_rate)
         self._recent = [*self._recent[1 - _OPEN :], event]
         self.events.append(event)
         return event

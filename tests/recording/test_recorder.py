@@ -1,6 +1,7 @@
 """One call at a desk with real media and store: answered, changed, ended; and when it cannot be."""
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,8 @@ from harness.rtp import packets, send, tone
 from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
 from siprec_bridge.media import MediaEvent
-from siprec_bridge.recording import Capacity
+from siprec_bridge.recording import Capacity, Completion
+from siprec_bridge.rtp import build_packet
 from siprec_bridge.sip import (
     AckReceived,
     DialogEnded,
@@ -31,6 +33,7 @@ from siprec_bridge.sip import (
     parse,
 )
 from siprec_bridge.store import SessionRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.transcript import RunFacts
 
 DIALOG = DialogId("call-1", "ours", "src")
 METADATA_TYPE = "application/rs-metadata+xml"
@@ -551,3 +554,38 @@ async def test_while_calls_wait_for_their_answers_too_long_new_ones_are_sent_els
         here.service.on_sip(replace(invite(id="i3"), dialog=DialogId("call-3", "ours", "src")))
 
         assert (first, await answered(here, "i2"), await answered(here, "i3")) == (200, 503, 200)
+
+
+async def test_keys_and_refused_packets_of_a_call_are_told_when_it_is_over(tmp_path: Path) -> None:
+    offer = OFFER.replace("RTP/AVP 8", "RTP/AVP 3 8 101\r\na=rtpmap:101 telephone-event/8000")
+    pressed = [
+        build_packet(101, 20 + n, 9000, 5, b"\x07\x8a" + (160 * 5).to_bytes(2, "big"))
+        for n in range(3)
+    ]
+    voice = [
+        build_packet(3, n, 1000 + 160 * n, 5, b"\xd1" + bytes(32) if n % 5 else b"short")
+        for n in range(20)
+    ]
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(multipart(sdp=offer)))
+        await answered(here)
+        line = sdp.parse(here.phone.answers["i1"].body).media[1]
+        send([*voice, *pressed], line.port)
+        row = await hang_up(here)
+        (job,) = await here.database.read(partial(jobs.listing, limit=10))
+        waiting = await here.database.read(lambda connection: jobs.get(connection, job.id))
+        completion = Completion(
+            here.database, here.metrics, sinks=[], clock=lambda: row.started_at,
+            deliver=lambda: None,
+        )  # fmt: skip
+        assert waiting is not None
+        await completion.done(
+            waiting, {}, RunFacts(provider="whisper", model="base", status="success")
+        )
+        (*_, told) = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    assert line.formats == ("3", "8", "101")
+    assert here.metrics.registry.get_sample_value("siprec_rtp_packets_undecoded_total") == 4
+    (leg,) = json.loads(told.body)["legs"]
+    assert told.type == "transcript.final"
+    assert [(one["key"], one["duration"]) for one in leg["keys"]] == [("*", 0.1)]
