@@ -163,7 +163,9 @@ def _folder(settings: Settings) -> Finding:
             f"{folder}: {error.strerror}; make it writable or choose another RECORDING_DIR",
         )
     hours = free / _OCTETS_AN_HOUR
-    text = f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of two-party calls"
+    text = (
+        f"{folder}: {free / 1e9:.1f} GB free, about {hours:,.0f} hours of two-party calls in G.711"
+    )
     if free < settings.min_free_disk:
         return Finding(
             "recordings",

@@ -90,6 +90,7 @@ class Line:
         self._voices: dict[int, _Voice] = {}
         self._waiting: list[_Waiting] = []
         self._in_order = False
+        self._beside: dict[tuple[int, int], None] = {}  # sequence numbers of keys and noise
         self._keys = KeyReader()
         self._unplaced: list[KeyEvent] = []
 
@@ -140,6 +141,10 @@ class Line:
         voice &= np.isin(batch.payload_type, list(voices))
         self.foreign += int((batch.valid & ~voice & ~np.isin(batch.payload_type, beside)).sum())
         chosen, lengths, frames = self._measure(packets, batch, np.flatnonzero(voice), voices)
+        for at in np.flatnonzero(batch.valid & np.isin(batch.payload_type, beside)).tolist():
+            self._beside[int(batch.ssrc[at]), int(batch.sequence[at])] = None
+            if len(self._beside) > _MOST_WAITING:
+                del self._beside[next(iter(self._beside))]
         if len(chosen):
             self._place(packets, batch, chosen, lengths, frames, voices, interrupted)
         for number in beside:
@@ -266,7 +271,10 @@ class Line:
         if voice is None or voice.codec != packet.codec or not 0 < step <= _MOST_LOST:
             voice = _Voice(packet.codec, decoder_of(packet.codec), packet.sequence)
         elif step > 1:
-            self._conceal(voice, packet.position, step - 1)
+            # Keys and noise took numbers, too: what they left out was not lost.
+            numbers = ((voice.sequence + one) & 0xFFFF for one in range(1, step))
+            lost = sum((packet.ssrc, one) not in self._beside for one in numbers)
+            self._conceal(voice, packet.position, lost)
         rate = voice.decoder.rate
         unit = UNIT // rate
         position = packet.position

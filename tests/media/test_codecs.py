@@ -257,6 +257,16 @@ def test_a_key_is_one_event_however_often_its_end_is_sent(
     assert (leg.foreign, leg.duration) == (0, 2.0)
 
 
+def test_a_key_is_no_loss_that_a_codec_would_fill(tmp_path: Path) -> None:
+    stream = STREAMS["AMR in bits"]
+
+    leg, heard = finished(tmp_path, dialled(stream), (stream.codec, KEYS), 8000)
+
+    assert [one.key for one in leg.keys] == ["5"]
+    assert not heard[25 * 160 : 30 * 160].any()
+    assert same(heard[: 25 * 160], stream.pcm[: 25 * 160])
+
+
 def test_keys_are_counted_by_their_timestamps(tmp_path: Path) -> None:
     stream = STREAMS["PCMU"]
     at = [5000 + 8000 + 800 * n for n in range(4)]
