@@ -104,7 +104,6 @@ ANSWERS = {
     "rfc7865_amazonchime_2.sip": Answer([True, False, True, False], "video is not recorded"),
     "rfc7865_amazonchime_3.sip": Answer([True, False, True, False], "video is not recorded"),
     "ffeldhaus_2.sip": Answer(None, '302 siprec-bridge "RTP/SAVP is not supported"'),
-    "oracle_4.sip": Answer(None, '305 siprec-bridge "no codec in common"'),
 }
 
 # Offers that say where they want the media, and that this is nowhere.

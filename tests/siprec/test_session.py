@@ -128,10 +128,10 @@ def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> N
 @pytest.mark.parametrize(
     ("media", "codes"),
     [
-        ("m=audio 9 RTP/AVP 18\r\n", ["305"]),
+        ("m=audio 9 RTP/AVP 15\r\n", ["305"]),
         ("m=video 9 RTP/AVP 96\r\n", ["304"]),
         ("m=audio 9 RTP/SAVP 0\r\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:x\r\n", ["302"]),
-        ("m=audio 9 RTP/AVP 18\r\nm=video 9 RTP/AVP 96\r\n" * 2, ["305", "304"]),
+        ("m=audio 9 RTP/AVP 15\r\nm=video 9 RTP/AVP 96\r\n" * 2, ["305", "304"]),
         ("", ["399"]),
     ],
     ids=["codec", "video", "srtp", "codec and video", "nothing"],
