@@ -30,6 +30,7 @@ from siprec_bridge.recording import (
     left_behind,
     recover,
 )
+from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
@@ -268,6 +269,8 @@ class Bridge:
         match event.name:
             case "silent":
                 log.warning("stream.silent", seconds=event.seconds, **fields)
+            case "not_authentic":
+                log.warning("stream.not_authentic", **fields)  # once; the metric counts
             case "write_failed":
                 log.error("stream.not_written", cause=event.cause, **fields)
             case _:
@@ -385,13 +388,18 @@ class Bridge:
 
 
 def _media_policy(settings: Settings) -> MediaPolicy:
-    """The codecs that are accepted. Raises ConfigurationError for one that cannot be decoded."""
+    """What is accepted. Raises ConfigurationError for one that cannot be decoded."""
     there = decodable()
     missing = [name for name in settings.codecs if name not in there]
     if missing:
         reason = f"this machine's FFmpeg has no decoder of {', '.join(missing)}"
         raise ConfigurationError(f"CODECS={','.join(settings.codecs)}", reason)
-    return MediaPolicy(settings.codecs or there)
+    return MediaPolicy(
+        settings.codecs or there,
+        srtp=settings.srtp,
+        suites=available_suites(),
+        sdes_only_over_tls=settings.srtp_sdes_only_over_tls,
+    )
 
 
 def _now() -> datetime:

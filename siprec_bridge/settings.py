@@ -107,6 +107,7 @@ _CASELESS = (
     "sip_unknown_sources",
     "non_siprec_calls",
     "dtmf_events",
+    "srtp",
 )
 
 
@@ -199,6 +200,13 @@ class Settings(BaseModel):
     dtmf_events: Literal["keep", "mask", "drop"] = Field(
         "mask",
         description="telephone keys sent as RFC 4733 events: told, told as *, or not told at all",
+    )
+    srtp: Literal["accept", "require", "refuse"] = Field(
+        "accept",
+        description="encrypted media: taken when offered; required, plain RTP is refused; or refused",
+    )
+    srtp_sdes_only_over_tls: bool = Field(
+        False, description="true: keys in SDP are taken only from SIP over TLS"
     )
     rtp_fast_path: bool = Field(True, description="receive with recvmmsg; false: plain sockets")
 

@@ -3,13 +3,14 @@
 A command carries `id`, its reply the same `id`; what the worker tells by itself has `event`.
 """
 
+import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from siprec_bridge.sdp import Codec
+from siprec_bridge.sdp import Codec, StreamKeys
 
 VERSION: Final = 1
 LINE_LIMIT: Final = 1 << 20
@@ -19,7 +20,7 @@ LINE_LIMIT: Final = 1 << 20
 class StreamSpec:
     """A stream to record. Its spool is `<folder>/<stream_id>.spool`.
 
-    `host` is the address to receive it on.
+    `host` is the address to receive it on. `keys` goes to the worker and nowhere else.
     """
 
     stream_id: str
@@ -29,6 +30,7 @@ class StreamSpec:
     codecs: tuple[Codec, ...]
     folder: Path
     host: str
+    keys: StreamKeys | None = field(default=None, repr=False)
 
     @property
     def spool(self) -> Path:
@@ -47,13 +49,16 @@ class StreamSpec:
             ],
             "folder": str(self.folder),
             "host": self.host,
+            "keys": _keys_to_json(self.keys) if self.keys is not None else None,
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "StreamSpec":
         """From the wire."""
         codecs = tuple(Codec(**one) for one in value["codecs"])
-        return cls(**(value | {"codecs": codecs, "folder": Path(value["folder"])}))
+        keys = _keys_from_json(value["keys"]) if value["keys"] is not None else None
+        own = {"codecs": codecs, "folder": Path(value["folder"]), "keys": keys}
+        return cls(**(value | own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,10 @@ class StreamPort:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """What was received on a stream, from its opening to its end. Times are UTC."""
+    """What was received on a stream, from its opening to its end. Times are UTC.
+
+    `unauthenticated`: SRTP that none of its keys opened.
+    """
 
     stream_id: str
     packets: int = 0
@@ -76,6 +84,7 @@ class StreamReport:
     duplicates: int = 0
     reordered: int = 0
     malformed: int = 0
+    unauthenticated: int = 0
     kernel_drops: int = 0
     first_packet_at: datetime | None = None
     last_packet_at: datetime | None = None
@@ -110,6 +119,16 @@ def decode(line: bytes) -> dict[str, Any]:
 def from_ns(at_ns: int | None) -> datetime | None:
     """Nanoseconds since 1970 as an aware time; microseconds are kept."""
     return None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC)
+
+
+def _keys_to_json(keys: StreamKeys) -> list[object]:
+    remote, local = (base64.b64encode(one).decode() for one in (keys.remote, keys.local))
+    return [keys.suite, remote, local, keys.mki_length]
+
+
+def _keys_from_json(value: list[Any]) -> StreamKeys:
+    suite, remote, local, mki_length = value
+    return StreamKeys(suite, base64.b64decode(remote), base64.b64decode(local), mki_length)
 
 
 def _to_ns(at: datetime | None) -> int | None:

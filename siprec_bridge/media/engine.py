@@ -6,7 +6,7 @@ import itertools
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -33,7 +33,9 @@ _STOP_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MediaEvent:
-    """What a worker noticed: started, silent, heard_again, write_failed or written_again."""
+    """What a worker noticed: started, silent, heard_again, not_authentic (SRTP that our
+    keys do not open), write_failed or written_again.
+    """
 
     name: str
     stream_id: str
@@ -56,6 +58,7 @@ class _Open:
     spec: StreamSpec
     port: StreamPort
     paused: bool = False
+    rollovers: dict[int, int] = field(default_factory=dict)  # of SRTP, by SSRC
 
 
 class MediaEngine:
@@ -140,7 +143,7 @@ class MediaEngine:
         return port
 
     async def update(self, spec: StreamSpec) -> None:
-        """Note that a stream's payload types mean something else from now on."""
+        """Note that a stream's payload types or keys are others from now on."""
         if (known := self._open.get(spec.stream_id)) is not None:
             known.spec = spec
             await self._ask({"do": "update", "spec": spec.to_json()})
@@ -173,7 +176,7 @@ class MediaEngine:
         return reports
 
     async def _open_at(self, spec: StreamSpec, port: int | None) -> StreamPort:
-        reply = await self._ask({"do": "open", "spec": spec.to_json(), "port": port})
+        reply = await self._ask({**_opening(spec, {}), "port": port})
         host, rtp, rtcp = reply["port"]
         return StreamPort(host, rtp, rtcp)
 
@@ -270,11 +273,7 @@ class MediaEngine:
 
     async def _reopen(self) -> None:
         for known in list(self._open.values()):
-            command: dict[str, object] = {
-                "do": "open",
-                "spec": known.spec.to_json(),
-                "port": known.port.rtp_port,
-            }
+            command = _opening(known.spec, known.rollovers) | {"port": known.port.rtp_port}
             try:
                 await self._ask_once(command)
                 if known.paused:
@@ -306,7 +305,11 @@ class MediaEngine:
                 metrics.rtp_octets_total.inc(message.get("octets", 0))
                 metrics.rtp_packets_duplicate_total.inc(message.get("duplicates", 0))
                 metrics.rtp_packets_malformed_total.inc(message.get("malformed", 0))
+                metrics.srtp_packets_unauthenticated_total.inc(message.get("unauthenticated", 0))
                 metrics.rtp_kernel_drops_total.inc(message.get("kernel_drops", 0))
+            case {"event": "turned", "stream_id": str(stream), "ssrc": ssrc, "rollovers": count}:
+                if (known := self._open.get(stream)) is not None:
+                    known.rollovers[ssrc] = count
             case {"event": str(name)}:
                 fields = {key: message[key] for key in ("stream_id", "session_id", "label")}
                 extra = {key: message[key] for key in ("seconds", "cause") if key in message}
@@ -319,6 +322,10 @@ class MediaEngine:
             self._on_event(event)
         except Exception:  # a mistake of ours elsewhere must not end the recording
             log.exception("media.event_failed", event_name=event.name, stream=event.stream_id)
+
+
+def _opening(spec: StreamSpec, rollovers: dict[int, int]) -> dict[str, object]:
+    return {"do": "open", "spec": spec.to_json(), "rollovers": list(rollovers.items())}
 
 
 def _pause(stream_id: str, paused: bool, at: float) -> dict[str, object]:

@@ -12,7 +12,14 @@ import numpy as np
 
 from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec, from_ns
 from siprec_bridge.media.spool import RECORD, SpoolHeader, SpoolWriter, write_records
-from siprec_bridge.rtp import SequenceTracker, read_headers
+from siprec_bridge.rtp import (
+    NotAuthentic,
+    Replayed,
+    SequenceTracker,
+    SrtpReceiver,
+    read_headers,
+)
+from siprec_bridge.sdp import Crypto
 
 _FIRST_PORT, _LAST_PORT = 16384, 32766
 _BATCH = 256  # packets held before they are spooled
@@ -23,10 +30,12 @@ class _Stream:
     spec: StreamSpec
     port: StreamPort
     spool: SpoolWriter
+    srtp: SrtpReceiver | None = None
     sequence: SequenceTracker = field(default_factory=SequenceTracker)
     paused: bool = False
     octets: int = 0
     malformed: int = 0
+    unauthenticated: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
     waiting: list[tuple[int, bytes]] = field(default_factory=list)
@@ -40,6 +49,7 @@ class _Stream:
             duplicates=self.sequence.duplicates,
             reordered=self.sequence.reordered,
             malformed=self.malformed,
+            unauthenticated=self.unauthenticated,
             first_packet_at=from_ns(self.first_ns),
             last_packet_at=from_ns(self.last_ns),
         )
@@ -65,11 +75,27 @@ class OfflineMedia:
         stream = self._open.get(stream_id)
         if stream is None:
             return False
+        if stream.srtp is not None:
+            try:
+                datagram = stream.srtp.unprotect(datagram)
+            except Replayed:
+                stream.sequence.duplicates += not stream.paused
+                return True
+            except NotAuthentic:
+                stream.unauthenticated += 1
+                return True
         if not stream.paused:
             stream.waiting.append((at_ns, datagram))
             if len(stream.waiting) >= _BATCH:
                 self._store(stream)
         return True
+
+    def set_keys(self, stream_id: str, crypto: Crypto | None) -> None:
+        """Decrypt a stream with this key from now on; None: it is plain."""
+        if (stream := self._open.get(stream_id)) is not None:
+            stream.srtp = None
+            if crypto is not None:
+                stream.srtp = SrtpReceiver(crypto.suite, crypto.key, crypto.mki_length)
 
     async def open(self, spec: StreamSpec) -> StreamPort:
         """Make the spool, and its folder."""
@@ -85,15 +111,24 @@ class OfflineMedia:
                 spool.event("reopened", now_ns, spec.codecs)
             number = next(self._ports)
             known = _Stream(spec, StreamPort(self._host, number, number + 1), spool)
+            if (keys := spec.keys) is not None:
+                known.srtp = SrtpReceiver(keys.suite, keys.remote, keys.mki_length)
             self._open[spec.stream_id] = known
         return known.port
 
     async def update(self, spec: StreamSpec) -> None:
-        """Note that a stream's payload types mean something else from now on."""
+        """Note that a stream's payload types or keys are others from now on."""
         if (stream := self._open.get(spec.stream_id)) is not None:
             self._store(stream)
-            stream.spec = spec
-            stream.spool.event("codecs", self._now_ns(), spec.codecs)
+            old, stream.spec = stream.spec, spec
+            if (keys := spec.keys) is None:
+                stream.srtp = None
+            elif stream.srtp is None:
+                stream.srtp = SrtpReceiver(keys.suite, keys.remote, keys.mki_length)
+            elif old.keys is None or old.keys.remote != keys.remote:
+                stream.srtp.rekey(keys.suite, keys.remote, keys.mki_length)
+            if spec.codecs != old.codecs:
+                stream.spool.event("codecs", self._now_ns(), spec.codecs)
 
     async def pause(self, stream_id: str, paused: bool, at: datetime) -> None:
         """Keep nothing of a stream, or record it again."""

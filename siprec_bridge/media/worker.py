@@ -27,7 +27,14 @@ from siprec_bridge.media.control import (
 from siprec_bridge.media.ports import NoPortLeft, PortRange
 from siprec_bridge.media.spool import SpoolHeader, SpoolWriter, write_records
 from siprec_bridge.media.sweep import SLOTS, Arena, best_receiver, prepare
-from siprec_bridge.rtp import SequenceTracker, read_headers
+from siprec_bridge.rtp import (
+    HEADER_SIZE,
+    NotAuthentic,
+    Replayed,
+    SequenceTracker,
+    SrtpReceiver,
+    read_headers,
+)
 
 SWEEP_S = 0.2
 
@@ -39,10 +46,12 @@ class _Stream:
     rtcp: socket.socket
     spool: SpoolWriter
     opened_at: float
+    srtp: SrtpReceiver | None = None
     sequence: SequenceTracker = field(default_factory=SequenceTracker)
     paused: bool = False
     octets: int = 0
     malformed: int = 0
+    unauthenticated: int = 0
     kernel_drops: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
@@ -59,6 +68,7 @@ class _Stream:
             duplicates=self.sequence.duplicates,
             reordered=self.sequence.reordered,
             malformed=self.malformed,
+            unauthenticated=self.unauthenticated,
             kernel_drops=self.kernel_drops,
             first_packet_at=from_ns(self.first_ns),
             last_packet_at=from_ns(self.last_ns),
@@ -124,9 +134,9 @@ class Worker:
                 self._ports = PortRange(first, last)
                 self._receiver = best_receiver(self._arena, fast=fast)
                 return {"receiver": type(self._receiver).__name__}
-            case {"do": "open", "spec": dict(spec), "port": port}:
+            case {"do": "open", "spec": dict(spec), "port": port, "rollovers": list(rollovers)}:
                 wanted = port if isinstance(port, int) else None
-                return self._open(StreamSpec.from_json(spec), wanted)
+                return self._open(StreamSpec.from_json(spec), wanted, dict(rollovers))
             case {"do": "update", "spec": dict(spec)}:
                 return self._update(StreamSpec.from_json(spec))
             case {"do": "pause", "stream": str(name), "paused": bool(paused), "at_ns": int(at_ns)}:
@@ -136,7 +146,9 @@ class Worker:
             case _:
                 raise ValueError(f"unknown command {command.get('do')}")
 
-    def _open(self, spec: StreamSpec, port: int | None) -> dict[str, object]:
+    def _open(
+        self, spec: StreamSpec, port: int | None, rollovers: dict[int, int]
+    ) -> dict[str, object]:
         known = self._streams.get(spec.stream_id)
         if known is None:
             rtp, rtcp = self._ports.bind(spec.host, port)
@@ -157,6 +169,7 @@ class Worker:
                 rtcp.close()
                 raise
             known = _Stream(spec, rtp, rtcp, spool, time.monotonic(), heard_at=time.monotonic())
+            known.srtp = _receiver(spec, rollovers)
             self._streams[spec.stream_id] = known
         number = known.rtp.getsockname()[1]
         return {"port": [known.spec.host, number, number + 1]}
@@ -165,8 +178,13 @@ class Worker:
         stream = self._streams.get(spec.stream_id)
         if stream is not None:
             self._sweep([stream])
-            stream.spec = spec
-            stream.spool.event("codecs", time.time_ns(), spec.codecs)
+            old, stream.spec = stream.spec, spec
+            if spec.keys is None or stream.srtp is None:
+                stream.srtp = _receiver(spec, {})
+            elif old.keys is None or old.keys.remote != spec.keys.remote:
+                stream.srtp.rekey(spec.keys.suite, spec.keys.remote, spec.keys.mki_length)
+            if spec.codecs != old.codecs:
+                stream.spool.event("codecs", time.time_ns(), spec.codecs)
         return {}
 
     def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
@@ -217,6 +235,11 @@ class Worker:
         lengths = arena.lengths[:used]
         # As a clock tells it that nobody sets: a call keeps its length when the wall clock steps.
         arena.arrivals_ns[:used] -= time.time_ns() - time.monotonic_ns() - self._clock_offset_ns
+        dropped = {
+            start: self._decrypt(stream, stream.srtp, start, stop)
+            for stream, start, stop in taken
+            if stream.srtp is not None
+        }
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
         write_records(arena.heads[:used], lengths, arena.arrivals_ns[:used])
         now = time.monotonic()
@@ -228,7 +251,7 @@ class Worker:
             if stream.paused:
                 continue  # nothing of a paused stream is kept
             slots = np.flatnonzero(batch.valid[start:stop]) + start
-            bad = stop - start - len(slots)
+            bad = stop - start - len(slots) - dropped.get(start, 0)
             stream.malformed += bad
             self._count("malformed", bad)
             if not len(slots):
@@ -247,6 +270,43 @@ class Worker:
                 for slot, length in zip(slots.tolist(), lengths[slots].tolist(), strict=True)
             ]
             self._write(stream, records)
+
+    def _decrypt(self, stream: _Stream, srtp: SrtpReceiver, start: int, stop: int) -> int:
+        """Put RTP in the place of SRTP; what is none is emptied. Returns how many these were.
+
+        What is no RTP at all stays, and so does RTCP. The order of arrival is kept, and a paused
+        stream is decrypted too: roll-over counters follow what is sent, not what is recorded.
+        """
+        arena, view = self._arena, self._arena.view
+        lengths = arena.lengths[start:stop].tolist()
+        repeated = unauthenticated = 0
+        for slot, at, length in zip(
+            range(start, stop), arena.offsets[start:stop].tolist(), lengths, strict=True
+        ):
+            if length < HEADER_SIZE or view[at] >> 6 != 2 or 192 <= view[at + 1] <= 223:
+                continue
+            try:
+                plain = srtp.unprotect(bytes(view[at : at + length]))
+            except Replayed:
+                repeated += 1
+                plain = b""
+            except NotAuthentic:
+                unauthenticated += 1
+                plain = b""
+            view[at : at + len(plain)] = plain
+            arena.lengths[slot] = len(plain)
+        for ssrc, rollovers in srtp.turned:
+            self._tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)
+        srtp.turned.clear()
+        if not stream.paused:
+            stream.sequence.duplicates += repeated
+            self._count("duplicates", repeated)
+        if unauthenticated:
+            if not stream.unauthenticated:
+                self._tell_of(stream, "not_authentic")
+            stream.unauthenticated += unauthenticated
+            self._count("unauthenticated", unauthenticated)
+        return repeated + unauthenticated
 
     def _note(self, stream: _Stream, arrival_ns: int, now: float) -> None:
         stream.heard_at = now
@@ -296,6 +356,13 @@ class Worker:
     def _tell(self, message: dict[str, object]) -> None:
         with contextlib.suppress(OSError):  # the bridge is gone: the next read says so
             self._control.sendall(encode(message))
+
+
+def _receiver(spec: StreamSpec, rollovers: dict[int, int]) -> SrtpReceiver | None:
+    keys = spec.keys
+    if keys is None:
+        return None
+    return SrtpReceiver(keys.suite, keys.remote, keys.mki_length, rollovers)
 
 
 def _allow_many_sockets() -> None:

@@ -1,6 +1,7 @@
 """One recording session, readable top to bottom: answered, recorded, ended, archived."""
 
 import asyncio
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Media(Protocol):
         ...
 
     async def update(self, spec: StreamSpec) -> None:
-        """Note that a stream's payload types mean something else from now on."""
+        """Note that a stream's payload types or keys are others from now on."""
         ...
 
     async def pause(self, stream_id: str, paused: bool, at: datetime) -> None:
@@ -156,6 +157,8 @@ class Recorder:
             desk.policy,
             sdp_session_id=int(desk.clock().timestamp()),
             fork=read_fork(invite.request),
+            new_key=secrets.token_bytes,
+            over_tls=invite.peer.transport == "tls",
         )
 
     def is_cancelled_by(self, event: InviteCancelled) -> bool:
@@ -257,8 +260,10 @@ class Recorder:
                     self._ask_for_metadata()
                 case MediaEvent(name="silent", stream_id=stream):
                     self._silent.add(stream)
-                case MediaEvent(stream_id=stream):
+                case MediaEvent(name="started" | "heard_again", stream_id=stream):
                     self._silent.discard(stream)
+                case MediaEvent():
+                    pass  # told in the log
                 case RequestAnswered(method="OPTIONS", response=response):
                     self._unanswered = self._unanswered + 1 if response.status == 408 else 0
                     if self._unanswered >= _PROBES:
@@ -477,6 +482,7 @@ class Recorder:
             codecs=stream.codecs,
             folder=self._folder,
             host=self._desk.receive_at(self._invite.peer),
+            keys=stream.keys,
         )
 
     def _stream_id(self, index: int) -> str:

@@ -41,15 +41,19 @@ from siprec_bridge.replay.report import (
     StreamResult,
 )
 from siprec_bridge.replay.traffic import Traffic, WireMessage
+from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import (
     EVENTS,
     NOISE,
     STATIC,
     Codec,
+    Crypto,
     MalformedSdp,
+    Media,
     MediaPolicy,
     SessionDescription,
     plan,
+    read_crypto,
 )
 from siprec_bridge.sdp import parse as parse_sdp
 from siprec_bridge.sip import (
@@ -120,6 +124,7 @@ class _Call:
     captured_status: int | None = None
     offer: SessionDescription | None = None
     lines: dict[int, _Line] = field(default_factory=dict)
+    keys: dict[int, Crypto | None] = field(default_factory=dict)  # by m-line, as it was answered
     refusals: list[Refusal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -188,7 +193,7 @@ class _Replay:
         self._numbers = itertools.count(1)
         self._media = OfflineMedia(lambda: self._now_ns)
         self._finisher = _InlineFinisher()
-        self._policy = MediaPolicy(decodable())
+        self._policy = MediaPolicy(decodable(), suites=available_suites())
         metrics = Metrics()
         self._server = SipServer(
             token=lambda: secrets.token_hex(8),
@@ -406,12 +411,27 @@ class _Replay:
             if media.port == 0:
                 continue
             line = call.lines.setdefault(index, _Line(call, index, {}))
+            self._follow_keys(call, index, media)
             line.codecs |= {codec.payload_type: codec for codec in media.codecs}
             # Behind a NAT the packets do not go to the address in the SDP.
             for host in {media.connection or "", wire.source.host}:
                 self._lines[Address(host, media.port)] = line
                 if media.rtcp_port != media.port:
                     self._rtcp.add(Address(host, media.rtcp_port))
+
+    def _follow_keys(self, call: _Call, index: int, answered: Media) -> None:
+        """Decrypt with the offered key that the captured SRS took, which we might not have."""
+        offered = call.offer.media[index : index + 1] if call.offer is not None else ()
+        lines = [read_crypto(line) for line in answered.crypto_lines]
+        if not offered or not offered[0].crypto_lines or call.session_id is None:
+            return
+        tags = {one.tag for one in lines if isinstance(one, Crypto)}
+        keys = (read_crypto(line) for line in offered[0].crypto_lines)
+        key = next((one for one in keys if isinstance(one, Crypto) and one.tag in tags), None)
+        stream = f"{call.session_id}-{index}"
+        if key != call.keys.get(index):
+            call.keys[index] = key
+            self._media.set_keys(stream, key)
 
     async def _take_request_of_srs(
         self, captured: CapturedDialog, request: Request, wire: WireMessage
@@ -677,6 +697,9 @@ class _Replay:
             )
             if line is not None and not packets:
                 warnings.append(f"stream {one.label}: no RTP in the capture")
+            locked = sum(report.unauthenticated for report in reports)
+            if locked:
+                warnings.append(f"stream {one.label}: {locked} packets that its key does not open")
             warnings += _undecoded(one.label, line)
         return CallResult(
             **{name: getattr(result, name) for name in _KEPT},

@@ -1,4 +1,6 @@
-"""RTP: headers of a batch, sequence numbers, time line, payloads, keys. RFC 3550, 3551, 4733.
+"""RTP: headers of a batch, sequence numbers, time line, payloads, keys; SRTP.
+
+RFC 3550, 3551, 3711, 4733.
 
 Refuses to know sockets, files and clocks. At 50 packets a second and stream an object for each
 packet would cost too much, so functions take all packets of a sweep or of a chunk of a file.
@@ -15,6 +17,13 @@ from siprec_bridge.rtp.payload import (
     unpacker,
 )
 from siprec_bridge.rtp.sequence import SequenceTracker
+from siprec_bridge.rtp.srtp import (
+    NotAuthentic,
+    Replayed,
+    SrtpReceiver,
+    SrtpSender,
+    available_suites,
+)
 from siprec_bridge.rtp.timeline import Timeline
 
 __all__ = [
@@ -24,9 +33,14 @@ __all__ = [
     "KeyEvent",
     "KeyReader",
     "MalformedPayload",
+    "NotAuthentic",
+    "Replayed",
     "SequenceTracker",
+    "SrtpReceiver",
+    "SrtpSender",
     "Timeline",
     "Unpacker",
+    "available_suites",
     "build_packet",
     "decode_g711",
     "encode_g711",

@@ -5,6 +5,7 @@ Refuses to know SIP, sockets and what is done with the media.
 
 from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, offer, plan
 from siprec_bridge.sdp.codecs import EVENTS, NOISE, RECORDABLE, STATIC, Codec, recordable
+from siprec_bridge.sdp.crypto import SUITES, Crypto, StreamKeys, read_crypto, write_crypto
 from siprec_bridge.sdp.session import MalformedSdp, Media, SessionDescription, parse
 
 __all__ = [
@@ -12,15 +13,20 @@ __all__ = [
     "NOISE",
     "RECORDABLE",
     "STATIC",
+    "SUITES",
     "Codec",
+    "Crypto",
     "MalformedSdp",
     "Media",
     "MediaPolicy",
     "SessionDescription",
+    "StreamKeys",
     "StreamPlan",
     "answer",
     "offer",
     "parse",
     "plan",
+    "read_crypto",
     "recordable",
+    "write_crypto",
 ]

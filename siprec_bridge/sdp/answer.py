@@ -1,10 +1,11 @@
-"""An offer and what we can record: the answer. RFC 3264 §6, RFC 7866 §7.1 and §8.
+"""An offer and what we can record: the answer. RFC 3264 §6, RFC 7866 §7.1 and §8, RFC 4568 §5.1.
 
 First `plan` says what becomes of each m-line; then, once ports are there, `answer` writes it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from siprec_bridge.sdp.codecs import (
     EVENTS,
@@ -15,9 +16,11 @@ from siprec_bridge.sdp.codecs import (
     number,
     recordable,
 )
+from siprec_bridge.sdp.crypto import SUITES, Crypto, choose, write_crypto
 from siprec_bridge.sdp.session import Attribute, Media, SessionDescription
 
-_PROTOCOLS = ("RTP/AVP", "RTP/AVPF")
+_PLAIN = ("RTP/AVP", "RTP/AVPF")
+_SECURE = ("RTP/SAVP", "RTP/SAVPF")
 # We only receive: what the offerer sends is ours to take, what it does not send is inactive.
 _ANSWER_DIRECTION = {
     "sendrecv": "recvonly",
@@ -33,6 +36,9 @@ class MediaPolicy:
 
     codecs: tuple[str, ...] = RECORDABLE
     telephone_event: bool = True
+    srtp: Literal["accept", "require", "refuse"] = "accept"
+    suites: tuple[str, ...] = tuple(SUITES)
+    sdes_only_over_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,7 @@ class StreamPlan:
     rtcp: tuple[str, int] = ("", 0)
     rtcp_mux: bool = False
     ptime: int | None = None
+    crypto: Crypto | None = None  # the offered line that is taken
 
     @property
     def paused(self) -> bool:
@@ -60,15 +67,20 @@ class StreamPlan:
         return self.accepted and self.direction == "inactive"
 
 
-def plan(offer: SessionDescription, policy: MediaPolicy) -> tuple[StreamPlan, ...]:
-    """Decide on every m-line, in order."""
-    return tuple(_plan_one(index, media, policy) for index, media in enumerate(offer.media))
+def plan(
+    offer: SessionDescription, policy: MediaPolicy, *, over_tls: bool = False
+) -> tuple[StreamPlan, ...]:
+    """Decide on every m-line, in order. `over_tls`: nobody else could read the offer."""
+    return tuple(
+        _plan_one(index, media, policy, over_tls) for index, media in enumerate(offer.media)
+    )
 
 
 def answer(
     offer: SessionDescription,
     plans: Sequence[StreamPlan],
     local: Mapping[int, int],
+    keys: Mapping[int, bytes] | None = None,
     *,
     address: str,
     session_id: int,
@@ -77,10 +89,11 @@ def answer(
 ) -> SessionDescription:
     """Write the answer: same m-lines in the same order, labels echoed, refused ones at port 0.
 
-    `local` maps the index of each accepted m-line to our RTP port at `address`.
+    `local` maps the index of each accepted m-line to our RTP port at `address`, `keys` those with
+    SRTP to our own master key and salt.
     """
     media = tuple(
-        _answer_one(line, one, local.get(one.index, 0), address)
+        _answer_one(line, one, local.get(one.index, 0), (keys or {}).get(one.index), address)
         for line, one in zip(offer.media, plans, strict=True)
     )
     return SessionDescription(
@@ -119,7 +132,7 @@ def offer(
     )
 
 
-def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
+def _plan_one(index: int, media: Media, policy: MediaPolicy, over_tls: bool) -> StreamPlan:
     def refused(reason: str, warn_code: int = 399) -> StreamPlan:
         return StreamPlan(index, media.label, False, reason, warn_code, "inactive")
 
@@ -127,8 +140,11 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
         return refused("offered at port 0")
     if media.kind != "audio":
         return refused(f"{media.kind} is not recorded", 304)
-    if media.protocol not in _PROTOCOLS:
+    if media.protocol not in _PLAIN + _SECURE:
         return refused(f"{media.protocol} is not supported", 302)
+    crypto = _crypto(media, policy, over_tls)
+    if isinstance(crypto, str):
+        return refused(crypto, 302)
     known = media.codecs
     voice = tuple(one for one in known if one.name in policy.codecs and recordable(one))
     if not voice:
@@ -148,15 +164,35 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy) -> StreamPlan:
         rtcp=(host, media.rtcp_port),
         rtcp_mux=media.rtcp_mux,
         ptime=number(media.attribute("ptime") or "", 1000),
+        crypto=crypto,
     )
 
 
-def _answer_one(line: Media, one: StreamPlan, port: int, address: str) -> Media:
+def _crypto(media: Media, policy: MediaPolicy, over_tls: bool) -> Crypto | str | None:
+    """The crypto line that is taken; None: plain RTP; or why the m-line is refused."""
+    secure = media.protocol in _SECURE
+    found: Crypto | str = "SRTP is required"
+    if policy.srtp == "refuse":
+        found = "SRTP is refused"
+    elif policy.sdes_only_over_tls and not over_tls and (secure or media.crypto_lines):
+        found = "SRTP keys are taken over TLS only"
+    elif secure or media.crypto_lines:
+        # Keys under a plain profile are an offer of SRTP too, if only to who wants it. RFC 8643 §3
+        found = choose(media.crypto_lines, policy.suites)
+    if isinstance(found, Crypto) or secure or policy.srtp == "require":
+        return found
+    return None
+
+
+def _answer_one(line: Media, one: StreamPlan, port: int, key: bytes | None, address: str) -> Media:
     label: tuple[Attribute, ...] = (("label", one.label),) if one.label is not None else ()
     if not one.accepted:
         return Media(
             line.kind, 0, line.protocol, line.formats[:1] or ("0",), None, "inactive", label
         )
+    secret: tuple[Attribute, ...] = ()
+    if one.crypto is not None and key is not None:
+        secret = (("crypto", write_crypto(one.crypto.tag, one.crypto.suite, key)),)
     mux: tuple[Attribute, ...] = (("rtcp-mux", ""),) if one.rtcp_mux else ()
     return Media(
         kind=line.kind,
@@ -165,7 +201,7 @@ def _answer_one(line: Media, one: StreamPlan, port: int, address: str) -> Media:
         formats=tuple(str(codec.payload_type) for codec in one.codecs),
         connection=address,
         direction=one.direction,
-        attributes=(*_codec_attributes(one.codecs), *label, *mux),
+        attributes=(*_codec_attributes(one.codecs), *label, *mux, *secret),
     )
 
 

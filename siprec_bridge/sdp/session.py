@@ -6,6 +6,7 @@ Liberal in reading: what a recorder does not need is kept as it came, or passed 
 from dataclasses import dataclass, replace
 
 from siprec_bridge.sdp.codecs import Codec, codec_of, number
+from siprec_bridge.sdp.crypto import Secret
 
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 _MAX_LINES = 5000
@@ -41,6 +42,11 @@ class Media:
         """What the metadata calls this stream. RFC 4574."""
         value = self.attribute("label")
         return value.strip() if value is not None and value.strip() else None
+
+    @property
+    def crypto_lines(self) -> tuple[str, ...]:
+        """The values of its crypto attributes, in order. RFC 4568."""
+        return tuple(value for key, value in self.attributes if key == "crypto")
 
     @property
     def rtcp_mux(self) -> bool:
@@ -170,7 +176,8 @@ def _attributes(lines: list[str], direction: str) -> tuple[tuple[Attribute, ...]
         if name in DIRECTIONS and not value:
             direction = name
         elif name:
-            kept.append((name, value.strip()))
+            text = value.strip()
+            kept.append((name, Secret(text) if name == "crypto" else text))
     return tuple(kept), direction
 
 

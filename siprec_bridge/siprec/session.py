@@ -4,12 +4,20 @@ RFC 7866 §7 and §8. An offer is taken as a whole: `withdraw` undoes the last o
 side could not follow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from siprec_bridge import sdp
-from siprec_bridge.sdp import Codec, MalformedSdp, MediaPolicy, SessionDescription, StreamPlan
+from siprec_bridge.sdp import (
+    SUITES,
+    Codec,
+    MalformedSdp,
+    MediaPolicy,
+    SessionDescription,
+    StreamKeys,
+    StreamPlan,
+)
 from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument, StreamState
@@ -29,6 +37,7 @@ class StreamToRecord:
     index: int
     label: str
     codecs: tuple[Codec, ...]
+    keys: StreamKeys | None = None  # None: plain RTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,7 @@ class _Stream:
     signalled: str  # the label that metadata knows it by: another one once its slot was reused
     closed_at: datetime | None = None
     presences: list[Presence] = field(default_factory=list)
+    keys: StreamKeys | None = None
 
 
 @dataclass(slots=True)
@@ -116,7 +126,11 @@ class _Negotiated:
 
 
 class RecordingSession:
-    """One recording session. `fork` is what holds as long as no metadata comes."""
+    """One recording session. `fork` is what holds as long as no metadata comes.
+
+    `new_key` makes a key of so many octets; without it SRTP is not taken. `over_tls`: nobody else
+    can read the signalling.
+    """
 
     def __init__(
         self,
@@ -125,9 +139,13 @@ class RecordingSession:
         *,
         sdp_session_id: int,
         fork: Fork | None = None,
+        new_key: Callable[[int], bytes] | None = None,
+        over_tls: bool = False,
     ) -> None:
         self.session_id = session_id
-        self._policy = policy
+        self._new_key = new_key or bytes
+        self._policy = policy if new_key is not None else replace(policy, suites=())
+        self._over_tls = over_tls
         self._sdp_session_id = sdp_session_id
         self._fork = fork or Fork()
         self._now = _Negotiated(call_ids=dict(self._fork.call_ids))
@@ -166,6 +184,9 @@ class RecordingSession:
         if body.sdp is not None:
             changes = self._take_sdp(_read_sdp(body.sdp), at)
         elif invite and self._now.offer is None:
+            if self._policy.srtp == "require":  # our own offers are plain
+                warning = '302 siprec-bridge "SRTP is required, and has to be offered"'
+                raise Refused(488, "Not Acceptable Here", (("Warning", warning),))
             changes = self._prepare_late_offer(at)
         elif invite:
             # Our last description again, as an offer. RFC 3261 §14.2
@@ -253,7 +274,7 @@ class RecordingSession:
     # SDP
 
     def _take_sdp(self, offer: SessionDescription, at: datetime) -> Changes:
-        plans = sdp.plan(offer, self._policy)
+        plans = sdp.plan(offer, self._policy, over_tls=self._over_tls)
         offered = [media for media in offer.media if media.port != 0]
         if (offered or not self._now.streams) and not any(one.accepted for one in plans):
             self.withdraw()
@@ -279,8 +300,9 @@ class RecordingSession:
                 if plan.paused:
                     paused.append(plan.index)
             else:
-                if stream.codecs != plan.codecs:
-                    stream.codecs = plan.codecs
+                keys = self._keys(plan, stream.keys)
+                if (stream.codecs, stream.keys) != (plan.codecs, keys):
+                    stream.codecs, stream.keys = plan.codecs, keys
                     changed.append(_to_record(stream))
                 if plan.paused and stream.state == "active":
                     paused.append(plan.index)
@@ -301,6 +323,7 @@ class RecordingSession:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
             old.signalled = readable(plan.label) if plan.label else old.signalled
+            old.keys = self._keys(plan, old.keys)
             return old
         wanted = readable(plan.label or str(plan.index + 1))
         taken = any(one.label == wanted for one in self._now.streams.values())
@@ -310,8 +333,18 @@ class RecordingSession:
         elif label != wanted:
             self._warn(f"label {wanted} is on two m-lines")
         stream = _Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
+        stream.keys = self._keys(plan, None)
         self._now.streams[plan.index] = stream
         return stream
+
+    def _keys(self, plan: StreamPlan, old: StreamKeys | None) -> StreamKeys | None:
+        """The keys of a stream. Ours stays while the suite does: its packets are counted on."""
+        crypto = plan.crypto
+        if crypto is None:
+            return None
+        same = old is not None and old.suite == crypto.suite
+        local = old.local if old is not None and same else self._new_key(SUITES[crypto.suite])
+        return StreamKeys(crypto.suite, crypto.key, local, crypto.mki_length)
 
     def _close(self, stream: _Stream, at: datetime) -> None:
         if stream.state == "closed":
@@ -356,6 +389,7 @@ class RecordingSession:
             self._now.offer,
             self._now.plans,
             ports,
+            {one.index: one.keys.local for one in self._now.streams.values() if one.keys},
             address=address,
             session_id=self._sdp_session_id,
             version=version,
@@ -491,7 +525,7 @@ def _quotable(text: str) -> str:
 
 
 def _to_record(stream: _Stream) -> StreamToRecord:
-    return StreamToRecord(stream.index, stream.label, stream.codecs)
+    return StreamToRecord(stream.index, stream.label, stream.codecs, stream.keys)
 
 
 def _leave(stream: _Stream, ids: set[str], at: datetime) -> None:

@@ -13,7 +13,7 @@ _SECRET_FIELDS = re.compile(
 )
 # From the start of a word and possessive: peers' texts come here, so it must be linear.
 _URL_PASSWORD = re.compile(r"(\b\w++://[^:/@\s]*+):[^@/\s]++@")
-_SDES_KEY = re.compile(r"(inline:)[A-Za-z0-9+/=]+")
+_SDES_KEY = re.compile(r"(inline:)[A-Za-z0-9+/=]+", re.I)
 _DIGEST = re.compile(r'((?:response|cnonce|nonce)=")[^"]*"', re.I)
 MASK = "***"
 
@@ -35,9 +35,8 @@ def configure_logs(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    if not console:
-        shared.append(structlog.processors.format_exc_info)
-    shared.append(mask_secrets)
+    # As text, so that it is masked, and without the frames' variables: there may be keys in them.
+    shared += [structlog.processors.format_exc_info, mask_secrets]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -49,7 +48,9 @@ def configure_logs(
         cache_logger_on_first_use=False,
     )
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty())
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         if console
         else structlog.processors.JSONRenderer(default=str)
     )
@@ -82,7 +83,7 @@ def masked(text: str) -> str:
     """The text without passwords in URLs, SDES keys and digests."""
     if "://" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-    if "inline:" in text:
+    if "inline:" in text.lower():
         text = _SDES_KEY.sub(rf"\1{MASK}", text)
     if '="' in text:
         text = _DIGEST.sub(rf'\1{MASK}"', text)

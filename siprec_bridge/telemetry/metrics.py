@@ -109,6 +109,10 @@ class Metrics:
         self.rtp_packets_undecoded_total = counter(
             "rtp_packets_undecoded", "RTP packets that their codec refused: silence in the audio"
         )
+        self.srtp_packets_unauthenticated_total = counter(
+            "srtp_packets_unauthenticated",
+            "SRTP and SRTCP packets dropped: the negotiated keys do not open them",
+        )
         self.rtp_kernel_drops_total = counter(
             "rtp_kernel_drops", "datagrams that the kernel dropped for want of room"
         )

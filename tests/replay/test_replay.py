@@ -188,7 +188,7 @@ async def test_a_call_that_we_would_refuse_is_told_with_the_reason(tmp_path: Pat
     (only,) = report.calls
     assert not report.ok
     assert (only.status, only.captured_status, only.folder) == (488, 200, None)
-    assert "RTP/SAVP is not supported" in only.refusals[0].reason
+    assert "no crypto line" in only.refusals[0].reason
     assert "the captured server answered 200" in only.warnings
     assert report.ignored["RTP of streams not recorded"] == 200
 

@@ -6,6 +6,7 @@ says what and why; nothing else may differ.
 
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,7 +104,6 @@ ANSWERS = {
     "rfc7865_amazonchime_1.sip": Answer([True, False, True, False], "video is not recorded"),
     "rfc7865_amazonchime_2.sip": Answer([True, False, True, False], "video is not recorded"),
     "rfc7865_amazonchime_3.sip": Answer([True, False, True, False], "video is not recorded"),
-    "ffeldhaus_2.sip": Answer(None, '302 siprec-bridge "RTP/SAVP is not supported"'),
 }
 
 # Offers that say where they want the media, and that this is nowhere.
@@ -123,6 +123,7 @@ GUESSES = {
     "drachtio_1.sip": (NO_SENDER, NO_LABEL),
     "drachtio_2.sip": (NO_SENDER, NO_LABEL),
     "drachtio_3.sip": (NO_LABEL,),
+    "ffeldhaus_2.sip": (NO_SENDER, NO_LABEL),
     "ffeldhaus_4.sip": (NO_SENDER, NO_LABEL),
     "opensips_4.sip": (NO_SENDER,),
     "opensips_5.sip": (NO_SENDER,),
@@ -228,7 +229,9 @@ def first_invite(name: str) -> sip.Request:
 def session_of(name: str) -> RecordingSession:
     """The session that an INVITE starts. Raises Refused."""
     invite = first_invite(name)
-    session = RecordingSession("s", MediaPolicy(), sdp_session_id=1, fork=read_fork(invite))
+    session = RecordingSession(
+        "s", MediaPolicy(), sdp_session_id=1, fork=read_fork(invite), new_key=secrets.token_bytes
+    )
     session.offer(parse_body(invite.content_type, None, invite.body), START)
     return session
 

@@ -1,5 +1,6 @@
 """The recording session: offers and metadata in, streams and speakers out."""
 
+import base64
 import contextlib
 from datetime import UTC, datetime, timedelta
 
@@ -31,8 +32,15 @@ def later(seconds: float) -> datetime:
     return START + timedelta(seconds=seconds)
 
 
-def new_session(fork: Fork | None = None) -> RecordingSession:
-    return RecordingSession("s", MediaPolicy(), sdp_session_id=7, fork=fork)
+def new_session(fork: Fork | None = None, policy: MediaPolicy | None = None) -> RecordingSession:
+    numbers = iter(range(1, 100))
+    return RecordingSession(
+        "s",
+        policy or MediaPolicy(),
+        sdp_session_id=7,
+        fork=fork,
+        new_key=lambda size: bytes([next(numbers)] * size),
+    )
 
 
 def full(offer: str = OFFER, metadata: str = METADATA) -> Body:
@@ -121,7 +129,7 @@ def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> N
         session.offer(full(OFFER.replace("RTP/AVP", "RTP/SAVP")), later(5))
 
     assert refusal.value.status == 488
-    assert "RTP/SAVP is not supported" in refusal.value.headers[0][1]
+    assert "no crypto line" in refusal.value.headers[0][1]
     assert session.document() == before
 
 
@@ -491,3 +499,59 @@ def test_the_reasons_of_a_refusal_are_short_however_many_lines_were_offered() ->
     ((_, warning),) = refused.value.headers
     assert len(warning) < 600
     assert warning.count('"') == 2
+
+
+def secured(key: int, suite: str = "AES_CM_128_HMAC_SHA1_80", octets: int = 30) -> str:
+    """The offer with both streams encrypted, by a key of this octet repeated."""
+    text = base64.b64encode(bytes([key] * octets)).decode()
+    secure = OFFER.replace("RTP/AVP", "RTP/SAVP")
+    return secure.replace("a=label", f"a=crypto:1 {suite} inline:{text}\r\na=label")
+
+
+def test_keys_reach_the_media_side_and_change_with_the_offer_only() -> None:
+    session = new_session()
+
+    opened = session.offer(full(secured(7)), START).opened
+    first = session.answer(PORTS, "192.0.2.1")
+    same = session.offer(full(secured(7)), later(1)).changed
+    again = session.answer(PORTS, "192.0.2.1")
+    (new, _) = session.offer(full(secured(8)), later(2)).changed
+    after = session.answer(PORTS, "192.0.2.1")
+    (other, _) = session.offer(full(secured(9, "AEAD_AES_128_GCM", 28)), later(3)).changed
+
+    keys = [one.keys for one in (*opened, new, other) if one.keys is not None]
+    assert [one.remote[0] for one in keys] == [7, 7, 8, 9]
+    assert [one.local for one in keys] == [
+        bytes([1] * 30),
+        bytes([2] * 30),
+        bytes([1] * 30),
+        bytes([3] * 28),
+    ]
+    assert (same, first) == ((), again)
+    ours = base64.b64encode(keys[0].local)
+    assert ours in first
+    assert ours in after
+    assert base64.b64encode(keys[0].remote) not in first
+    assert b"RTP/SAVP" in first
+
+
+def test_no_document_and_no_repr_holds_a_key() -> None:
+    session = new_session()
+
+    changes = session.offer(full(secured(65)), START)
+    sdp_answer = session.answer(PORTS, "192.0.2.1")
+
+    told = session.document().model_dump_json() + repr((changes, session._now))
+    for key in (bytes([65] * 30), bytes([1] * 30)):
+        assert base64.b64encode(key).decode() not in told
+        assert repr(key)[2:-1] not in told
+    assert b"a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:AQEB" in sdp_answer
+
+
+def test_an_invite_without_an_offer_gets_none_where_srtp_is_required() -> None:
+    session = new_session(policy=MediaPolicy(srtp="require"))
+
+    with pytest.raises(Refused) as refusal:
+        session.offer(Body(), START)
+
+    assert refusal.value.status == 488

@@ -68,6 +68,7 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
         ({"authorization": "Digest x"}, "Digest x"),
         ({"url": "amqp://bridge:hunter2@broker/"}, "hunter2"),
         ({"sdp": "a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:c2VjcmV0a2V5"}, "c2VjcmV0a2V5"),
+        ({"sdp": "a=crypto:1 AES_CM_128_HMAC_SHA1_80 INLINE:c2VjcmV0a2V5"}, "c2VjcmV0a2V5"),
         ({"header": 'Digest response="6629fae49393a05397450978507c4ef1"'}, "6629fae"),
     ],
 )
@@ -86,6 +87,19 @@ def test_an_exception_is_one_line(lines: io.StringIO) -> None:
 
     (line,) = logged(lines)
     assert "ValueError: two" in str(line["exception"])
+
+
+def test_on_a_terminal_an_exception_shows_no_variables_and_is_masked() -> None:
+    stream = io.StringIO()
+    configure_logs("debug", "console", stream)
+    crypto = "inline:c2VjcmV0a2V5"
+    try:
+        raise ValueError(f"a line of {crypto}")
+    except ValueError:
+        structlog.get_logger().exception("it.broke")
+
+    assert "ValueError: a line of inline:***" in stream.getvalue()
+    assert "c2VjcmV0a2V5" not in stream.getvalue()
 
 
 async def test_a_check_that_hangs_or_breaks_counts_as_trouble(
