@@ -122,6 +122,10 @@ def call(
     user: Annotated[
         str | None, typer.Option(help="name:password, for a server that asks for it")
     ] = None,
+    srtp: Annotated[bool, typer.Option("--srtp", help="encrypt the media")] = False,
+    suite: Annotated[
+        str, typer.Option(help="with --srtp: how, such as AEAD_AES_128_GCM")
+    ] = "AES_CM_128_HMAC_SHA1_80",
     ca: Annotated[
         Path | None, typer.Option(help="TLS: CAs that the server's certificate must come from")
     ] = None,
@@ -160,6 +164,7 @@ def call(
         rate,
         _tls(ca, cert),
         (name, password) if user else None,
+        suite if srtp else None,
     )
     report = asyncio.run(place_call(plan, on_status=None if brief else print))
     for line in report_lines(report):

@@ -21,8 +21,8 @@ from siprec_bridge.caller.messages import (
 )
 from siprec_bridge.caller.target import Target
 from siprec_bridge.caller.wire import Wire, connect
-from siprec_bridge.rtp import build_packet, encode_g711
-from siprec_bridge.sdp import MalformedSdp, Media
+from siprec_bridge.rtp import SrtpSender, available_suites, build_packet, encode_g711
+from siprec_bridge.sdp import SUITES, Crypto, MalformedSdp, Media, read_crypto
 from siprec_bridge.sdp import parse as parse_sdp
 from siprec_bridge.sip import (
     MalformedMessage,
@@ -41,7 +41,10 @@ _RING_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """Whom to call, who talks, and how. `codec` is pcmu or pcma; `rate` 2.0 talks twice as fast."""
+    """Whom to call, who talks, and how. `codec` is pcmu or pcma; `rate` 2.0 talks twice as fast.
+
+    `srtp` is the suite to encrypt the media with; None: plain RTP.
+    """
 
     target: Target
     legs: Sequence[Leg]
@@ -49,6 +52,7 @@ class CallPlan:
     rate: float = 1.0
     tls: ssl.SSLContext | None = None  # None: over TLS, take any certificate
     credentials: tuple[str, str] | None = None  # user and password, for a server that asks
+    srtp: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ async def place_call(
     say = on_status or (lambda _: None)
     if plan.codec not in PAYLOAD_TYPES:
         raise CallError(f"codec {plan.codec}: pcmu or pcma")
+    if plan.srtp is not None and plan.srtp not in available_suites():
+        raise CallError(f"SRTP suite {plan.srtp}: " + ", ".join(available_suites()))
     if not 1 <= len(plan.legs) <= 16:
         raise CallError("one to sixteen participants")
     wire = await connect(plan.target, plan.tls)
@@ -121,7 +127,9 @@ async def _call(
     try:
         begun = time.monotonic()
         ports = [one.getsockname()[1] for one in sockets]
-        answer, number = await _dial(plan, dialog, ports, say)
+        size = SUITES[plan.srtp] if plan.srtp is not None else 0
+        keys = [secrets.token_bytes(size) for _ in ports] if size else []
+        answer, number = await _dial(plan, dialog, ports, keys, say)
         setup = time.monotonic() - begun
         server = answer.headers.get("Server") or answer.headers.get("User-Agent") or "unnamed"
         report = CallReport(me.call_id, answer.status, answer.reason, setup, server)
@@ -129,10 +137,10 @@ async def _call(
             return report
         dialog.ack = serialize(in_dialog(me, secrets.token_hex(8), "ACK", number, answer))
         wire.send(dialog.ack)
-        media, problems = _check_answer(answer, len(plan.legs))
+        media, problems = _check_answer(answer, len(plan.legs), plan.srtp)
         say(f"answered {answer.status} after {setup * 1000:.0f} ms, talking")
         talked = time.monotonic()
-        packets = await _talk(plan, sockets, media, dialog.remote_bye)
+        packets = await _talk(plan, sockets, media, keys, dialog.remote_bye)
         by_peer = dialog.remote_bye.is_set()
         bye_status: int | None = None
         if not by_peer:
@@ -159,7 +167,11 @@ async def _call(
 
 
 async def _dial(
-    plan: CallPlan, dialog: _Dialog, ports: Sequence[int], say: Callable[[str], None]
+    plan: CallPlan,
+    dialog: _Dialog,
+    ports: Sequence[int],
+    keys: Sequence[bytes],
+    say: Callable[[str], None],
 ) -> tuple[Response, int]:
     """Send the INVITE, and once more with credentials when the server asks for them.
 
@@ -169,7 +181,10 @@ async def _dial(
 
     async def attempt(number: int, authorization: str | None) -> Response:
         branch = secrets.token_hex(8)
-        request = invite(me, branch, number, plan.legs, ports, plan.codec, authorization)
+        request = invite(
+            me, branch, number, plan.legs, ports, plan.codec, authorization,
+            suite=plan.srtp, keys=keys,
+        )  # fmt: skip
         answer = await _transact(dialog, request, say)
         if answer.status >= 300:
             dialog.wire.send(serialize(ack_of_refusal(me, branch, number, answer)))
@@ -257,7 +272,9 @@ async def _listen(dialog: _Dialog) -> None:
             dialog.remote_bye.set()
 
 
-def _check_answer(answer: Response, count: int) -> tuple[tuple[Media, ...], tuple[str, ...]]:
+def _check_answer(
+    answer: Response, count: int, suite: str | None
+) -> tuple[tuple[Media, ...], tuple[str, ...]]:
     """The answered m-lines, and what is wrong with them."""
     try:
         media = parse_sdp(answer.body).media
@@ -273,26 +290,38 @@ def _check_answer(answer: Response, count: int) -> tuple[tuple[Media, ...], tupl
             problems.append(f"stream {number}: its label came back as {one.label}")
         elif one.direction not in ("recvonly", "inactive"):
             problems.append(f"stream {number}: the answer is {one.direction}, not recvonly")
+        if one.port and suite is not None and not _agrees(one, suite):
+            problems.append(f"stream {number}: no key for {suite} in the answer (RFC 4568 §5.1.2)")
     contacts = " ".join(answer.headers.get_all("Contact"))
     if "+sip.srs" not in contacts:
         problems.append("its Contact has no +sip.srs (RFC 7866 §6.1.2)")
     return media, tuple(problems)
 
 
+def _agrees(answered: Media, suite: str) -> bool:
+    """Whether the answer takes our crypto line: one line, of its tag and suite."""
+    lines = [read_crypto(line) for line in answered.crypto_lines]
+    return [(one.tag, one.suite) for one in lines if isinstance(one, Crypto)] == [("1", suite)]
+
+
 async def _talk(
     plan: CallPlan,
     sockets: Sequence[socket.socket],
     media: Sequence[Media],
+    keys: Sequence[bytes],
     stop: asyncio.Event,
 ) -> list[int]:
     """Send every leg's packets at the pace of speech; returns how many went out on each."""
     payload_type, name = PAYLOAD_TYPES[plan.codec], plan.codec.upper()
     voices = [encode_g711(name, leg.pcm) for leg in plan.legs]
     goals = [
-        (one.connection or plan.target.host, one.port) if one.port else None
+        (one.connection or plan.target.host, one.port)
+        if one.port and (plan.srtp is None or _agrees(one, plan.srtp))
+        else None
         for one in [*media, *[Media("audio", 0, "RTP/AVP", ())] * len(voices)][: len(voices)]
     ]
     starts = [(secrets.randbits(16), secrets.randbits(32), secrets.randbits(32)) for _ in voices]
+    senders = [SrtpSender(plan.srtp, key) for key in keys] if plan.srtp is not None else []
     sent = [0] * len(voices)
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -317,6 +346,8 @@ async def _talk(
                 payload,
                 marker=tick == 0,
             )
+            if senders:
+                packet = senders[index].protect(packet)
             with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
                 sockets[index].sendto(packet, goal)
                 sent[index] += 1
@@ -347,7 +378,7 @@ def report_lines(report: CallReport) -> list[str]:
         codecs = ", ".join(codec.name for codec in one.codecs)
         sent = report.packets[number - 1] if number <= len(report.packets) else 0
         lines.append(
-            f"stream {number}: {address} {codecs} {one.direction}, label {one.label}, "
+            f"stream {number}: {address} {one.protocol} {codecs} {one.direction}, label {one.label}, "
             f"{sent} packets sent"
         )
     if report.media:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from xml.sax.saxutils import escape, quoteattr
 
 from siprec_bridge.caller.audio import Leg
-from siprec_bridge.sdp import STATIC, Media, SessionDescription
+from siprec_bridge.sdp import STATIC, Media, SessionDescription, write_crypto
 from siprec_bridge.sip import Headers, Request, Response, parse_name_addr
 
 _BOUNDARY = "siprec-bridge-call"
@@ -53,9 +53,15 @@ def invite(
     ports: Sequence[int],
     codec: str,
     authorization: str | None = None,
+    *,
+    suite: str | None = None,
+    keys: Sequence[bytes] = (),
 ) -> Request:
-    """A recording session's INVITE. RFC 7866 §6.1 and §9.1."""
-    offer = _offer(me, ports, codec).write()
+    """A recording session's INVITE. RFC 7866 §6.1 and §9.1.
+
+    `keys`: one for each port, where the media are to be SRTP of this suite.
+    """
+    offer = _offer(me, ports, codec, suite, keys).write()
     parts = [
         b"Content-Type: application/sdp\r\n\r\n" + offer,
         b"Content-Type: application/rs-metadata+xml\r\n"
@@ -117,18 +123,29 @@ def _headers(me: Identity, branch: str, number: int, method: str, to: str) -> He
     )
 
 
-def _offer(me: Identity, ports: Sequence[int], codec: str) -> SessionDescription:
+def _offer(
+    me: Identity, ports: Sequence[int], codec: str, suite: str | None, keys: Sequence[bytes]
+) -> SessionDescription:
     static = STATIC[PAYLOAD_TYPES[codec]]
     family = "IP6" if ":" in me.address else "IP4"
     media = tuple(
         Media(
             kind="audio",
             port=port,
-            protocol="RTP/AVP",
+            protocol="RTP/AVP" if suite is None else "RTP/SAVP",
             formats=(str(static.payload_type),),
             connection=me.address,
             direction="sendonly",
-            attributes=(("rtpmap", static.rtpmap), ("ptime", "20"), ("label", str(number))),
+            attributes=(
+                ("rtpmap", static.rtpmap),
+                ("ptime", "20"),
+                ("label", str(number)),
+                *(
+                    [("crypto", write_crypto("1", suite, keys[number - 1]))]
+                    if suite is not None
+                    else []
+                ),
+            ),
         )
         for number, port in enumerate(ports, 1)
     )

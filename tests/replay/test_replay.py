@@ -1,5 +1,6 @@
 """A capture through the code of live calls: what is recorded, what is told."""
 
+import base64
 import json
 import os
 import tempfile
@@ -44,6 +45,8 @@ from siprec_bridge.replay import (
     report_lines,
 )
 from siprec_bridge.replay.packets import Address
+from siprec_bridge.rtp import SrtpSender
+from siprec_bridge.sdp import write_crypto
 
 CORPUS = Path(os.environ.get("SIPREC_SHARED", Path(__file__).parents[3] / "shared")) / "corpus"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="the corpus is not here")
@@ -133,6 +136,60 @@ async def test_a_call_over_tcp_in_pcapng_with_media_on_another_interface(tmp_pat
     (only,) = report.calls
     assert (only.transport, only.status, only.end_cause) == ("tcp", 200, "bye")
     assert [one.packets for one in only.streams] == [100, 100]
+
+
+def locked(sent: list[Sent], suite: str, keys: dict[int, bytes]) -> list[Sent]:
+    """The RTP among it encrypted, by the key of its port."""
+    senders = {port: SrtpSender(suite, key) for port, key in keys.items()}
+    return [
+        replace(one, payload=senders[one.destination.port].protect(one.payload))
+        if one.destination.port in senders
+        else one
+        for one in sent
+    ]
+
+
+async def test_encrypted_media_is_read_with_the_line_that_the_captured_server_took(
+    tmp_path: Path,
+) -> None:
+    suite, unused = "AES_CM_128_HMAC_SHA1_80", "AEAD_AES_128_GCM"
+    keys = {40000: bytes(range(30)), 40002: bytes(range(30, 60))}
+    lines = [
+        f"a=crypto:1 {write_crypto('', unused, bytes(28)).strip()}\r\n"
+        f"a=crypto:{write_crypto('2', suite, key)}\r\na=label"
+        for key in keys.values()
+    ]
+    offer = OFFER.replace("RTP/AVP", "RTP/SAVP").replace("a=label", "a={}")
+    for line in lines:
+        offer = offer.replace("a={}", line, 1)
+    theirs = srs_sdp("40000 RTP/SAVP 0", "40002 RTP/SAVP 8").replace(
+        "a=recvonly", f"a=crypto:{write_crypto('2', suite, bytes(30))}\r\na=recvonly"
+    )
+
+    only = await one_call(tmp_path, locked(call(offer=offer, sdp=theirs), suite, keys))
+
+    out = tmp_path / "out"
+    assert [(one.packets, one.lost, one.duration) for one in only.streams] == [(100, 0, 2.0)] * 2
+    assert [round(frequency(out / str(one.file)), -1) for one in only.streams] == [440, 880]
+    assert only.warnings == ()
+    texts = [one.read_bytes() for one in out.rglob("*") if one.is_file()]
+    for key in keys.values():
+        assert not any(base64.b64encode(key) in text for text in texts)
+
+
+async def test_packets_that_no_captured_key_opens_are_told(tmp_path: Path) -> None:
+    suite = "AES_CM_128_HMAC_SHA1_80"
+    line = f"a=crypto:{write_crypto('1', suite, bytes(30))}\r\na=label"
+    offer = OFFER.replace("RTP/AVP", "RTP/SAVP").replace("a=label", line)
+    other = {40000: bytes(range(30)), 40002: bytes(range(30))}
+
+    theirs = srs_sdp("40000 RTP/SAVP 0", "40002 RTP/SAVP 8").replace(
+        "a=recvonly", f"a=crypto:{write_crypto('1', suite, bytes(30))}\r\na=recvonly"
+    )
+
+    only = await one_call(tmp_path, locked(call(offer=offer, sdp=theirs), suite, other))
+
+    assert "stream 96: 100 packets that its key does not open" in only.warnings
 
 
 async def test_a_hold_is_followed_at_the_capture_s_own_time(tmp_path: Path) -> None:

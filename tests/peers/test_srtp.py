@@ -1,0 +1,121 @@
+"""Encrypted calls at a real bridge: over TLS and UDP, by policy, and with keys that do not fit."""
+
+import asyncio
+import base64
+import socket
+from pathlib import Path
+
+import pytest
+
+from harness.bridge import Bridge, eventually, listening, running_bridge
+from harness.calls import call, finals, tones
+from harness.certificates import Authority
+from harness.recognisers import recogniser
+from harness.rtp import loudest_frequency, packets, read_wav, tone
+from harness.src import OFFER, multipart, request
+from siprec_bridge.caller import CallPlan, parse_target, place_call
+from siprec_bridge.rtp import SrtpSender
+from siprec_bridge.sdp import parse as parse_sdp
+from siprec_bridge.sdp import write_crypto
+from siprec_bridge.sip import Response
+from siprec_bridge.sip import parse as parse_sip
+
+pytestmark = pytest.mark.peer
+
+CM80, GCM = "AES_CM_128_HMAC_SHA1_80", "AEAD_AES_256_GCM"
+
+
+async def legs(bridge: Bridge) -> list[tuple[float, float]]:
+    """Pitch and length of each party's recording."""
+    await bridge.wait_for_log("session.archived")
+    found = []
+    for path in sorted((bridge.data / "recordings").rglob("*-[01].wav")):
+        rate, pcm = read_wav(path)
+        found.append((round(loudest_frequency(pcm[:rate], rate), -1), round(len(pcm) / rate, 1)))
+    return found
+
+
+@pytest.mark.parametrize("suite", [CM80, "AES_CM_128_HMAC_SHA1_32", GCM])
+async def test_an_encrypted_call_over_udp_is_recorded(tmp_path: Path, suite: str) -> None:
+    async with running_bridge(tmp_path / "data") as bridge:
+        report = await call(bridge, srtp=suite)
+
+        heard = await legs(bridge)
+        _, metrics = await bridge.get("/metrics")
+
+    assert [one.protocol for one in report.media] == ["RTP/SAVP", "RTP/SAVP"]
+    assert heard == [(440, 2.0), (1000, 2.5)]
+    assert "siprec_srtp_packets_unauthenticated_total 0.0" in metrics
+
+
+async def test_an_encrypted_call_over_tls_is_transcribed_where_only_that_is_taken(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.sign("bridge")
+    async with (
+        running_bridge(
+            tmp_path / "data", WHISPER_BINARY_PATH=str(recogniser(tmp_path, "speaks")),
+            TLS_PORT="0", TLS_CERT_PATH=str(certificate), TLS_KEY_PATH=str(key),
+            SRTP="require", SRTP_SDES_ONLY_OVER_TLS="true",
+        ) as bridge,
+        listening(bridge) as events,
+    ):  # fmt: skip
+        places = bridge.ready["sip_tls"]
+        assert isinstance(places, list)
+        host, port = bridge.udp
+        secure = CallPlan(parse_target(f"sips:{places[0]}"), tones(0.5), rate=20.0, srtp=CM80)
+        report = await place_call(secure)
+        (final,) = await finals(bridge, events)
+        unsafe = CallPlan(parse_target(f"{host}:{port}"), tones(0.5), rate=20.0, srtp=CM80)
+        over_udp = await place_call(unsafe)
+        plain = await place_call(CallPlan(parse_target(f"{host}:{port}"), tones(0.5), rate=20.0))
+
+    assert report.ok
+    assert len(final["data"]["utterances"]) == 2
+    assert (over_udp.status, plain.status) == (488, 488)
+
+
+async def test_media_under_another_key_is_counted_and_not_recorded(tmp_path: Path) -> None:
+    told, used = bytes(range(30)), bytes(range(30, 60))
+    crypto = f"a=crypto:{write_crypto('1', CM80, told)}\r\na=label"
+    offer = OFFER.replace("RTP/AVP", "RTP/SAVP").replace("a=label", crypto)
+    sender = SrtpSender(CM80, used)
+    loop = asyncio.get_running_loop()
+    async with running_bridge(tmp_path / "data") as bridge:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+            phone.setblocking(False)
+            phone.connect(bridge.udp)
+            await loop.sock_sendall(phone, request("INVITE", body=multipart(sdp=offer)))
+            async with asyncio.timeout(10):
+                answer = parse_sip(await loop.sock_recv(phone, 65536))
+                while not isinstance(answer, Response) or answer.status < 200:
+                    answer = parse_sip(await loop.sock_recv(phone, 65536))
+            ours = parse_sdp(answer.body).media
+            tag = (answer.headers.get("To") or "").partition(";tag=")[2]
+            phone.send(request("ACK", to_tag=tag, branch="z9hG4bK2"))
+            for packet in packets(tone(440, 1.0)):
+                phone.sendto(sender.protect(packet), ("127.0.0.1", ours[0].port))
+            await bridge.wait_for_log("stream.not_authentic")
+            phone.send(request("BYE", number=2, to_tag=tag, branch="z9hG4bK3"))
+            await bridge.wait_for_log("session.archived")
+        _, metrics = await bridge.get("/metrics")
+        (session,) = bridge.logged("session.started")
+        _, ladder = await bridge.get(f"/api/sessions/{session['session_id']}/ladder")
+        await eventually(lambda: bridge.process.returncode is None, "a living bridge", bridge)
+        log = bridge.log_file.read_text()
+        wavs = list((tmp_path / "data").rglob("*.wav"))
+        kept = b"".join(
+            path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()
+        )
+
+    assert answer.status == 200
+    assert "siprec_srtp_packets_unauthenticated_total 50.0" in metrics
+    assert log.count("stream.not_authentic") == 1
+    assert wavs == []
+    assert "inline:***" in ladder
+    ours_text = ours[0].crypto_lines[0].partition("inline:")[2]
+    for secret in (base64.b64encode(told).decode(), ours_text):
+        assert secret not in ladder + log
+        assert secret.encode() not in kept
+        assert base64.b64decode(secret) not in kept
