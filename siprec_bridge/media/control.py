@@ -20,7 +20,8 @@ LINE_LIMIT: Final = 1 << 20
 class StreamSpec:
     """A stream to record. Its spool is `<folder>/<stream_id>.spool`.
 
-    `host` is the address to receive it on. `keys` goes to the worker and nowhere else.
+    `host` is the address to receive it on, `rtcp` where the SRC receives RTCP. `keys` goes to the
+    worker and nowhere else.
     """
 
     stream_id: str
@@ -31,6 +32,8 @@ class StreamSpec:
     folder: Path
     host: str
     keys: StreamKeys | None = field(default=None, repr=False)
+    rtcp: tuple[str, int] | None = None
+    rtcp_mux: bool = False  # on one port with RTP, on both sides
 
     @property
     def spool(self) -> Path:
@@ -50,6 +53,8 @@ class StreamSpec:
             "folder": str(self.folder),
             "host": self.host,
             "keys": _keys_to_json(self.keys) if self.keys is not None else None,
+            "rtcp": self.rtcp,
+            "rtcp_mux": self.rtcp_mux,
         }
 
     @classmethod
@@ -57,7 +62,8 @@ class StreamSpec:
         """From the wire."""
         codecs = tuple(Codec(**one) for one in value["codecs"])
         keys = _keys_from_json(value["keys"]) if value["keys"] is not None else None
-        own = {"codecs": codecs, "folder": Path(value["folder"]), "keys": keys}
+        rtcp = tuple(value["rtcp"]) if value["rtcp"] is not None else None
+        own = {"codecs": codecs, "folder": Path(value["folder"]), "keys": keys, "rtcp": rtcp}
         return cls(**(value | own))
 
 
@@ -74,7 +80,8 @@ class StreamPort:
 class StreamReport:
     """What was received on a stream, from its opening to its end. Times are UTC.
 
-    `unauthenticated`: SRTP that none of its keys opened.
+    `unauthenticated`: SRTP that none of its keys opened. `jitter_ms` is the mean. `codec`: of the
+    last packets; `mos` by it and the loss. `said_bye`: the SRC ended it by RTCP.
     """
 
     stream_id: str
@@ -86,8 +93,18 @@ class StreamReport:
     malformed: int = 0
     unauthenticated: int = 0
     kernel_drops: int = 0
+    jitter_ms: float | None = None
+    codec: str | None = None
+    mos: float | None = None
+    sender_reports: int = 0
+    said_bye: bool = False
     first_packet_at: datetime | None = None
     last_packet_at: datetime | None = None
+
+    @property
+    def loss_ratio(self) -> float | None:
+        """Of what was sent; None: nothing came."""
+        return self.lost / (self.lost + self.packets) if self.packets else None
 
     def to_json(self) -> dict[str, object]:
         """For the wire."""

@@ -171,6 +171,10 @@ class MediaEngine:
         for report in reports:
             self._metrics.streams_total.inc()
             self._metrics.rtp_packets_lost_total.inc(report.lost)
+            if report.loss_ratio is not None:
+                self._metrics.stream_loss_ratio.observe(report.loss_ratio)
+            if report.mos is not None:
+                self._metrics.stream_mos.observe(report.mos)
             if report.lost:
                 self._metrics.streams_with_loss_total.inc()
         return reports

@@ -11,14 +11,17 @@ from datetime import datetime
 import numpy as np
 
 from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec, from_ns
+from siprec_bridge.media.quality import clock_rate, quality
 from siprec_bridge.media.spool import RECORD, SpoolHeader, SpoolWriter, write_records
 from siprec_bridge.rtp import (
+    Jitter,
     NotAuthentic,
     Replayed,
     SequenceTracker,
     SrtpReceiver,
     read_headers,
 )
+from siprec_bridge.rtp import arrivals as of_arrivals
 from siprec_bridge.sdp import Crypto
 
 _FIRST_PORT, _LAST_PORT = 16384, 32766
@@ -37,6 +40,8 @@ class _Stream:
     malformed: int = 0
     unauthenticated: int = 0
     first_ns: int | None = None
+    jitter: Jitter = field(default_factory=Jitter)
+    payload_type: int | None = None
     last_ns: int | None = None
     waiting: list[tuple[int, bytes]] = field(default_factory=list)
 
@@ -50,6 +55,7 @@ class _Stream:
             reordered=self.sequence.reordered,
             malformed=self.malformed,
             unauthenticated=self.unauthenticated,
+            **quality(self.spec.codecs, self.payload_type, self.jitter, self.sequence),
             first_packet_at=from_ns(self.first_ns),
             last_packet_at=from_ns(self.last_ns),
         )
@@ -171,6 +177,10 @@ def _spool(stream: _Stream) -> str | None:
         stream.first_ns = int(arrivals[kept[0]])
     stream.last_ns = int(arrivals[kept[-1]])
     stream.sequence.add(batch.sequence[kept], batch.ssrc[kept])
+    rate = clock_rate(stream.spec.codecs)
+    rates = np.full(len(waiting), float(rate))
+    stream.jitter.add(of_arrivals(arrivals, batch.timestamp, batch.ssrc, rates), kept, rate)
+    stream.payload_type = int(batch.payload_type[kept[-1]])
     stream.octets += int(lengths[kept].sum())
     heads = np.zeros(len(waiting), RECORD)
     write_records(heads, lengths, arrivals)

@@ -21,7 +21,9 @@ from siprec_bridge.sdp import Codec
 
 MAGIC = b"SIPREC-SPOOL-1\n"
 RECORD = np.dtype([("kind", "u1"), ("flags", "u1"), ("length", "<u2"), ("arrival", "<u8")])
-RTP, EVENT = 0, 1  # kinds of records: a datagram; a JSON object with the member "event"
+# Kinds of records: a datagram; a JSON object with the member "event"; a datagram of RTCP that tells
+# a source's clock or its end, in plain text, which readers of audio pass over.
+RTP, EVENT, RTCP = 0, 1, 2
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
 _PENDING_LIMIT = 4 << 20  # kept in memory while the disk is full: minutes of G.711
@@ -97,6 +99,10 @@ class SpoolWriter:
         """Append an event."""
         body = json.dumps({"event": name, "codecs": [_codec_to_json(one) for one in codecs]})
         self.write([_record(EVENT, at_ns, body.encode())])
+
+    def rtcp(self, at_ns: int, data: bytes) -> None:
+        """Append a datagram of RTCP."""
+        self.write([_record(RTCP, at_ns, data)])
 
     def close(self) -> None:
         """Make everything durable and close the file."""

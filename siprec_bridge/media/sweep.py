@@ -28,6 +28,7 @@ _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _MSG_TRUNC = 0x20
 _RECEIVE_BUFFER = 1 << 20
+_RTCP_BUFFER = 1 << 13
 
 
 class Arena:
@@ -68,6 +69,25 @@ def prepare(one: socket.socket) -> None:
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
     one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     one.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
+
+
+def prepare_rtcp(one: socket.socket) -> None:
+    """Ask for time stamps, and little room: a source says something every few seconds."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RTCP_BUFFER)
+    one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+
+def receive_stamped(one: socket.socket) -> tuple[bytes, int] | None:
+    """A datagram and when it came, ns since 1970; None: none waits."""
+    try:
+        data, control, _, _ = one.recvmsg(_LARGEST, _CONTROL)
+    except OSError:
+        return None
+    for level, kind, value in control:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = struct.unpack("qq", value)
+            return data, seconds * 1_000_000_000 + nanoseconds
+    return data, time.time_ns()
 
 
 class PlainReceiver:

@@ -1,17 +1,24 @@
-"""A media worker: owns RTP sockets, sweeps them on a timer, appends to the spools.
+"""A media worker: owns RTP and RTCP sockets, sweeps them on a timer, appends to the spools.
 
 `python -m siprec_bridge.media.worker FD`, where FD is its end of a socket pair to the bridge.
 It ends when the other end is gone, after a last sweep.
 """
 
+import base64
 import contextlib
+import heapq
+import itertools
+import os
+import random
 import resource
 import select
+import selectors
 import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 import numpy as np
 
@@ -25,18 +32,37 @@ from siprec_bridge.media.control import (
     from_ns,
 )
 from siprec_bridge.media.ports import NoPortLeft, PortRange
+from siprec_bridge.media.quality import clock_rate, quality
 from siprec_bridge.media.spool import SpoolHeader, SpoolWriter, write_records
-from siprec_bridge.media.sweep import SLOTS, Arena, best_receiver, prepare
+from siprec_bridge.media.sweep import (
+    SLOTS,
+    Arena,
+    best_receiver,
+    prepare,
+    prepare_rtcp,
+    receive_stamped,
+)
 from siprec_bridge.rtp import (
     HEADER_SIZE,
+    Batch,
+    Jitter,
     NotAuthentic,
+    Reception,
     Replayed,
+    ReportBlock,
     SequenceTracker,
     SrtpReceiver,
+    SrtpSender,
     read_headers,
+    read_rtcp,
+    receiver_report,
 )
+from siprec_bridge.rtp import arrivals as of_arrivals
 
 SWEEP_S = 0.2
+_REPORT_S = 5.0  # mean of the time between receiver reports of a stream. RFC 3550 §6.2
+_MOST_REPORTS = 1000  # of one sweep; the others go with the next ones
+_MOST_RTCP = 16  # datagrams of a stream in a sweep
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +75,17 @@ class _Stream:
     srtp: SrtpReceiver | None = None
     sequence: SequenceTracker = field(default_factory=SequenceTracker)
     paused: bool = False
+    sender: SrtpSender | None = None
+    target: tuple[str, int] | None = None  # of our RTCP
+    ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
+    clocks: dict[int, tuple[int, int]] = field(default_factory=dict)  # SSRC -> NTP of SR, arrival
+    sender_reports: int = 0
+    said_bye: bool = False
+    reported: Reception | None = None  # with our last report
+    has_reported: bool = False
+    jitter: Jitter = field(default_factory=Jitter)
+    payload_type: int | None = None
+    events: frozenset[int] = frozenset()  # payload types that are no voice
     octets: int = 0
     malformed: int = 0
     unauthenticated: int = 0
@@ -69,6 +106,9 @@ class _Stream:
             reordered=self.sequence.reordered,
             malformed=self.malformed,
             unauthenticated=self.unauthenticated,
+            sender_reports=self.sender_reports,
+            said_bye=self.said_bye,
+            **quality(self.spec.codecs, self.payload_type, self.jitter, self.sequence),
             kernel_drops=self.kernel_drops,
             first_packet_at=from_ns(self.first_ns),
             last_packet_at=from_ns(self.last_ns),
@@ -87,6 +127,10 @@ class Worker:
         self._receiver = best_receiver(self._arena, fast=True)
         self._rtp_timeout = 30.0
         self._counters: dict[str, int] = {}
+        self._rtcp = selectors.DefaultSelector()
+        self._reports: list[tuple[float, int, _Stream]] = []  # a heap by time
+        self._numbers = itertools.count()
+        self._cname = base64.b64encode(os.urandom(12)).decode()  # RFC 7022 §4.2
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
 
     def run(self) -> None:
@@ -100,11 +144,14 @@ class Worker:
             now = time.monotonic()
             if self._streams and now >= next_sweep:
                 self._sweep(list(self._streams.values()))
+                self._read_rtcp()
+                self._send_reports(now)
                 self._look_for_silence(now)
                 self._tell_counters()
             if now >= next_sweep:
                 next_sweep = now + SWEEP_S
         self._close(list(self._streams))
+        self._rtcp.close()
 
     def _take_commands(self) -> bool:
         data = self._control.recv(1 << 16)
@@ -155,8 +202,7 @@ class Worker:
             try:
                 spec.folder.mkdir(parents=True, exist_ok=True)
                 prepare(rtp)
-                # Nobody reads RTCP yet: what comes must not pin the kernel's memory.
-                rtcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+                prepare_rtcp(rtcp)
                 now_ns = time.time_ns()
                 header = SpoolHeader(
                     spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
@@ -171,6 +217,9 @@ class Worker:
             known = _Stream(spec, rtp, rtcp, spool, time.monotonic(), heard_at=time.monotonic())
             known.srtp = _receiver(spec, rollovers)
             self._streams[spec.stream_id] = known
+            self._rtcp.register(rtcp, selectors.EVENT_READ, known)
+            self._follow(known, None)
+            self._schedule(known, time.monotonic())
         number = known.rtp.getsockname()[1]
         return {"port": [known.spec.host, number, number + 1]}
 
@@ -183,6 +232,7 @@ class Worker:
                 stream.srtp = _receiver(spec, {})
             elif old.keys is None or old.keys.remote != spec.keys.remote:
                 stream.srtp.rekey(spec.keys.suite, spec.keys.remote, spec.keys.mki_length)
+            self._follow(stream, old)
             if spec.codecs != old.codecs:
                 stream.spool.event("codecs", time.time_ns(), spec.codecs)
         return {}
@@ -201,7 +251,11 @@ class Worker:
         streams = [self._streams[name] for name in names if name in self._streams]
         self._sweep(streams)
         self._tell_counters()
+        self._read_rtcp()
         for stream in streams:
+            if stream.has_reported:
+                self._send_rtcp(stream, receiver_report(stream.ssrc, self._cname, bye=True))
+            self._rtcp.unregister(stream.rtcp)
             stream.rtp.close()
             stream.rtcp.close()
             stream.spool.close()
@@ -241,6 +295,12 @@ class Worker:
             if stream.srtp is not None
         }
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
+        rates = [float(clock_rate(stream.spec.codecs)) for stream, _, _ in taken]
+        counts = [stop - start for _, start, stop in taken]
+        times = of_arrivals(
+            arena.arrivals_ns[:used], batch.timestamp, batch.ssrc, np.repeat(rates, counts)
+        )
+        any_rtcp = bool(batch.rtcp.any())
         write_records(arena.heads[:used], lengths, arena.arrivals_ns[:used])
         now = time.monotonic()
         for stream, start, stop in taken:
@@ -248,16 +308,21 @@ class Worker:
             if told > stream.kernel_drops:
                 self._count("kernel_drops", told - stream.kernel_drops)
                 stream.kernel_drops = told
+            reports = self._take_muxed(stream, batch, start, stop) if any_rtcp else 0
             if stream.paused:
                 continue  # nothing of a paused stream is kept
             slots = np.flatnonzero(batch.valid[start:stop]) + start
-            bad = stop - start - len(slots) - dropped.get(start, 0)
+            bad = stop - start - len(slots) - dropped.get(start, 0) - reports
             stream.malformed += bad
             self._count("malformed", bad)
             if not len(slots):
                 continue
             self._note(stream, int(arena.arrivals_ns[slots[0]]), now)
             stream.last_ns = int(arena.arrivals_ns[slots[-1]])
+            stream.jitter.add(times, slots, clock_rate(stream.spec.codecs))
+            payload_type = int(batch.payload_type[slots[-1]])
+            if payload_type not in stream.events:
+                stream.payload_type = payload_type
             before = stream.sequence.duplicates
             stream.sequence.add(batch.sequence[slots], batch.ssrc[slots])
             octets = int(lengths[slots].sum())
@@ -330,6 +395,111 @@ class Worker:
                 stream.silent = True
                 self._tell_of(stream, "silent", seconds=round(quiet, 1))
 
+    # RTCP. RFC 3550 §6
+
+    def _follow(self, stream: _Stream, old: StreamSpec | None) -> None:
+        """Take over where its RTCP goes, and with which key."""
+        spec = stream.spec
+        stream.target = _target(spec.rtcp, spec.host)
+        stream.events = frozenset(
+            one.payload_type for one in spec.codecs if one.name in ("TELEPHONE-EVENT", "CN")
+        )
+        keys, before = spec.keys, old.keys if old is not None else None
+        if keys is None:
+            stream.sender = None
+        elif before is None or before.local != keys.local:
+            stream.sender = SrtpSender(keys.suite, keys.local)
+
+    def _read_rtcp(self) -> None:
+        for key, _ in self._rtcp.select(0):
+            stream: _Stream = key.data
+            for _ in range(_MOST_RTCP):
+                received = receive_stamped(stream.rtcp)
+                if received is None:
+                    break
+                data, arrival_ns = received
+                arrival_ns -= time.time_ns() - time.monotonic_ns() - self._clock_offset_ns
+                self._take_rtcp(stream, data, arrival_ns)
+
+    def _take_muxed(self, stream: _Stream, batch: Batch, start: int, stop: int) -> int:
+        """RTCP among the RTP (RFC 5761), agreed on or not; returns how much there was."""
+        arena = self._arena
+        slots = (np.flatnonzero(batch.rtcp[start:stop]) + start).tolist()
+        for slot in slots:
+            at = int(arena.offsets[slot])
+            data = bytes(arena.view[at : at + int(arena.lengths[slot])])
+            self._take_rtcp(stream, data, int(arena.arrivals_ns[slot]))
+        return len(slots)
+
+    def _take_rtcp(self, stream: _Stream, data: bytes, arrival_ns: int) -> None:
+        if stream.srtp is not None:
+            try:
+                data = stream.srtp.unprotect_rtcp(data)
+            except Replayed:
+                return
+            except NotAuthentic:
+                stream.unauthenticated += 1
+                self._count("unauthenticated", 1)
+                return
+        rtcp = read_rtcp(data)
+        if rtcp is None or not (rtcp.reports or rtcp.byes):
+            return
+        for one in rtcp.reports:
+            if one.ssrc in stream.clocks or len(stream.clocks) < _MOST_RTCP:
+                stream.clocks[one.ssrc] = (one.ntp, arrival_ns)
+        stream.sender_reports += len(rtcp.reports)
+        stream.said_bye |= bool(rtcp.byes)
+        if not stream.paused:
+            stream.spool.rtcp(arrival_ns, data)
+
+    def _schedule(self, stream: _Stream, now: float) -> None:
+        due = now + _REPORT_S * (0.5 + random.random())
+        heapq.heappush(self._reports, (due, next(self._numbers), stream))
+
+    def _send_reports(self, now: float) -> None:
+        """Report on the streams that are due and were heard since their last report."""
+        for _ in range(min(_MOST_REPORTS, len(self._reports))):
+            if self._reports[0][0] > now:
+                return
+            _, _, stream = heapq.heappop(self._reports)
+            if self._streams.get(stream.spec.stream_id) is not stream:
+                continue
+            self._schedule(stream, now)
+            reception = stream.sequence.reception
+            if reception is None or reception == stream.reported or stream.target is None:
+                continue
+            block = self._block(stream, reception)
+            stream.reported, stream.has_reported = reception, True
+            self._send_rtcp(stream, receiver_report(stream.ssrc, self._cname, (block,)))
+
+    def _block(self, stream: _Stream, reception: Reception) -> ReportBlock:
+        last = stream.reported
+        expected, received = reception.expected, reception.received
+        if last is not None and last.ssrc == reception.ssrc and last.expected <= expected:
+            expected, received = expected - last.expected, received - last.received
+        lost = max(0, expected - received)
+        ntp, arrival_ns = stream.clocks.get(reception.ssrc, (0, 0))
+        # Both by the clock that arrivals are told with.
+        age_ns = time.monotonic_ns() + self._clock_offset_ns - arrival_ns
+        return ReportBlock(
+            ssrc=reception.ssrc,
+            fraction=min(255, 256 * lost // expected) if expected else 0,
+            lost=reception.expected - reception.received,
+            highest=reception.highest,
+            jitter=round(stream.jitter.now),
+            last_report=ntp >> 16 & 0xFFFFFFFF,
+            delay=max(0, (age_ns << 16) // 1_000_000_000) if ntp else 0,
+        )
+
+    def _send_rtcp(self, stream: _Stream, packet: bytes) -> None:
+        if stream.target is None:
+            return
+        if stream.sender is not None:
+            packet = stream.sender.protect_rtcp(packet)
+        one = stream.rtp if stream.spec.rtcp_mux else stream.rtcp
+        with contextlib.suppress(OSError):  # no way there: nobody misses a report
+            one.sendto(packet, stream.target)
+
     # Telling
 
     def _count(self, name: str, amount: int) -> None:
@@ -356,6 +526,19 @@ class Worker:
     def _tell(self, message: dict[str, object]) -> None:
         with contextlib.suppress(OSError):  # the bridge is gone: the next read says so
             self._control.sendall(encode(message))
+
+
+def _target(rtcp: tuple[str, int] | None, ours: str) -> tuple[str, int] | None:
+    """Where to send RTCP. SDP is a stranger's text: a name would be looked up in the loop."""
+    if rtcp is None or not rtcp[1]:
+        return None
+    try:
+        address = ip_address(rtcp[0])
+    except ValueError:
+        return None
+    if address.is_multicast or address.is_unspecified or (address.version == 6) != (":" in ours):
+        return None
+    return rtcp
 
 
 def _receiver(spec: StreamSpec, rollovers: dict[int, int]) -> SrtpReceiver | None:

@@ -35,6 +35,7 @@ from siprec_bridge.siprec import (
     Body,
     Changes,
     RecordingSession,
+    StreamQuality,
     StreamToRecord,
     parse_body,
     read_fork,
@@ -395,7 +396,8 @@ class Recorder:
         for index in changes.resumed:
             await media.pause(self._stream_id(index), False, at)
         if changes.closed:
-            await media.close([self._stream_id(index) for index in changes.closed])
+            reports = await media.close([self._stream_id(index) for index in changes.closed])
+            self._note_quality(reports)
             for index in changes.closed:
                 self._ports.pop(index, None)
 
@@ -445,6 +447,7 @@ class Recorder:
         at = self._desk.clock()
         self._desk.metrics.sessions_active.dec()
         reports = await self._desk.media.close([self._stream_id(index) for index in self._ports])
+        self._note_quality(reports)
         self._session.end(at)
         log.info(
             "session.ended",
@@ -483,7 +486,23 @@ class Recorder:
             folder=self._folder,
             host=self._desk.receive_at(self._invite.peer),
             keys=stream.keys,
+            rtcp=stream.rtcp,
+            rtcp_mux=stream.rtcp_mux,
         )
+
+    def _note_quality(self, reports: Sequence[StreamReport]) -> None:
+        indices = {self._stream_id(index): index for index in self._ports}
+        for one in reports:
+            quality = StreamQuality(
+                packets=one.packets,
+                lost=one.lost,
+                loss_ratio=round(one.loss_ratio, 6) if one.loss_ratio is not None else None,
+                duplicates=one.duplicates,
+                unauthenticated=one.unauthenticated,
+                jitter_ms=one.jitter_ms,
+                mos=one.mos,
+            )
+            self._session.note_quality(indices[one.stream_id], quality)
 
     def _stream_id(self, index: int) -> str:
         return f"{self.session_id}-{index}"

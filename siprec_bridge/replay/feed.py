@@ -567,7 +567,7 @@ class _Replay:
             self._ignored["UDP datagrams that are neither SIP nor RTP"] += 1
             return
         line = self._lines.get(datagram.destination)
-        if 200 <= payload[1] <= 223:
+        if 192 <= payload[1] <= 223:
             known = datagram.destination in self._rtcp or line is not None
             self._ignored["RTCP" if known else "RTCP of other streams"] += 1
             return

@@ -1,4 +1,4 @@
-"""RTP: headers of a batch, sequence numbers, time line, payloads, keys; SRTP.
+"""RTP: headers of a batch, sequence numbers, time line, payloads, keys; SRTP, RTCP.
 
 RFC 3550, 3551, 3711, 4733.
 
@@ -16,7 +16,9 @@ from siprec_bridge.rtp.payload import (
     g726_bits,
     unpacker,
 )
-from siprec_bridge.rtp.sequence import SequenceTracker
+from siprec_bridge.rtp.quality import Arrivals, Jitter, arrivals, mean_opinion
+from siprec_bridge.rtp.rtcp import ReportBlock, Rtcp, SenderReport, read_rtcp, receiver_report
+from siprec_bridge.rtp.sequence import Reception, SequenceTracker
 from siprec_bridge.rtp.srtp import (
     NotAuthentic,
     Replayed,
@@ -28,23 +30,33 @@ from siprec_bridge.rtp.timeline import Timeline
 
 __all__ = [
     "HEADER_SIZE",
+    "Arrivals",
     "Batch",
     "Frame",
+    "Jitter",
     "KeyEvent",
     "KeyReader",
     "MalformedPayload",
     "NotAuthentic",
+    "Reception",
     "Replayed",
+    "ReportBlock",
+    "Rtcp",
+    "SenderReport",
     "SequenceTracker",
     "SrtpReceiver",
     "SrtpSender",
     "Timeline",
     "Unpacker",
+    "arrivals",
     "available_suites",
     "build_packet",
     "decode_g711",
     "encode_g711",
     "g726_bits",
+    "mean_opinion",
     "read_headers",
+    "read_rtcp",
+    "receiver_report",
     "unpacker",
 ]

@@ -9,18 +9,20 @@ import numpy.typing as npt
 
 HEADER_SIZE = 12
 T = TypeVar("T", bound=np.generic)
-_RTCP_TYPES = (200, 223)  # second octet; as RTP these would be payload types 72-95. RFC 5761 §4
+_RTCP_TYPES = (192, 223)  # second octet; as RTP these would be payload types 64-95. RFC 5761 §4
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Headers of n datagrams: arrays of shape (n,).
 
-    Where `valid` is False the datagram is no RTP and its other fields mean nothing.
+    Where `valid` is False the datagram is no RTP and its other fields mean nothing; `rtcp` says
+    whether it looks like RTCP.
     `payload_offset` counts from the start of the data, `payload_length` is without padding.
     """
 
     valid: npt.NDArray[np.bool_]
+    rtcp: npt.NDArray[np.bool_]
     payload_type: npt.NDArray[np.uint8]
     marker: npt.NDArray[np.bool_]
     sequence: npt.NDArray[np.uint16]
@@ -60,6 +62,7 @@ def read_headers(
     valid &= payload >= 0
     return Batch(
         valid=valid,
+        rtcp=whole & (first >> 6 == 2) & rtcp,
         payload_type=second & np.uint8(0x7F),
         marker=second & 0x80 > 0,
         sequence=_big_endian(header[:, 2:4], np.uint16),

@@ -9,6 +9,16 @@ _MAX_DROPOUT = 3000  # a larger jump is another stream under the same SSRC. RFC 
 _WINDOW = 1024  # how far back a late packet is told from a repeated one
 
 
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """The source that is heard now: extended highest sequence number, packets due and come."""
+
+    ssrc: int
+    highest: int
+    expected: int
+    received: int
+
+
 @dataclass(slots=True)
 class SequenceTracker:
     """Counts over one port's packets in order of arrival; a new SSRC starts a new count."""
@@ -27,6 +37,14 @@ class SequenceTracker:
     def lost(self) -> int:
         """Packets that have not come (yet)."""
         return self._lost_before + self._lost_in_run
+
+    @property
+    def reception(self) -> Reception | None:
+        """What a receiver report tells of the current source. RFC 3550 A.3."""
+        if self._ssrc is None:
+            return None
+        expected = self._highest - self._first + 1
+        return Reception(self._ssrc, self._highest, expected, self._run_packets)
 
     @property
     def _lost_in_run(self) -> int:

@@ -4,7 +4,12 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 """
 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
-from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument
+from siprec_bridge.siprec.document import (
+    Presence,
+    SessionDocument,
+    StreamDocument,
+    StreamQuality,
+)
 from siprec_bridge.siprec.forks import Fork, is_siprec, read_fork
 from siprec_bridge.siprec.metadata import (
     SNAPSHOT_REQUEST,
@@ -28,6 +33,7 @@ __all__ = [
     "RecordingSession",
     "SessionDocument",
     "StreamDocument",
+    "StreamQuality",
     "StreamToRecord",
     "is_siprec",
     "parse_body",

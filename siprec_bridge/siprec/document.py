@@ -18,6 +18,42 @@ class Presence(Value):
     until: datetime | None = None
 
 
+class StreamQuality(Value):
+    """How a stream arrived. `mos` by the E-model from codec and loss alone: no delay is known."""
+
+    packets: int
+    lost: int
+    loss_ratio: float | None = None
+    duplicates: int = 0
+    unauthenticated: int = Field(0, description="SRTP packets that its keys did not open")
+    jitter_ms: float | None = Field(None, description="mean interarrival jitter, RFC 3550 A.8")
+    mos: float | None = Field(None, description="1 to 4.41, ITU-T G.107 without delay")
+
+    def after(self, before: "StreamQuality | None") -> "StreamQuality":
+        """Both together; jitter and MOS are weighed by packets."""
+        if before is None or not before.packets:
+            return self
+        if not self.packets:
+            return before
+
+        def mean(first: float | None, second: float | None) -> float | None:
+            if first is None or second is None:
+                return first if second is None else second
+            total = before.packets + self.packets
+            return round((first * before.packets + second * self.packets) / total, 3)
+
+        packets, lost = before.packets + self.packets, before.lost + self.lost
+        return StreamQuality(
+            packets=packets,
+            lost=lost,
+            loss_ratio=round(lost / (packets + lost), 6),
+            duplicates=before.duplicates + self.duplicates,
+            unauthenticated=before.unauthenticated + self.unauthenticated,
+            jitter_ms=mean(before.jitter_ms, self.jitter_ms),
+            mos=mean(before.mos, self.mos),
+        )
+
+
 class StreamDocument(Value):
     """One labelled stream. `index` is its m-line."""
 
@@ -28,6 +64,7 @@ class StreamDocument(Value):
     opened_at: datetime
     closed_at: datetime | None = None
     presences: tuple[Presence, ...] = ()
+    quality: StreamQuality | None = Field(None, description="once it has ended")
 
 
 class SessionDocument(Value):

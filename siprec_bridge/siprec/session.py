@@ -20,7 +20,13 @@ from siprec_bridge.sdp import (
 )
 from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
-from siprec_bridge.siprec.document import Presence, SessionDocument, StreamDocument, StreamState
+from siprec_bridge.siprec.document import (
+    Presence,
+    SessionDocument,
+    StreamDocument,
+    StreamQuality,
+    StreamState,
+)
 from siprec_bridge.siprec.forks import Fork
 from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.transcript import Participant
@@ -38,6 +44,8 @@ class StreamToRecord:
     label: str
     codecs: tuple[Codec, ...]
     keys: StreamKeys | None = None  # None: plain RTP
+    rtcp: tuple[str, int] | None = None  # where the SRC receives it; None: not known yet
+    rtcp_mux: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,9 @@ class _Stream:
     closed_at: datetime | None = None
     presences: list[Presence] = field(default_factory=list)
     keys: StreamKeys | None = None
+    rtcp: tuple[str, int] | None = None
+    rtcp_mux: bool = False
+    quality: StreamQuality | None = None
 
 
 @dataclass(slots=True)
@@ -237,6 +248,12 @@ class RecordingSession:
         for stream in self._now.streams.values():
             self._close(stream, at)
 
+    def note_quality(self, index: int, quality: StreamQuality) -> None:
+        """Note how a stream that was closed had arrived; one that was open before adds up."""
+        stream = self._now.streams.get(index)
+        if stream is not None:
+            stream.quality = quality.after(stream.quality)
+
     def streams_open(self) -> tuple[int, ...]:
         """M-lines that are being recorded or paused."""
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")
@@ -263,6 +280,7 @@ class RecordingSession:
                     opened_at=one.opened_at,
                     closed_at=one.closed_at,
                     presences=tuple(one.presences),
+                    quality=one.quality,
                 )
                 for one in sorted(now.streams.values(), key=lambda one: one.index)
             ),
@@ -301,8 +319,9 @@ class RecordingSession:
                     paused.append(plan.index)
             else:
                 keys = self._keys(plan, stream.keys)
-                if (stream.codecs, stream.keys) != (plan.codecs, keys):
-                    stream.codecs, stream.keys = plan.codecs, keys
+                media = (plan.codecs, keys, plan.rtcp, plan.rtcp_mux)
+                if (stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux) != media:
+                    stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux = media
                     changed.append(_to_record(stream))
                 if plan.paused and stream.state == "active":
                     paused.append(plan.index)
@@ -324,6 +343,7 @@ class RecordingSession:
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
             old.signalled = readable(plan.label) if plan.label else old.signalled
             old.keys = self._keys(plan, old.keys)
+            old.rtcp, old.rtcp_mux = plan.rtcp, plan.rtcp_mux
             return old
         wanted = readable(plan.label or str(plan.index + 1))
         taken = any(one.label == wanted for one in self._now.streams.values())
@@ -334,6 +354,7 @@ class RecordingSession:
             self._warn(f"label {wanted} is on two m-lines")
         stream = _Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
         stream.keys = self._keys(plan, None)
+        stream.rtcp, stream.rtcp_mux = plan.rtcp, plan.rtcp_mux
         self._now.streams[plan.index] = stream
         return stream
 
@@ -525,7 +546,9 @@ def _quotable(text: str) -> str:
 
 
 def _to_record(stream: _Stream) -> StreamToRecord:
-    return StreamToRecord(stream.index, stream.label, stream.codecs, stream.keys)
+    return StreamToRecord(
+        stream.index, stream.label, stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux
+    )
 
 
 def _leave(stream: _Stream, ids: set[str], at: datetime) -> None:

@@ -24,6 +24,8 @@ RUN_STATUSES = ("success", "error", "timeout")
 _SECONDS_OF_A_RUN = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _SECONDS_OF_A_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_LOSS_RATIOS = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_MOS = (1, 1.5, 2, 2.5, 3, 3.5, 3.8, 4, 4.2, 4.3, 4.5)
 _BYTES_OF_TEMP_FILES = (1e4, 1e5, 1e6, 5e6, 1e7, 5e7, 1e8, 5e8, 1e9)
 
 
@@ -95,6 +97,12 @@ class Metrics:
         self.streams_total = counter("streams", "streams recorded to their end")
         self.streams_with_loss_total = counter(
             "streams_with_loss", "of those, streams of which at least one packet was lost"
+        )
+        self.stream_loss_ratio = histogram(
+            "stream_loss_ratio", "share of its packets that a stream lost", _LOSS_RATIOS
+        )
+        self.stream_mos = histogram(
+            "stream_mos", "listening quality of a stream by codec and loss (E-model)", _MOS
         )
         self.streams_active = gauge("streams_active", "streams being received")
         self.rtp_packets_total = counter("rtp_packets", "RTP packets received")

@@ -32,6 +32,7 @@ from siprec_bridge.sip import (
     UpdateReceived,
     parse,
 )
+from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.transcript import RunFacts
 
@@ -92,6 +93,36 @@ async def test_a_call_is_on_disk_before_it_is_answered_and_has_a_job_when_it_is_
     assert (last.state, last.end_cause) == ("finished", "bye")
     assert job.audio_seconds == pytest.approx(0.4, abs=0.02)
     assert [event.type for event in events] == ["session.started", "session.ended"]
+
+
+async def test_the_document_tells_how_each_stream_arrived_over_all_its_openings(
+    tmp_path: Path,
+) -> None:
+    without = multipart(sdp=OFFER.replace("audio 30002", "audio 0"))
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        first, second = sdp.parse(here.phone.answers["i1"].body).media
+        voice = packets(tone(440, 1.0))
+        send([*voice[:20], *voice[22:]], first.port)
+        send(packets(tone(440, 0.5), codec="PCMA"), second.port)
+        here.service.on_sip(invite(without, id="i2", initial=False))
+        here.service.on_sip(invite(id="i3", initial=False))
+        assert [await answered(here, id) for id in ("i2", "i3")] == [200, 200]
+        again = sdp.parse(here.phone.answers["i3"].body).media[1]
+        send(packets(tone(440, 0.5), codec="PCMA"), again.port)
+        row = await hang_up(here)
+        metrics = here.metrics.registry
+
+    one, two = SessionDocument.model_validate_json(row.document).streams
+    assert one.quality is not None
+    assert two.quality is not None
+    assert (one.quality.packets, one.quality.lost, one.quality.loss_ratio) == (48, 2, 0.04)
+    assert one.quality.mos == 2.44
+    assert one.quality.jitter_ms is not None
+    assert (two.quality.packets, two.quality.lost, two.quality.mos) == (50, 0, 4.41)
+    assert metrics.get_sample_value("siprec_stream_mos_count") == 3
+    assert metrics.get_sample_value("siprec_stream_loss_ratio_bucket", {"le": "0.02"}) == 2
 
 
 async def test_a_settled_service_has_answered_what_it_was_told_and_archived_what_is_over(

@@ -19,6 +19,7 @@ from siprec_bridge.siprec import (
     MalformedMetadata,
     RecordingSession,
     SessionDocument,
+    StreamQuality,
     parse_body,
     parse_metadata,
     read_fork,
@@ -555,3 +556,33 @@ def test_an_invite_without_an_offer_gets_none_where_srtp_is_required() -> None:
         session.offer(Body(), START)
 
     assert refusal.value.status == 488
+
+
+def test_the_quality_of_a_stream_that_was_open_twice_is_weighed_by_packets() -> None:
+    session = started()
+    before = StreamQuality(packets=100, lost=0, loss_ratio=0.0, jitter_ms=1.0, mos=4.4)
+    nothing = StreamQuality(packets=0, lost=0)
+    after = StreamQuality(packets=300, lost=100, loss_ratio=0.25, jitter_ms=5.0)
+
+    for one in (before, nothing, after):
+        session.note_quality(0, one)
+
+    assert session.document().streams[0].quality == StreamQuality(
+        packets=400, lost=100, loss_ratio=0.2, jitter_ms=4.0, mos=4.4
+    )
+
+
+def test_where_rtcp_goes_is_told_to_the_media_side_when_it_changes() -> None:
+    session = new_session()
+
+    first = session.offer(full(), START).opened
+    moved = session.offer(full(OFFER.replace("a=label:96", "a=label:96\r\na=rtcp:4000")), later(1))
+    muxed = session.offer(full(OFFER.replace("a=label:96", "a=label:96\r\na=rtcp-mux")), later(2))
+
+    assert [(one.rtcp, one.rtcp_mux) for one in (*first, *moved.changed, *muxed.changed)] == [
+        (("192.0.2.10", 30001), False),
+        (("192.0.2.10", 30003), False),
+        (("192.0.2.10", 4000), False),
+        (("192.0.2.10", 30000), True),
+    ]
+    assert b"a=rtcp-mux" in session.answer(PORTS, "192.0.2.1")
