@@ -95,13 +95,15 @@ class _Core:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--calls", type=int, default=3000)
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     options = parser.parse_args()
     if options.profile:
         core, profiler = _Core(), cProfile.Profile()
-        profiler.runcall(lambda: [core.call(number) for number in range(options.calls)])
+        with profiler:
+            for number in range(options.calls):
+                core.call(number)
         pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
         return
     best: dict[str, float] = {}

@@ -1,13 +1,12 @@
 """What SRTP costs the media worker: CPU of a sweep's work on a packet, plain and encrypted.
 
-`python benchmarks/srtp.py [STREAMS]`: packets of STREAMS streams (100) are received over loopback,
-decrypted, and spooled, as in a worker; a suite after the other in one run, several rounds, the
-best of each counts.
+Packets are received over loopback, decrypted, and spooled, as in a worker; a suite after the other
+in one run, several rounds, the best of each counts.
 """
 
+import argparse
 import resource
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,9 @@ _ROUNDS = 5
 
 def main() -> None:
     """Print µs of CPU a packet."""
-    streams = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--streams", type=int, default=100)
+    streams: int = parser.parse_args().streams
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * streams + 100)), hard))
     best: dict[str, float] = {}
@@ -45,7 +46,7 @@ def _measure(suite: str, streams: int, folder: Path) -> float:
     ports: list[int] = []
     for index in range(streams):
         codecs = (Codec(0, "PCMU", 8000),)
-        spec = StreamSpec(f"s-{index}", "s", index, str(index), codecs, folder, keys)
+        spec = StreamSpec(f"s-{index}", "s", index, str(index), codecs, folder, "127.0.0.1", keys)
         reply = worker._do({"do": "open", "spec": spec.to_json(), "port": None, "rollovers": []})
         port = reply["port"]
         assert isinstance(port, list)
