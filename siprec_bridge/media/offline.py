@@ -10,14 +10,13 @@ from datetime import datetime
 
 import numpy as np
 
-from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec, from_ns
-from siprec_bridge.media.quality import clock_rate, quality
-from siprec_bridge.media.spool import RECORD, SpoolHeader, SpoolWriter, write_records
+from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.media.quality import clock_rate
+from siprec_bridge.media.spool import RECORD, write_records
+from siprec_bridge.media.stream import ReceivedStream, open_spool, srtp_receiver
 from siprec_bridge.rtp import (
-    Jitter,
     NotAuthentic,
     Replayed,
-    SequenceTracker,
     SrtpReceiver,
     read_headers,
 )
@@ -28,37 +27,10 @@ _FIRST_PORT, _LAST_PORT = 16384, 32766
 _BATCH = 256  # packets held before they are spooled
 
 
-@dataclass(eq=False, slots=True)
-class _Stream:
-    spec: StreamSpec
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Stream(ReceivedStream):
     port: StreamPort
-    spool: SpoolWriter
-    srtp: SrtpReceiver | None = None
-    sequence: SequenceTracker = field(default_factory=SequenceTracker)
-    paused: bool = False
-    octets: int = 0
-    malformed: int = 0
-    unauthenticated: int = 0
-    first_ns: int | None = None
-    jitter: Jitter = field(default_factory=Jitter)
-    payload_type: int | None = None
-    last_ns: int | None = None
     waiting: list[tuple[int, bytes]] = field(default_factory=list)
-
-    def report(self) -> StreamReport:
-        return StreamReport(
-            stream_id=self.spec.stream_id,
-            packets=self.sequence.packets,
-            octets=self.octets,
-            lost=self.sequence.lost,
-            duplicates=self.sequence.duplicates,
-            reordered=self.sequence.reordered,
-            malformed=self.malformed,
-            unauthenticated=self.unauthenticated,
-            **quality(self.spec.codecs, self.payload_type, self.jitter, self.sequence),
-            first_packet_at=from_ns(self.first_ns),
-            last_packet_at=from_ns(self.last_ns),
-        )
 
 
 class OfflineMedia:
@@ -107,18 +79,10 @@ class OfflineMedia:
         """Make the spool, and its folder."""
         known = self._open.get(spec.stream_id)
         if known is None:
-            now_ns = self._now_ns()
-            spec.folder.mkdir(parents=True, exist_ok=True)
-            header = SpoolHeader(
-                spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
-            )
-            spool = SpoolWriter(spec.spool, header)
-            if spool.reopened:
-                spool.event("reopened", now_ns, spec.codecs)
+            spool = open_spool(spec, self._now_ns())
             number = next(self._ports)
-            known = _Stream(spec, StreamPort(self._host, number, number + 1), spool)
-            if (keys := spec.keys) is not None:
-                known.srtp = SrtpReceiver(keys.suite, keys.remote, keys.mki_length)
+            port = StreamPort(self._host, number, number + 1)
+            known = _Stream(spec, spool, srtp_receiver(spec, {}), port=port)
             self._open[spec.stream_id] = known
         return known.port
 
@@ -126,24 +90,14 @@ class OfflineMedia:
         """Note that a stream's payload types or keys are others from now on."""
         if (stream := self._open.get(spec.stream_id)) is not None:
             self._store(stream)
-            old, stream.spec = stream.spec, spec
-            if (keys := spec.keys) is None:
-                stream.srtp = None
-            elif stream.srtp is None:
-                stream.srtp = SrtpReceiver(keys.suite, keys.remote, keys.mki_length)
-            elif old.keys is None or old.keys.remote != keys.remote:
-                stream.srtp.rekey(keys.suite, keys.remote, keys.mki_length)
-            if spec.codecs != old.codecs:
-                stream.spool.event("codecs", self._now_ns(), spec.codecs)
+            stream.take_over(spec, self._now_ns())
 
     async def pause(self, stream_id: str, paused: bool, at: datetime) -> None:
         """Keep nothing of a stream, or record it again."""
         stream = self._open.get(stream_id)
         if stream is not None and stream.paused != paused:
             self._store(stream)
-            stream.paused = paused
-            stream.sequence.rebase()
-            stream.spool.event("paused" if paused else "resumed", round(at.timestamp() * 1e9))
+            stream.pause(paused, round(at.timestamp() * 1e9))
 
     async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:
         """Make what has arrived durable; unknown ids are skipped."""
@@ -173,15 +127,9 @@ def _spool(stream: _Stream) -> str | None:
     stream.malformed += len(waiting) - len(kept)
     if not len(kept):
         return None
-    if stream.first_ns is None:
-        stream.first_ns = int(arrivals[kept[0]])
-    stream.last_ns = int(arrivals[kept[-1]])
-    stream.sequence.add(batch.sequence[kept], batch.ssrc[kept])
-    rate = clock_rate(stream.spec.codecs)
-    rates = np.full(len(waiting), float(rate))
-    stream.jitter.add(of_arrivals(arrivals, batch.timestamp, batch.ssrc, rates), kept, rate)
-    stream.payload_type = int(batch.payload_type[kept[-1]])
-    stream.octets += int(lengths[kept].sum())
+    rates = np.full(len(waiting), float(clock_rate(stream.spec.codecs)))
+    times = of_arrivals(arrivals, batch.timestamp, batch.ssrc, rates)
+    stream.count(batch, kept, arrivals, lengths, times)
     heads = np.zeros(len(waiting), RECORD)
     write_records(heads, lengths, arrivals)
     return stream.spool.write([heads[at].tobytes() + waiting[at][1] for at in kept.tolist()])

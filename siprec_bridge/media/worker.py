@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
 import numpy as np
@@ -29,11 +29,11 @@ from siprec_bridge.media.control import (
     StreamSpec,
     decode,
     encode,
-    from_ns,
 )
 from siprec_bridge.media.ports import NoPortLeft, PortRange
-from siprec_bridge.media.quality import clock_rate, quality
-from siprec_bridge.media.spool import SpoolHeader, SpoolWriter, write_records
+from siprec_bridge.media.quality import clock_rate
+from siprec_bridge.media.spool import write_records
+from siprec_bridge.media.stream import ReceivedStream, open_spool, srtp_receiver
 from siprec_bridge.media.sweep import (
     SLOTS,
     Arena,
@@ -45,12 +45,10 @@ from siprec_bridge.media.sweep import (
 from siprec_bridge.rtp import (
     HEADER_SIZE,
     Batch,
-    Jitter,
     NotAuthentic,
     Reception,
     Replayed,
     ReportBlock,
-    SequenceTracker,
     SrtpReceiver,
     SrtpSender,
     read_headers,
@@ -65,16 +63,10 @@ _MOST_REPORTS = 1000  # of one sweep; the others go with the next ones
 _MOST_RTCP = 16  # datagrams of a stream in a sweep
 
 
-@dataclass(eq=False, slots=True)
-class _Stream:
-    spec: StreamSpec
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Stream(ReceivedStream):
     rtp: socket.socket
     rtcp: socket.socket
-    spool: SpoolWriter
-    opened_at: float
-    srtp: SrtpReceiver | None = None
-    sequence: SequenceTracker = field(default_factory=SequenceTracker)
-    paused: bool = False
     sender: SrtpSender | None = None
     target: tuple[str, int] | None = None  # of our RTCP
     ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
@@ -83,35 +75,17 @@ class _Stream:
     said_bye: bool = False
     reported: Reception | None = None  # with our last report
     has_reported: bool = False
-    jitter: Jitter = field(default_factory=Jitter)
-    payload_type: int | None = None
-    events: frozenset[int] = frozenset()  # payload types that are no voice
-    octets: int = 0
-    malformed: int = 0
-    unauthenticated: int = 0
     kernel_drops: int = 0
-    first_ns: int | None = None
-    last_ns: int | None = None
     heard_at: float = 0.0  # monotonic
     silent: bool = False
     write_failed: bool = False
 
     def report(self) -> StreamReport:
-        return StreamReport(
-            stream_id=self.spec.stream_id,
-            packets=self.sequence.packets,
-            octets=self.octets,
-            lost=self.sequence.lost,
-            duplicates=self.sequence.duplicates,
-            reordered=self.sequence.reordered,
-            malformed=self.malformed,
-            unauthenticated=self.unauthenticated,
+        return replace(
+            ReceivedStream.report(self),
             sender_reports=self.sender_reports,
             said_bye=self.said_bye,
-            **quality(self.spec.codecs, self.payload_type, self.jitter, self.sequence),
             kernel_drops=self.kernel_drops,
-            first_packet_at=from_ns(self.first_ns),
-            last_packet_at=from_ns(self.last_ns),
         )
 
 
@@ -200,22 +174,15 @@ class Worker:
         if known is None:
             rtp, rtcp = self._ports.bind(spec.host, port)
             try:
-                spec.folder.mkdir(parents=True, exist_ok=True)
                 prepare(rtp)
                 prepare_rtcp(rtcp)
-                now_ns = time.time_ns()
-                header = SpoolHeader(
-                    spec.stream_id, spec.session_id, spec.index, spec.label, spec.codecs, now_ns
-                )
-                spool = SpoolWriter(spec.spool, header)
-                if spool.reopened:
-                    spool.event("reopened", now_ns, spec.codecs)
+                spool = open_spool(spec, time.time_ns())
             except OSError:
                 rtp.close()
                 rtcp.close()
                 raise
-            known = _Stream(spec, rtp, rtcp, spool, time.monotonic(), heard_at=time.monotonic())
-            known.srtp = _receiver(spec, rollovers)
+            srtp = srtp_receiver(spec, rollovers)
+            known = _Stream(spec, spool, srtp, rtp=rtp, rtcp=rtcp, heard_at=time.monotonic())
             self._streams[spec.stream_id] = known
             self._rtcp.register(rtcp, selectors.EVENT_READ, known)
             self._follow(known, None)
@@ -227,24 +194,17 @@ class Worker:
         stream = self._streams.get(spec.stream_id)
         if stream is not None:
             self._sweep([stream])
-            old, stream.spec = stream.spec, spec
-            if spec.keys is None or stream.srtp is None:
-                stream.srtp = _receiver(spec, {})
-            elif old.keys is None or old.keys.remote != spec.keys.remote:
-                stream.srtp.rekey(spec.keys.suite, spec.keys.remote, spec.keys.mki_length)
+            old = stream.spec
+            stream.take_over(spec, time.time_ns())
             self._follow(stream, old)
-            if spec.codecs != old.codecs:
-                stream.spool.event("codecs", time.time_ns(), spec.codecs)
         return {}
 
     def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
         stream = self._streams.get(name)
         if stream is not None and stream.paused != paused:
             self._sweep([stream])
-            stream.paused = paused
-            stream.sequence.rebase()
+            stream.pause(paused, at_ns)
             stream.heard_at = time.monotonic()
-            stream.spool.event("paused" if paused else "resumed", at_ns)
         return {}
 
     def _close(self, names: list[str]) -> list[StreamReport]:
@@ -317,16 +277,9 @@ class Worker:
             self._count("malformed", bad)
             if not len(slots):
                 continue
-            self._note(stream, int(arena.arrivals_ns[slots[0]]), now)
-            stream.last_ns = int(arena.arrivals_ns[slots[-1]])
-            stream.jitter.add(times, slots, clock_rate(stream.spec.codecs))
-            payload_type = int(batch.payload_type[slots[-1]])
-            if payload_type not in stream.events:
-                stream.payload_type = payload_type
+            self._note(stream, now)
             before = stream.sequence.duplicates
-            stream.sequence.add(batch.sequence[slots], batch.ssrc[slots])
-            octets = int(lengths[slots].sum())
-            stream.octets += octets
+            octets = stream.count(batch, slots, arena.arrivals_ns, lengths, times)
             self._count("packets", len(slots))
             self._count("octets", octets)
             self._count("duplicates", stream.sequence.duplicates - before)
@@ -373,10 +326,10 @@ class Worker:
             self._count("unauthenticated", unauthenticated)
         return repeated + unauthenticated
 
-    def _note(self, stream: _Stream, arrival_ns: int, now: float) -> None:
+    def _note(self, stream: _Stream, now: float) -> None:
+        """Tell of a stream that is heard, ahead of the counting of its packets."""
         stream.heard_at = now
         if stream.first_ns is None:
-            stream.first_ns = arrival_ns
             self._tell_of(stream, "started")
         elif stream.silent:
             self._tell_of(stream, "heard_again")
@@ -401,9 +354,6 @@ class Worker:
         """Take over where its RTCP goes, and with which key."""
         spec = stream.spec
         stream.target = _target(spec.rtcp, spec.host)
-        stream.events = frozenset(
-            one.payload_type for one in spec.codecs if one.name in ("TELEPHONE-EVENT", "CN")
-        )
         keys, before = spec.keys, old.keys if old is not None else None
         if keys is None:
             stream.sender = None
@@ -539,13 +489,6 @@ def _target(rtcp: tuple[str, int] | None, ours: str) -> tuple[str, int] | None:
     if address.is_multicast or address.is_unspecified or (address.version == 6) != (":" in ours):
         return None
     return rtcp
-
-
-def _receiver(spec: StreamSpec, rollovers: dict[int, int]) -> SrtpReceiver | None:
-    keys = spec.keys
-    if keys is None:
-        return None
-    return SrtpReceiver(keys.suite, keys.remote, keys.mki_length, rollovers)
 
 
 def _allow_many_sockets() -> None:
