@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
 import structlog
 from sqlalchemy import Connection
@@ -18,6 +18,8 @@ from siprec_bridge.recording.archive import Archive, facts_of
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import (
     AckReceived,
+    AnswerContent,
+    Content,
     DialogEnded,
     DialogId,
     InviteCancelled,
@@ -65,28 +67,11 @@ Event = (
 class Signalling(Protocol):
     """What a recorder asks of the SIP side."""
 
-    def respond(
-        self,
-        id: RequestId,
-        status: int,
-        *,
-        reason: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def respond(self, id: RequestId, status: int, **content: Unpack[AnswerContent]) -> None:
         """Answer a request; one that is no longer waiting for an answer is passed over."""
         ...
 
-    def request(
-        self,
-        dialog: DialogId,
-        method: str,
-        *,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def request(self, dialog: DialogId, method: str, **content: Unpack[Content]) -> None:
         """Send a request in a dialog."""
         ...
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Unpack
 
 from siprec_bridge import __version__
 from siprec_bridge.media import (
@@ -57,6 +58,8 @@ from siprec_bridge.sdp import (
 )
 from siprec_bridge.sdp import parse as parse_sdp
 from siprec_bridge.sip import (
+    AnswerContent,
+    Content,
     DialogEnded,
     DialogId,
     Headers,
@@ -246,49 +249,13 @@ class _Replay:
 
     # As the recorders see it
 
-    def respond(
-        self,
-        id: RequestId,
-        status: int,
-        *,
-        reason: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def respond(self, id: RequestId, status: int, **content: Unpack[AnswerContent]) -> None:
         """Answer a request."""
-        self._perform(
-            self._server.respond(
-                id,
-                status,
-                now=self._now,
-                reason=reason,
-                headers=headers,
-                content_type=content_type,
-                body=body,
-            )
-        )
+        self._perform(self._server.respond(id, status, now=self._now, **content))
 
-    def request(
-        self,
-        dialog: DialogId,
-        method: str,
-        *,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def request(self, dialog: DialogId, method: str, **content: Unpack[Content]) -> None:
         """Send a request in a dialog."""
-        self._perform(
-            self._server.request(
-                dialog,
-                method,
-                now=self._now,
-                headers=headers,
-                content_type=content_type,
-                body=body,
-            )
-        )
+        self._perform(self._server.request(dialog, method, now=self._now, **content))
 
     def _clock(self) -> datetime:
         return _time(self._now_ns)

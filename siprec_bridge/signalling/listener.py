@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import structlog
 
@@ -18,7 +19,9 @@ from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.tls import TlsServerContext
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
+    AnswerContent,
     BrokenStream,
+    Content,
     DialogId,
     Malformed,
     Output,
@@ -127,49 +130,13 @@ class Listener:
             connection.close()
         await asyncio.sleep(0)  # lets the transports say goodbye
 
-    def respond(
-        self,
-        id: RequestId,
-        status: int,
-        *,
-        reason: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def respond(self, id: RequestId, status: int, **content: Unpack[AnswerContent]) -> None:
         """Answer a request; one that no longer waits for an answer is passed over."""
-        self._perform(
-            self._server.respond(
-                id,
-                status,
-                now=self._now(),
-                reason=reason,
-                headers=headers,
-                content_type=content_type,
-                body=body,
-            )
-        )
+        self._perform(self._server.respond(id, status, now=self._now(), **content))
 
-    def request(
-        self,
-        dialog: DialogId,
-        method: str,
-        *,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def request(self, dialog: DialogId, method: str, **content: Unpack[Content]) -> None:
         """Send a request in a dialog."""
-        self._perform(
-            self._server.request(
-                dialog,
-                method,
-                now=self._now(),
-                headers=headers,
-                content_type=content_type,
-                body=body,
-            )
-        )
+        self._perform(self._server.request(dialog, method, now=self._now(), **content))
 
     async def _bind(self, host: str, port: int, *, udp: bool, tcp: bool) -> None:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,8 @@ from siprec_bridge.sip.message import Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.server import (
     AckReceived,
+    AnswerContent,
+    Content,
     DialogEnded,
     InviteCancelled,
     InviteReceived,
@@ -31,7 +33,9 @@ from siprec_bridge.sip.uri import Uri, parse_uri
 
 __all__ = [
     "AckReceived",
+    "AnswerContent",
     "BrokenStream",
+    "Content",
     "DialogEnded",
     "DialogId",
     "DigestAuthority",

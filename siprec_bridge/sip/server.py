@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from typing import TypedDict
 
 from siprec_bridge.sip.dialog import (
     Dialog,
@@ -164,6 +165,20 @@ Output = (
     | ResponseSent
     | Malformed
 )
+
+
+class Content(TypedDict, total=False):
+    """What a message carries beyond the machine's own headers: for who hands it on to `request`."""
+
+    headers: Sequence[tuple[str, str]]
+    content_type: str | None
+    body: bytes
+
+
+class AnswerContent(Content, total=False):
+    """The same for `respond`. `reason` in place of the status's own."""
+
+    reason: str | None
 
 
 @dataclass(eq=False, slots=True)

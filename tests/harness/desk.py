@@ -1,15 +1,16 @@
 """A recording desk without sockets: real store, media and archive, and a SIP side to look at."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Unpack
 
 from siprec_bridge.media import Finisher, MediaEngine
 from siprec_bridge.recording import Archive, Capacity, Desk, Recogniser, RecordingService
 from siprec_bridge.sdp import MediaPolicy
-from siprec_bridge.sip import DialogId, RequestId
+from siprec_bridge.sip import AnswerContent, Content, DialogId, RequestId
 from siprec_bridge.store import Database
 from siprec_bridge.telemetry import Metrics
 
@@ -30,28 +31,12 @@ class Phone:
     answers: dict[RequestId, Answer] = field(default_factory=dict)
     asked: list[tuple[DialogId, str]] = field(default_factory=list)
 
-    def respond(
-        self,
-        id: RequestId,
-        status: int,
-        *,
-        reason: str | None = None,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def respond(self, id: RequestId, status: int, **content: Unpack[AnswerContent]) -> None:
         """Remember it."""
+        headers, body = content.get("headers", ()), content.get("body", b"")
         self.answers[id] = Answer(status, dict(headers), body)
 
-    def request(
-        self,
-        dialog: DialogId,
-        method: str,
-        *,
-        headers: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-    ) -> None:
+    def request(self, dialog: DialogId, method: str, **content: Unpack[Content]) -> None:
         """Remember it."""
         self.asked.append((dialog, method))
 
