@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+import socket
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.bridge import command, eventually, listening, of_type, running_bridge
+from harness.bridge import Bridge, command, eventually, listening, of_type, running_bridge
 from harness.calls import SAMPLE, call, finals, tones
 from harness.hosts import has_ipv6
 from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
+from harness.src import OFFER, multipart, request
 from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
 from siprec_bridge.doctor import word_error_rate
 
@@ -281,3 +283,36 @@ async def test_a_bridge_that_is_told_to_stop_lets_the_call_end_and_keeps_everyth
     assert code == 0
     assert report.hung_up_by == "them"
     assert len(final["data"]["utterances"]) == 1
+
+
+async def final_status(bridge: Bridge, data: bytes) -> int:
+    """What the bridge answers to a request over UDP, at last."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setblocking(False)
+        one.sendto(data, bridge.udp)
+        async with asyncio.timeout(10):
+            while True:
+                answer = await asyncio.get_running_loop().sock_recv(one, 65536)
+                if (status := int(answer.split()[1])) >= 200:
+                    return status
+
+
+async def test_what_is_turned_away_is_as_the_settings_say(tmp_path: Path) -> None:
+    settings = {"NON_SIPREC_CALLS": "refuse", "SIP_CALL_RATE": "0.4", "CODECS": "PCMA"}
+    settings["SHUTDOWN_TIMEOUT"] = "200ms"  # nobody acknowledges or hangs up
+    plain = request("INVITE", call_id="plain", branch="z9hG4bKp", body=OFFER.encode(),
+                    content_type="application/sdp").replace(b";+sip.src", b"")  # fmt: skip
+    siprec = [
+        request("INVITE", call_id=f"c{number}", branch=f"z9hG4bK{number}", body=multipart())
+        for number in range(2)
+    ]
+    async with running_bridge(tmp_path / "data", **settings) as bridge:
+        statuses = [await final_status(bridge, data) for data in (plain, *siprec)]
+        started = await bridge.wait_for_log("session.started")
+        async with asyncio.timeout(10):
+            while "siprec_loop_lag_seconds 0.0\n" in (metrics := (await bridge.get("/metrics"))[1]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # until somebody has looked
+
+    assert statuses == [421, 200, 503]
+    assert started["streams"] == 1  # the other one is PCMU
+    assert 'siprec_calls_turned_away_total{reason="rate"} 1.0' in metrics
