@@ -168,7 +168,9 @@ class Bridge:
             siprec_only=settings.non_siprec_calls == "refuse",
         )
         self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
-        self.api = Api(self.database, metrics, self.health, on_retry=self.scheduler.wake)
+        self.api = Api(
+            self.database, metrics, self.health, self.service, on_retry=self.scheduler.wake
+        )
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 
     async def start(self, parts: contextlib.AsyncExitStack) -> None:

@@ -10,7 +10,10 @@ from typing import Any
 
 import structlog
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from siprec_bridge.recording import NotRecording, RecordingService
+from siprec_bridge.siprec import PauseOrder
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
 from siprec_bridge.store import transcripts as transcripts_of
 from siprec_bridge.telemetry import Health, Metrics
@@ -26,20 +29,36 @@ _SESSION_STATES = ("recording", "finishing", "finished", "failed")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class Target(BaseModel):
+    """What to pause or to resume: the session, or a stream or participant of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label: str | None = None
+    participant: str | None = Field(None, description="the id of one who is to be muted")
+    by: str | None = Field(None, max_length=200)
+    reason: str | None = Field(None, max_length=200)
+
+
 class Api:
-    """The routes over a store. `on_retry` is called when a job was queued again."""
+    """The routes over a store and the running calls.
+
+    `on_retry` is called when a job was queued again.
+    """
 
     def __init__(
         self,
         database: Database,
         metrics: Metrics,
         health: Health,
+        calls: RecordingService,
         *,
         on_retry: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._metrics = metrics
         self._health = health
+        self._calls = calls
         self._on_retry = on_retry
         self._runner: web.AppRunner | None = None
 
@@ -76,6 +95,8 @@ class Api:
                 web.get("/api/sessions/{id}/transcript", self._transcript),
                 web.get("/api/sessions/{id}/ladder", self._ladder),
                 web.get("/api/sessions/{id}/audio/{name}", self._audio),
+                web.post("/api/sessions/{id}/pause", self._pause),
+                web.post("/api/sessions/{id}/resume", self._resume),
                 web.get("/api/jobs", self._jobs),
                 web.post("/api/jobs/{id}/retry", self._retry),
             ]
@@ -169,6 +190,30 @@ class Api:
             raise web.HTTPNotFound(text="there is no such file")
         return web.FileResponse(Path(row.folder) / name, headers={"Content-Type": "audio/wav"})
 
+    async def _pause(self, request: web.Request) -> web.Response:
+        return await self._instruct(request, self._calls.pause)
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        return await self._instruct(request, self._calls.resume)
+
+    async def _instruct(
+        self, request: web.Request, act: Callable[[str, PauseOrder], Awaitable[tuple[str, ...]]]
+    ) -> web.Response:
+        """Answered once it holds: what is said from now on is not, or is, recorded."""
+        order = await _order(request)
+        session_id = request.match_info["id"]
+        try:
+            paused = await act(session_id, order)
+        except NotRecording:
+            row = await self._find(request)
+            raise web.HTTPConflict(text=f"the session is {row.state}, not recording") from None
+        except LookupError as error:
+            raise web.HTTPUnprocessableEntity(text=str(error.args[0])) from None
+        except OSError as error:
+            log.error("api.media_failed", session_id=session_id, cause=str(error))
+            raise web.HTTPServiceUnavailable(text="not confirmed: no media worker") from None
+        return web.json_response({"paused": paused})
+
     async def _jobs(self, request: web.Request) -> web.Response:
         rows = await self._database.read(
             partial(
@@ -198,6 +243,21 @@ class Api:
         if row is None:
             raise web.HTTPNotFound(text="there is no such session")
         return row
+
+
+async def _order(request: web.Request) -> PauseOrder:
+    # No form: a page from elsewhere could have a browser send one.
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
+    try:
+        target = Target.model_validate_json(await request.read())
+        return PauseOrder(target.label, target.participant, target.by, target.reason)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise web.HTTPBadRequest(text=f"{where or 'body'}: {first['msg']}") from None
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
 
 
 @web.middleware

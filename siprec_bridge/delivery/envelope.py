@@ -65,9 +65,28 @@ class SessionData(Data):
 
 
 class SessionLabelsData(SessionData):
-    """The streams that were paused or resumed."""
+    """The streams that are recorded again."""
 
     labels: tuple[str, ...]
+
+
+class PausedStream(BaseModel):
+    """Why a stream is not recorded: the SRC's hold, somebody's order, or a muted participant."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    cause: Literal["hold", "operator", "mute"]
+    participant_id: str | None = Field(None, description="who is muted")
+    by: str | None = None
+    reason: str | None = None
+
+
+class SessionPausedData(SessionData):
+    """The streams that are no longer recorded, and why."""
+
+    labels: tuple[str, ...]
+    pauses: tuple[PausedStream, ...] = ()
 
 
 class SessionEndedData(SessionData):
@@ -156,7 +175,7 @@ class SessionPaused(CloudEvent):
     """Streams were put on hold: nothing of them is recorded."""
 
     type: Literal["session.paused"] = "session.paused"
-    data: SessionLabelsData
+    data: SessionPausedData
 
 
 class SessionResumed(CloudEvent):
@@ -221,14 +240,15 @@ def session_updated(facts: SessionFacts, number: int) -> Event:
     return _event("session.updated", number, facts.at, SessionData(**_session(facts)))
 
 
-def session_paused(facts: SessionFacts, number: int, labels: Sequence[str]) -> Event:
-    """The event of streams being put on hold by change `number`."""
-    data = SessionLabelsData(**_session(facts), labels=tuple(labels))
+def session_paused(facts: SessionFacts, number: int, pauses: Sequence[PausedStream]) -> Event:
+    """The event of streams not being recorded any more by change `number`."""
+    labels = tuple(dict.fromkeys(one.label for one in pauses))
+    data = SessionPausedData(**_session(facts), labels=labels, pauses=tuple(pauses))
     return _event("session.paused", number, facts.at, data)
 
 
 def session_resumed(facts: SessionFacts, number: int, labels: Sequence[str]) -> Event:
-    """The event of streams being taken off hold by change `number`."""
+    """The event of streams being recorded again by change `number`."""
     data = SessionLabelsData(**_session(facts), labels=tuple(labels))
     return _event("session.resumed", number, facts.at, data)
 

@@ -8,7 +8,7 @@ from siprec_bridge.recording.archive import Archive, Recogniser
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
-from siprec_bridge.recording.recorder import Desk, Media, Recorder, Signalling
+from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.service import RecordingService
 
@@ -19,6 +19,7 @@ __all__ = [
     "Desk",
     "LadderKeeper",
     "Media",
+    "NotRecording",
     "Recogniser",
     "Recorder",
     "RecordingService",

@@ -36,7 +36,9 @@ from siprec_bridge.siprec import (
     SNAPSHOT_REQUEST_TYPE,
     Body,
     Changes,
+    PauseOrder,
     RecordingSession,
+    SessionDocument,
     StreamQuality,
     StreamToRecord,
     parse_body,
@@ -53,6 +55,23 @@ _SNAPSHOTS = 3  # an SRC whose documents stay broken is not asked for ever
 _PROBE_S = 30.0  # between questions to an SRC that sends nothing
 _PROBES = 3  # that may stay without an answer
 
+
+class NotRecording(Exception):
+    """The session is over, or was never answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """Somebody's wish to pause, or to resume what has this order's target.
+
+    `done`: the labels of the streams that are not recorded then; else what `instruct` raises.
+    """
+
+    order: PauseOrder
+    pause: bool
+    done: asyncio.Future[tuple[str, ...]]
+
+
 Event = (
     InviteReceived
     | UpdateReceived
@@ -61,6 +80,7 @@ Event = (
     | RequestAnswered
     | DialogEnded
     | MediaEvent
+    | Instruction
 )
 
 
@@ -137,6 +157,7 @@ class Recorder:
         self._snapshots_left = _SNAPSHOTS
         self._silent: set[str] = set()  # streams that carry nothing, by their ids
         self._unanswered = 0  # probes
+        self._over = False  # no instruction is taken any more
         self._started_at = desk.clock()
         self._session = RecordingSession(
             session_id,
@@ -156,6 +177,18 @@ class Recorder:
         self._idle.clear()
         self._inbox.put_nowait(event)
 
+    async def instruct(self, order: PauseOrder, *, pause: bool) -> tuple[str, ...]:
+        """Record less, or lift the order with this target, and note it in the session.
+
+        Returns once it holds, with the labels of the streams that are not recorded now. Raises
+        LookupError (no such stream, participant or order), NotRecording, OSError (no media worker).
+        """
+        if self._over:
+            raise NotRecording
+        done: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self.deliver(Instruction(order, pause, done))
+        return await done
+
     async def settled(self) -> None:
         """Return once all that was delivered is dealt with: an end, when its audio is archived."""
         await self._idle.wait()
@@ -168,6 +201,7 @@ class Recorder:
         try:
             await self._run()
         finally:
+            self._turn_instructions_down()
             self._idle.set()
 
     async def _run(self) -> None:
@@ -192,6 +226,7 @@ class Recorder:
             log.exception("session.failed")
             self._desk.signalling.request(self.dialog, "BYE")
             cause = "failed"
+        self._turn_instructions_down()
         await self._end(cause)
 
     async def _answer(self, invite: InviteReceived) -> None:
@@ -250,6 +285,8 @@ class Recorder:
                     self._silent.discard(stream)
                 case MediaEvent():
                     pass  # told in the log
+                case Instruction() as instruction:
+                    await self._follow(instruction)
                 case RequestAnswered(method="OPTIONS", response=response):
                     self._unanswered = self._unanswered + 1 if response.status == 408 else 0
                     if self._unanswered >= _PROBES:
@@ -308,6 +345,46 @@ class Recorder:
         self._answer_with(change.id, sdp)
         if not invite:
             self._ask_for_metadata()
+
+    async def _follow(self, instruction: Instruction) -> None:
+        """Pause or resume as told by somebody other than the SRC, which is not asked."""
+        at, order, done = self._desk.clock(), instruction.order, instruction.done
+        failure: Exception | None = None
+        try:
+            if instruction.pause:
+                changes = self._session.pause(order, at)
+            else:
+                changes = self._session.resume(*order.target, at)
+        except LookupError as error:
+            failure = error
+        else:
+            try:
+                await self._apply(changes, at)
+            except OSError as error:  # it holds once a worker is there again, but nobody knows when
+                failure = error
+            log.info(
+                "session.told_to_pause" if instruction.pause else "session.told_to_resume",
+                label=order.label,
+                participant=order.participant_id,
+                by=order.by,
+                reason=order.reason,
+            )
+            await self._store_update(changes, at)
+        if done.done():
+            return
+        if failure is not None:
+            done.set_exception(failure)
+            return
+        streams = self._session.document().streams
+        done.set_result(tuple(one.label for one in streams if one.state == "paused"))
+
+    def _turn_instructions_down(self) -> None:
+        """What comes to an instruction after the end of the call."""
+        self._over = True
+        waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        for event in waiting:
+            if isinstance(event, Instruction) and not event.done.done():
+                event.done.set_exception(NotRecording())
 
     async def _take_late_answer(self, ack: Request) -> None:
         at = self._desk.clock()
@@ -400,7 +477,10 @@ class Recorder:
             events.append(envelope.session_updated(facts, number))
         if changes.paused:
             paused = [labels[index] for index in changes.paused]
-            events.append(envelope.session_paused(facts, number, paused))
+            reasons = _reasons(document, paused)
+            events.append(envelope.session_paused(facts, number, reasons))
+            for one in reasons:
+                self._desk.metrics.stream_pauses_total.labels(cause=one.cause).inc()
         if changes.resumed:
             resumed = [labels[index] for index in changes.resumed]
             events.append(envelope.session_resumed(facts, number, resumed))
@@ -491,6 +571,26 @@ class Recorder:
 
     def _stream_id(self, index: int) -> str:
         return f"{self.session_id}-{index}"
+
+
+def _reasons(document: SessionDocument, labels: Sequence[str]) -> list[envelope.PausedStream]:
+    """Why these streams have just been paused."""
+    found: list[envelope.PausedStream] = []
+    for label in labels:
+        stream = document.stream(label)
+        pauses = stream.pauses if stream is not None else ()
+        found += [
+            envelope.PausedStream(
+                label=label,
+                cause=one.cause,
+                participant_id=one.participant_id,
+                by=one.by,
+                reason=one.reason,
+            )
+            for one in pauses
+            if one.until is None
+        ]
+    return found
 
 
 def _body(request: Request) -> Body:

@@ -9,7 +9,7 @@ import structlog
 
 from siprec_bridge.media import MediaEvent
 from siprec_bridge.recording.capacity import Capacity
-from siprec_bridge.recording.recorder import Desk, Recorder
+from siprec_bridge.recording.recorder import Desk, NotRecording, Recorder
 from siprec_bridge.sip import (
     AckReceived,
     DialogEnded,
@@ -21,7 +21,7 @@ from siprec_bridge.sip import (
     RequestReceived,
     UpdateReceived,
 )
-from siprec_bridge.siprec import is_siprec
+from siprec_bridge.siprec import PauseOrder, is_siprec
 
 log = structlog.get_logger()
 
@@ -75,6 +75,17 @@ class RecordingService:
         """The id of the session with this SIP Call-ID, if it is stored and not long over."""
         return self._stored.get(call_id)
 
+    async def pause(self, session_id: str, order: PauseOrder) -> tuple[str, ...]:
+        """Record less of a running session; returns the labels of all that is not recorded then.
+
+        Raises LookupError (no such stream or participant), NotRecording, OSError.
+        """
+        return await self._recording(session_id).instruct(order, pause=True)
+
+    async def resume(self, session_id: str, order: PauseOrder) -> tuple[str, ...]:
+        """Lift the order with the same target; returns and raises as `pause` does."""
+        return await self._recording(session_id).instruct(order, pause=False)
+
     def on_sip(self, event: Output) -> None:
         """Take what the SIP side reports; never blocks."""
         match event:
@@ -122,6 +133,12 @@ class RecordingService:
         for task in self._tasks:  # what is left is on disk and is recovered at the next start
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _recording(self, session_id: str) -> Recorder:
+        recorder = self._recorders.get(session_id)
+        if recorder is None:
+            raise NotRecording
+        return recorder
 
     def _unavailable(self) -> str | None:
         if self._stopping:

@@ -5,6 +5,7 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
 from siprec_bridge.siprec.document import (
+    Pause,
     Presence,
     SessionDocument,
     StreamDocument,
@@ -18,6 +19,7 @@ from siprec_bridge.siprec.metadata import (
     Metadata,
     parse_metadata,
 )
+from siprec_bridge.siprec.pauses import PauseOrder
 from siprec_bridge.siprec.session import Changes, RecordingSession, StreamToRecord
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "Fork",
     "MalformedMetadata",
     "Metadata",
+    "Pause",
+    "PauseOrder",
     "Presence",
     "RecordingSession",
     "SessionDocument",

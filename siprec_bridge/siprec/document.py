@@ -18,6 +18,21 @@ class Presence(Value):
     until: datetime | None = None
 
 
+class Pause(Value):
+    """A time in which a stream was not recorded; `until` None: it still is not.
+
+    `cause`: the SRC's hold, or what somebody told us to pause: the session or the stream
+    (`operator`), or a participant on it (`mute`). `by` and `reason` are theirs.
+    """
+
+    cause: Literal["hold", "operator", "mute"]
+    since: datetime
+    until: datetime | None = None
+    participant_id: str | None = Field(None, description="who is muted")
+    by: str | None = None
+    reason: str | None = None
+
+
 class StreamQuality(Value):
     """How a stream arrived. `mos` by the E-model from codec and loss alone: no delay is known."""
 
@@ -64,6 +79,7 @@ class StreamDocument(Value):
     opened_at: datetime
     closed_at: datetime | None = None
     presences: tuple[Presence, ...] = ()
+    pauses: tuple[Pause, ...] = ()
     quality: StreamQuality | None = Field(None, description="once it has ended")
 
 

@@ -21,6 +21,7 @@ from siprec_bridge.sdp import (
 from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.document import (
+    Pause,
     Presence,
     SessionDocument,
     StreamDocument,
@@ -29,6 +30,7 @@ from siprec_bridge.siprec.document import (
 )
 from siprec_bridge.siprec.forks import Fork
 from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
+from siprec_bridge.siprec.pauses import PauseOrder, follow
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
@@ -50,7 +52,7 @@ class StreamToRecord:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an offer asks of the media side, and whether the answer carries SDP.
+    """What an offer or an order asks of the media side, and whether the answer carries SDP.
 
     `opened` need a port each before `answer` is called.
     """
@@ -60,15 +62,14 @@ class Changes:
     closed: tuple[int, ...] = ()
     paused: tuple[int, ...] = ()
     resumed: tuple[int, ...] = ()
+    pauses_changed: bool = False  # also of streams that were paused already
     metadata_changed: bool = False
     needs_answer: bool = False
 
     @property
     def any(self) -> bool:
         """Whether there is anything to tell a listener."""
-        return bool(
-            self.opened or self.closed or self.paused or self.resumed or self.metadata_changed
-        )
+        return bool(self.opened or self.closed or self.pauses_changed or self.metadata_changed)
 
 
 @dataclass(slots=True)
@@ -80,7 +81,9 @@ class _Stream:
     opened_at: datetime
     signalled: str  # the label that metadata knows it by: another one once its slot was reused
     closed_at: datetime | None = None
+    on_hold: bool = False
     presences: list[Presence] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
     keys: StreamKeys | None = None
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False
@@ -114,7 +117,7 @@ class _Negotiated:
         return replace(
             self,
             streams={
-                index: replace(one, presences=list(one.presences))
+                index: replace(one, presences=list(one.presences), pauses=list(one.pauses))
                 for index, one in self.streams.items()
             },
             participants=dict(self.participants),
@@ -161,6 +164,7 @@ class RecordingSession:
         self._fork = fork or Fork()
         self._now = _Negotiated(call_ids=dict(self._fork.call_ids))
         self._before = _Negotiated()
+        self._orders: dict[tuple[str | None, str | None], PauseOrder] = {}  # by their targets
         self._version = 0
         self._answer: SessionDescription | None = None
 
@@ -208,7 +212,29 @@ class RecordingSession:
             changes = replace(changes, metadata_changed=changed)
         elif changes.opened:
             self._place_participants(at)
-        return changes
+        return self._with_pauses(changes, at)
+
+    def pause(self, order: PauseOrder, at: datetime) -> Changes:
+        """Record less from now on. Raises LookupError for a stream or participant unknown here."""
+        if order.label is not None and all(
+            one.label != order.label for one in self._now.streams.values()
+        ):
+            raise LookupError(f"no stream has the label {order.label}")
+        known = {one.id for one in self.participants}
+        if order.participant_id is not None and order.participant_id not in known:
+            raise LookupError(f"no participant has the id {order.participant_id}")
+        self._orders.setdefault(order.target, order)
+        return self._with_pauses(Changes(), at)
+
+    def resume(self, label: str | None, participant_id: str | None, at: datetime) -> Changes:
+        """Lift the order with just this target: a mute outlasts the pause of its session.
+
+        Raises LookupError when there is none. A hold stays the SRC's.
+        """
+        if self._orders.pop((label, participant_id), None) is None:
+            what = label or participant_id or "the session"
+            raise LookupError(f"{what} is not paused by order")
+        return self._with_pauses(Changes(), at)
 
     def withdraw(self) -> None:
         """Undo the last `offer`: it was refused after all. RFC 3261 §14.2."""
@@ -235,7 +261,7 @@ class RecordingSession:
         self._before = self._now.copy()
         changes = self._take_sdp(_read_sdp(body), at)
         self._now.late = self._now.awaits_answer = False
-        return replace(changes, needs_answer=False)
+        return self._with_pauses(replace(changes, needs_answer=False), at)
 
     def no_late_answer(self) -> None:
         """The ACK brought no answer: what we offered is recorded, and the peer may offer again."""
@@ -259,7 +285,7 @@ class RecordingSession:
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")
 
     def streams_paused(self) -> tuple[int, ...]:
-        """M-lines that are on hold."""
+        """M-lines that are on hold, or paused by order."""
         return tuple(one.index for one in self._now.streams.values() if one.state == "paused")
 
     def document(self) -> SessionDocument:
@@ -280,6 +306,7 @@ class RecordingSession:
                     opened_at=one.opened_at,
                     closed_at=one.closed_at,
                     presences=tuple(one.presences),
+                    pauses=tuple(one.pauses),
                     quality=one.quality,
                 )
                 for one in sorted(now.streams.values(), key=lambda one: one.index)
@@ -300,8 +327,6 @@ class RecordingSession:
         self._now.offer, self._now.plans = offer, plans
         opened: list[StreamToRecord] = []
         changed: list[StreamToRecord] = []
-        paused: list[int] = []
-        resumed: list[int] = []
         closed: list[int] = []
         for plan in plans:
             stream = self._now.streams.get(plan.index)
@@ -315,28 +340,19 @@ class RecordingSession:
             if stream is None or stream.state == "closed":
                 stream = self._open(plan, at, stream)
                 opened.append(_to_record(stream))
-                if plan.paused:
-                    paused.append(plan.index)
             else:
                 keys = self._keys(plan, stream.keys)
                 media = (plan.codecs, keys, plan.rtcp, plan.rtcp_mux)
                 if (stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux) != media:
                     stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux = media
                     changed.append(_to_record(stream))
-                if plan.paused and stream.state == "active":
-                    paused.append(plan.index)
-                elif not plan.paused and stream.state == "paused":
-                    resumed.append(plan.index)
-            stream.state = "paused" if plan.paused else "active"
+            stream.on_hold = plan.paused
         for index, stream in self._now.streams.items():
             if index >= len(plans) and stream.state != "closed":
                 self._warn(f"m-line {index + 1} is gone from the offer")
                 self._close(stream, at)
                 closed.append(index)
-        return Changes(
-            tuple(opened), tuple(changed), tuple(closed), tuple(paused), tuple(resumed),
-            needs_answer=True,
-        )  # fmt: skip
+        return Changes(tuple(opened), tuple(changed), tuple(closed), needs_answer=True)
 
     def _open(self, plan: StreamPlan, at: datetime, old: _Stream | None) -> _Stream:
         if old is not None:  # its audio goes on where it ended, with silence between
@@ -371,7 +387,31 @@ class RecordingSession:
         if stream.state == "closed":
             return
         stream.state, stream.closed_at = "closed", at
+        stream.pauses = follow(stream.pauses, on_hold=False, orders=(), at=at)
         _leave(stream, {one.participant_id for one in stream.presences}, at)
+
+    def _with_pauses(self, changes: Changes, at: datetime) -> Changes:
+        """These changes, and the streams that are to be recorded no longer, or again."""
+        paused: list[int] = []
+        resumed: list[int] = []
+        changed = False
+        for stream in self._now.streams.values():
+            if stream.state == "closed":
+                continue
+            present = {one.participant_id for one in stream.presences if one.until is None}
+            orders = [one for one in self._orders.values() if one.covers(stream.label, present)]
+            before = stream.pauses
+            stream.pauses = follow(before, on_hold=stream.on_hold, orders=orders, at=at)
+            changed |= stream.pauses != before
+            if (stream.on_hold or orders) and stream.state == "active":
+                stream.state = "paused"
+                paused.append(stream.index)
+            elif not (stream.on_hold or orders) and stream.state == "paused":
+                stream.state = "active"
+                resumed.append(stream.index)
+        return replace(
+            changes, paused=tuple(paused), resumed=tuple(resumed), pauses_changed=changed
+        )
 
     def _prepare_late_offer(self, at: datetime) -> Changes:
         self._now.late = self._now.awaits_answer = True

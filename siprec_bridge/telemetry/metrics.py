@@ -98,6 +98,11 @@ class Metrics:
         self.streams_with_loss_total = counter(
             "streams_with_loss", "of those, streams of which at least one packet was lost"
         )
+        self.stream_pauses_total = counter(
+            "stream_pauses", "times that recording of a stream was paused", ("cause",)
+        )
+        for cause in ("hold", "operator", "mute"):
+            self.stream_pauses_total.labels(cause=cause)
         self.stream_loss_ratio = histogram(
             "stream_loss_ratio", "share of its packets that a stream lost", _LOSS_RATIOS
         )

@@ -35,7 +35,7 @@ def every_event() -> list[Event]:
     return [
         envelope.session_started(FACTS),
         envelope.session_updated(FACTS, 1),
-        envelope.session_paused(FACTS, 2, ["1"]),
+        envelope.session_paused(FACTS, 2, [envelope.PausedStream(label="1", cause="hold")]),
         envelope.session_resumed(FACTS, 3, ["1"]),
         envelope.session_ended(FACTS, started_at=NOW, cause="bye"),
         *envelope.transcript_events(conversation(), 1),

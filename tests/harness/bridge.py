@@ -73,6 +73,14 @@ class Bridge:
         async with aiohttp.ClientSession() as http, http.get(self.http + path) as answer:
             return answer.status, await answer.text()
 
+    async def post(self, path: str, body: object) -> tuple[int, str]:
+        """Status and body of the answer to a POST of this as JSON."""
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(self.http + path, json=body) as answer,
+        ):
+            return answer.status, await answer.text()
+
     async def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         self.process.kill()
