@@ -24,9 +24,11 @@ from siprec_bridge.recording import (
     Capacity,
     Completion,
     Desk,
+    Keep,
     LadderKeeper,
     Recogniser,
     RecordingService,
+    Retention,
     left_behind,
     recover,
 )
@@ -168,8 +170,24 @@ class Bridge:
             siprec_only=settings.non_siprec_calls == "refuse",
         )
         self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
+        self.retention = Retention(
+            self.database,
+            metrics,
+            Keep(
+                audio=settings.keep_audio,
+                audio_size=settings.keep_audio_size,
+                sessions=settings.keep_sessions,
+                events=settings.keep_events,
+            ),
+            clock=_now,
+        )
         self.api = Api(
-            self.database, metrics, self.health, self.service, on_retry=self.scheduler.wake
+            self.database,
+            metrics,
+            self.health,
+            self.service,
+            self.retention,
+            on_retry=self.scheduler.wake,
         )
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 
@@ -203,6 +221,7 @@ class Bridge:
         parts.push_async_callback(self.media.stop)
         self._run(parts, self._keep_house, "housekeeping")
         self._run(parts, self._watch_lag, "lag")
+        self._run(parts, self.retention.run, "retention")
         self._run(
             parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
         )

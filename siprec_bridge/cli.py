@@ -10,9 +10,10 @@ import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -41,7 +42,7 @@ from siprec_bridge.store import (
     transcripts,
 )
 from siprec_bridge.store.jobs import JobState
-from siprec_bridge.telemetry import configure_logs
+from siprec_bridge.telemetry import Metrics, configure_logs
 from siprec_bridge.transcript import Conversation
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ ConfigFile = Annotated[
     typer.Option("--config", help="TOML file of settings; the environment outranks it"),
 ]
 Limit = Annotated[int, typer.Option(help="rows to show at most", min=1, max=10_000)]
+SessionId = Annotated[str, typer.Argument(help="id of the session")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -303,8 +305,7 @@ def jobs_retry(
     settings, _ = from_environment(config)
     count = _with_database(settings, lambda store: store.write(partial(jobs.retry, job_id=job)))
     if job is not None and not count:
-        print(f"siprec-bridge: there is no failed job {job}", file=sys.stderr)
-        raise typer.Exit(1)
+        _refuse(f"there is no failed job {job}")
     print(f"{count} queued")
 
 
@@ -334,9 +335,62 @@ def sessions_list(limit: Limit = 50, as_json: AsJson = False, config: ConfigFile
         print("no sessions")
 
 
+@sessions_app.command("hold")
+def sessions_hold(
+    session: SessionId,
+    by: Annotated[str | None, typer.Option(help="who wants it kept")] = None,
+    reason: Annotated[str | None, typer.Option(help="why")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Keep a session from being deleted, by age or by anybody, until it is released."""
+    note = {"by": by, "reason": reason, "at": datetime.now(UTC).isoformat()}
+    _set_hold(session, json.dumps(note), config)
+    print(f"{session} is held")
+
+
+@sessions_app.command("release")
+def sessions_release(session: SessionId, config: ConfigFile = None) -> None:
+    """End a session's hold."""
+    _set_hold(session, None, config)
+    print(f"{session} is not held")
+
+
+@sessions_app.command("delete")
+def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
+    """Delete a session with its audio, its transcript and all that is known of it."""
+    from siprec_bridge.recording import InUse, Keep, Retention, UnderHold
+
+    settings, _ = from_environment(config)
+
+    async def delete(store: Database) -> bool:
+        retention = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC))
+        return await retention.delete(session)
+
+    try:
+        if not _with_database(settings, delete):
+            _refuse(f"there is no session {session}")
+    except UnderHold:
+        _refuse(f"{session} is under hold: release it first")
+    except InUse:
+        _refuse(f"{session} is being recorded or transcribed")
+    print(f"{session} is deleted")
+
+
+def _set_hold(session: str, held: str | None, config: Path | None) -> None:
+    settings, _ = from_environment(config)
+    change = partial(recordings.update, session_id=session, held=held)
+    if not _with_database(settings, lambda store: store.write(change)):
+        _refuse(f"there is no session {session}")
+
+
+def _refuse(why: str) -> NoReturn:
+    print(f"siprec-bridge: {why}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
 @sessions_app.command("show")
 def sessions_show(
-    session: Annotated[str, typer.Argument(help="id of the session")],
+    session: SessionId,
     show_ladder: Annotated[
         bool, typer.Option("--ladder", help="its SIP messages, one line each")
     ] = False,
@@ -358,8 +412,7 @@ def sessions_show(
 
     row, transcript, messages = _with_database(settings, find)
     if row is None:
-        print(f"siprec-bridge: there is no session {session}", file=sys.stderr)
-        raise typer.Exit(1)
+        _refuse(f"there is no session {session}")
     if show_ladder:
         for line in _ladder_lines(messages, verbose=verbose):
             print(line)

@@ -25,17 +25,17 @@ class ConfigurationError(Exception):
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in "20m", "90s", "1h30m", "250ms" or a bare number of seconds.
+    """Seconds in "20m", "90s", "1h30m", "90d", "250ms" or a bare number of seconds.
 
     Raises ValueError with what is allowed.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[hms]?)", text.strip().lower())
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[dhms]?)", text.strip().lower())
     if not parts or "".join(number + unit for number, unit in parts) != text.strip().lower():
-        raise ValueError("a duration such as 90s, 20m or 1h30m is needed")
+        raise ValueError("a duration such as 90s, 20m, 1h30m or 90d is needed")
     return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
 
 
-_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
+_UNIT_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
 
 
 class ProviderError(Exception):

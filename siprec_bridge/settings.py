@@ -89,6 +89,12 @@ def _duration(value: object) -> object:
     return timedelta(seconds=parse_duration(value)) if isinstance(value, str) else value
 
 
+def _age(value: object) -> object:
+    if isinstance(value, str) and value.strip().lower() == "never":
+        return None
+    return _duration(value)
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
@@ -97,6 +103,7 @@ Users = Annotated[dict[str, str], BeforeValidator(_users), Field(repr=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+Age = Annotated[timedelta | None, BeforeValidator(_age), Field(gt=timedelta(0))]
 
 
 _SECRETS = ("SIP_AUTH_USERS", "AMQP_URL")  # never shown, not even when they are wrong
@@ -221,6 +228,19 @@ class Settings(BaseModel):
 
     min_free_disk: Size = Field(
         500_000_000, description="new calls are turned away (503) while less than this is free"
+    )
+    keep_audio: Age = Field(None, description="audio of older calls is deleted; unset: never")
+    keep_audio_size: Annotated[int, BeforeValidator(_size), Field(gt=0)] | None = Field(
+        None,
+        description="beyond it, the oldest audio that has been transcribed is deleted; "
+        "unset: never",
+    )
+    keep_sessions: Age = Field(
+        None, description="older calls are deleted with all that is known of them; unset: never"
+    )
+    keep_events: Age = Field(
+        timedelta(days=30),
+        description="older events are deleted once every sink has them; or never",
     )
 
     # Transcription

@@ -17,6 +17,8 @@ def shown(value: object) -> str:
             return ""
         case bool():
             return str(value).lower()
+        case timedelta(days=days) if value == timedelta(days=days) and days:
+            return f"{days}d"
         case timedelta():
             return f"{value.total_seconds():g}s"
         case tuple():

@@ -57,7 +57,7 @@ def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> No
         ({"HTTP_PORT": "70000"}, "HTTP_PORT=70000", "65535"),
         ({"PORTS": "5060,x"}, "PORTS=5060,x", "integer"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL=loud", "'debug', 'info', 'warning' or 'error'"),
-        ({"RTP_TIMEOUT": "soon"}, "RTP_TIMEOUT=soon", "90s, 20m or 1h30m"),
+        ({"RTP_TIMEOUT": "soon"}, "RTP_TIMEOUT=soon", "90s, 20m, 1h30m or 90d"),
         ({"RTP_PORT_MIN": "9000", "RTP_PORT_MAX": "9001"}, "settings", "RTP_PORT_MAX must be"),
         ({"STT_DEFAULT_VENDOR": "x"}, "settings", "not among SUPPORTED_VENDORS"),
         ({"UDP_PORTS": "none", "TCP_PORTS": "none"}, "settings", "at least one"),

@@ -2,17 +2,17 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from siprec_bridge.recording import NotRecording, RecordingService
+from siprec_bridge.recording import InUse, NotRecording, RecordingService, Retention, UnderHold
 from siprec_bridge.siprec import PauseOrder
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
 from siprec_bridge.store import transcripts as transcripts_of
@@ -26,18 +26,24 @@ _LARGEST_PAGE = 500
 _JOB_STATES = ("queued", "running", "done", "failed")
 _SESSION_STATES = ("recording", "finishing", "finished", "failed")
 
+Model = TypeVar("Model", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Target(BaseModel):
-    """What to pause or to resume: the session, or a stream or participant of it."""
+class Why(BaseModel):
+    """Who wants something, and why."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    label: str | None = None
-    participant: str | None = Field(None, description="the id of one who is to be muted")
     by: str | None = Field(None, max_length=200)
     reason: str | None = Field(None, max_length=200)
+
+
+class Target(Why):
+    """What to pause or to resume: the session, or a stream or participant of it."""
+
+    label: str | None = None
+    participant: str | None = Field(None, description="the id of one who is to be muted")
 
 
 class Api:
@@ -52,6 +58,7 @@ class Api:
         metrics: Metrics,
         health: Health,
         calls: RecordingService,
+        retention: Retention,
         *,
         on_retry: Callable[[], None] = lambda: None,
     ) -> None:
@@ -59,6 +66,7 @@ class Api:
         self._metrics = metrics
         self._health = health
         self._calls = calls
+        self._retention = retention
         self._on_retry = on_retry
         self._runner: web.AppRunner | None = None
 
@@ -92,6 +100,9 @@ class Api:
                 web.get("/metrics", self._render_metrics),
                 web.get("/api/sessions", self._sessions),
                 web.get("/api/sessions/{id}", self._session),
+                web.delete("/api/sessions/{id}", self._delete),
+                web.put("/api/sessions/{id}/hold", self._hold),
+                web.delete("/api/sessions/{id}/hold", self._release),
                 web.get("/api/sessions/{id}/transcript", self._transcript),
                 web.get("/api/sessions/{id}/ladder", self._ladder),
                 web.get("/api/sessions/{id}/audio/{name}", self._audio),
@@ -154,6 +165,38 @@ class Api:
             }
         )
 
+    async def _delete(self, request: web.Request) -> web.Response:
+        id = request.match_info["id"]
+        try:
+            if not await self._retention.delete(id):
+                raise web.HTTPNotFound(text="there is no such session")
+        except UnderHold:
+            raise web.HTTPConflict(text="the session is under hold") from None
+        except InUse:
+            raise web.HTTPConflict(text="the session is being recorded or transcribed") from None
+        except OSError as error:
+            log.error("api.not_deleted", session_id=id, cause=str(error))
+            raise web.HTTPInternalServerError(text="the files could not be deleted") from None
+        return web.Response(status=204)
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+        why = await _body(request, Why)
+        note = why.model_dump() | {"at": datetime.now(UTC).isoformat()}
+        await self._set_hold(row, json.dumps(note))
+        log.info("session.held", session_id=row.id, by=why.by, reason=why.reason)
+        return web.json_response({"held": note})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+        await self._set_hold(row, None)
+        log.info("session.released", session_id=row.id)
+        return web.json_response({"held": None})
+
+    async def _set_hold(self, row: SessionRow, held: str | None) -> None:
+        if not await self._database.write(partial(recordings.update, session_id=row.id, held=held)):
+            raise web.HTTPNotFound(text="there is no such session")
+
     async def _transcript(self, request: web.Request) -> web.Response:
         row = await self._find(request)
         found = await self._database.read(partial(transcripts_of.get, session_id=row.id))
@@ -182,6 +225,8 @@ class Api:
 
     async def _audio(self, request: web.Request) -> web.FileResponse:
         row = await self._find(request)
+        if row.audio_deleted_at is not None:
+            raise web.HTTPGone(text=f"the audio was deleted at {row.audio_deleted_at.isoformat()}")
         name = request.match_info["name"]
         audio = json.loads(row.audio) if row.audio else {"legs": [], "stereo": None}
         # Only names that we wrote ourselves: nothing else of the folder can be asked for.
@@ -246,18 +291,23 @@ class Api:
 
 
 async def _order(request: web.Request) -> PauseOrder:
+    target = await _body(request, Target)
+    try:
+        return PauseOrder(target.label, target.participant, target.by, target.reason)
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+
+
+async def _body(request: web.Request, model: type[Model]) -> Model:
     # No form: a page from elsewhere could have a browser send one.
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="the body must be application/json")
     try:
-        target = Target.model_validate_json(await request.read())
-        return PauseOrder(target.label, target.participant, target.by, target.reason)
+        return model.model_validate_json(await request.read())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise web.HTTPBadRequest(text=f"{where or 'body'}: {first['msg']}") from None
-    except ValueError as error:
-        raise web.HTTPBadRequest(text=str(error)) from None
 
 
 @web.middleware
@@ -287,6 +337,9 @@ def _session_summary(row: SessionRow) -> dict[str, Any]:
         "end_cause": row.end_cause,
         "participants": json.loads(row.document).get("participants", []),
         "warnings": list(row.warnings),
+        "audio_bytes": row.audio_bytes,
+        "audio_deleted_at": row.audio_deleted_at.isoformat() if row.audio_deleted_at else None,
+        "held": json.loads(row.held) if row.held else None,
     }
 
 

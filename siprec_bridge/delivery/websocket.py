@@ -199,6 +199,7 @@ class TranscriptSocket:
                 self._sequence = await self._database.read(outbox.last_seq)
             self._listeners.add(listener)
             here = self._sequence
+        oldest = await self._database.read(outbox.first_seq)
         self._metrics.websocket_listeners.set(len(self._listeners))
         log.info("websocket.listener", peer=str(connection.remote_address), since=wanted.since)
         talk = asyncio.current_task()
@@ -210,7 +211,8 @@ class TranscriptSocket:
 
         deaf.add_done_callback(gone)
         try:
-            await connection.send(json.dumps({"type": "listener.ready", "sequence": here}))
+            ready = {"type": "listener.ready", "sequence": here, "oldest": oldest or here + 1}
+            await connection.send(json.dumps(ready))
             last = wanted.since if wanted.since is not None else here
             last = await self._replay(connection, wanted, last, here)
             while True:

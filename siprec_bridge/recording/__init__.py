@@ -10,6 +10,7 @@ from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
+from siprec_bridge.recording.retention import InUse, Keep, Retention, UnderHold
 from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
@@ -17,13 +18,17 @@ __all__ = [
     "Capacity",
     "Completion",
     "Desk",
+    "InUse",
+    "Keep",
     "LadderKeeper",
     "Media",
     "NotRecording",
     "Recogniser",
     "Recorder",
     "RecordingService",
+    "Retention",
     "Signalling",
+    "UnderHold",
     "left_behind",
     "recover",
 ]

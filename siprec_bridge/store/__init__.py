@@ -4,7 +4,7 @@ Refuses to know what an event says, how audio is made and who listens; callers h
 values and get frozen rows. Audio itself lies in files beside the database.
 """
 
-from siprec_bridge.store import jobs, ladder, outbox, recordings, transcripts
+from siprec_bridge.store import jobs, ladder, outbox, recordings, retention, transcripts
 from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow
@@ -28,5 +28,6 @@ __all__ = [
     "ladder",
     "outbox",
     "recordings",
+    "retention",
     "transcripts",
 ]

@@ -259,6 +259,11 @@ def since(
     return [_event(row) for row in rows]
 
 
+def first_seq(connection: Connection) -> int:
+    """The seq of the oldest event that is still there; 0 when there is none."""
+    return connection.scalar(sa.select(sa.func.min(events.c.seq))) or 0
+
+
 def last_seq(connection: Connection) -> int:
     """The seq of the latest event; 0 when there is none."""
     return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0

@@ -15,7 +15,10 @@ SessionState = Literal["recording", "finishing", "finished", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class SessionRow:
-    """One recording session as stored. `document` and `audio` are JSON texts of their owners."""
+    """One recording session as stored. `document` and `audio` are JSON texts of their owners.
+
+    `held`: who keeps it from being deleted, and why, as JSON. `audio_bytes`: of its whole folder.
+    """
 
     id: str
     sip_call_id: str
@@ -28,6 +31,9 @@ class SessionRow:
     end_cause: str | None = None
     audio: str | None = None
     warnings: tuple[str, ...] = ()
+    audio_bytes: int | None = None
+    audio_deleted_at: datetime | None = None
+    held: str | None = None
 
 
 # Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
@@ -47,6 +53,7 @@ class SessionFields(TypedDict, total=False):
     document: str
     audio: str | None
     warnings: tuple[str, ...]
+    held: str | None
 
 
 def insert(connection: Connection, row: SessionRow) -> None:
@@ -66,7 +73,7 @@ def update(connection: Connection, session_id: str, **fields: Unpack[SessionFiel
 def get(connection: Connection, session_id: str) -> SessionRow | None:
     """The session of this id."""
     found = connection.execute(_GET, {"this": session_id}).mappings()
-    return next(map(_row, found), None)
+    return next(map(row_of, found), None)
 
 
 def unfinished(connection: Connection) -> list[SessionRow]:
@@ -108,9 +115,10 @@ def listing(
 
 
 def _rows(connection: Connection, query: sa.Select[Any]) -> list[SessionRow]:
-    return [_row(row) for row in connection.execute(query).mappings()]
+    return [row_of(row) for row in connection.execute(query).mappings()]
 
 
-def _row(row: sa.RowMapping) -> SessionRow:
+def row_of(row: sa.RowMapping) -> SessionRow:
+    """A result row of the whole table."""
     values = values_of(row)
     return SessionRow(**(values | {"warnings": tuple(json.loads(values["warnings"]))}))

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -57,6 +58,8 @@ metadata = MetaData(
     }
 )
 
+_AUDIO_THERE = text("audio_deleted_at IS NULL")
+
 sessions = Table(
     "sessions",
     metadata,
@@ -71,9 +74,19 @@ sessions = Table(
     Column("document", Text, nullable=False),
     Column("audio", Text),
     Column("warnings", Text, nullable=False),  # a JSON list of texts
+    Column("audio_bytes", BigInteger),  # of all its files; null: not measured yet
+    Column("audio_deleted_at", UtcDateTime),
+    Column("held", Text),  # who keeps it from being deleted, and why, as JSON
     Index("ix_sessions_started_at_id", "started_at", "id"),
     Index("ix_sessions_state_started_at_id", "state", "started_at", "id"),
     Index("ix_sessions_sip_call_id", "sip_call_id"),
+    Index(
+        "ix_sessions_with_audio",
+        "started_at",
+        "id",
+        sqlite_where=_AUDIO_THERE,
+        postgresql_where=_AUDIO_THERE,
+    ),
 )
 
 jobs = Table(

@@ -93,6 +93,13 @@ class Metrics:
         for outcome in SESSION_OUTCOMES:
             self.sessions_total.labels(outcome=outcome)
 
+        self.recordings_bytes = gauge("recordings_bytes", "audio of finished sessions")
+        self.retention_deleted_total = counter(
+            "retention_deleted", "deleted by age, for want of room, or on request", ("what",)
+        )
+        for what in ("audio", "session", "event"):
+            self.retention_deleted_total.labels(what=what)
+
         # Media
         self.streams_total = counter("streams", "streams recorded to their end")
         self.streams_with_loss_total = counter(

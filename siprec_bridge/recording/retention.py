@@ -1,0 +1,176 @@
+"""How long what was recorded is kept: by age, by room on the disk, and under hold for ever.
+
+Files go first, then the row says so: killed between the two, the next round does it again.
+"""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.store import Database, SessionRow, StoreError, recordings, retention
+from siprec_bridge.telemetry import Metrics
+
+log = structlog.get_logger()
+
+_ROUND_S = 60.0
+_BATCH = 100
+_EVENTS = 1000
+
+
+class UnderHold(Exception):
+    """Somebody keeps the session from being deleted."""
+
+
+class InUse(Exception):
+    """The session is being recorded, finished or transcribed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long things are kept; None: for ever. `audio_size` in octets."""
+
+    audio: timedelta | None = None
+    audio_size: int | None = None
+    sessions: timedelta | None = None
+    events: timedelta | None = None
+
+
+class Retention:
+    """Deletes what is too old, or the oldest of what is too much."""
+
+    def __init__(
+        self, database: Database, metrics: Metrics, keep: Keep, *, clock: Callable[[], datetime]
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._keep = keep
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Go round until cancelled; what cannot be deleted now is tried again."""
+        while True:
+            try:
+                await self.go_round()
+            except (StoreError, OSError) as error:
+                log.error("retention.failed", cause=str(error))
+            await asyncio.sleep(_ROUND_S)
+
+    async def go_round(self) -> None:
+        """Delete all that is due. Raises StoreError, OSError."""
+        now, keep = self._clock(), self._keep
+        await self._measure()
+        if keep.sessions is not None:
+            before = now - keep.sessions
+            while rows := await self._database.read(
+                partial(retention.ended, limit=_BATCH, before=before)
+            ):
+                await self._delete_sessions(rows, "age")
+        if keep.audio is not None:
+            before = now - keep.audio
+            while rows := await self._database.read(
+                partial(retention.with_audio, limit=_BATCH, before=before)
+            ):
+                await self._delete_audio(rows, "age")
+        total = await self._database.read(retention.audio_bytes)
+        if keep.audio_size is not None:
+            total = await self._make_room(total, keep.audio_size)
+        self._metrics.recordings_bytes.set(total)
+        if keep.events is not None:
+            await self._delete_events(now - keep.events)
+
+    async def delete(self, session_id: str) -> bool:
+        """Delete a session at once, with all that is known of it; False: there is none.
+
+        Raises UnderHold, InUse, StoreError, OSError.
+        """
+
+        def find(connection: Connection) -> tuple[SessionRow | None, bool]:
+            busy = retention.has_open_jobs(connection, session_id)
+            return recordings.get(connection, session_id), busy
+
+        row, busy = await self._database.read(find)
+        if row is None:
+            return False
+        if row.held is not None:
+            raise UnderHold
+        if busy or row.state not in ("finished", "failed"):
+            raise InUse
+        await self._delete_sessions([row], "request")
+        return True
+
+    async def _make_room(self, total: int, limit: int) -> int:
+        while total > limit:
+            rows = await self._database.read(partial(retention.with_audio, limit=_BATCH))
+            some: list[SessionRow] = []
+            for row in rows:
+                if total <= limit:
+                    break
+                some.append(row)
+                total -= row.audio_bytes or 0
+            if not some:
+                log.warning("retention.no_room_to_make", octets=total, limit=limit)
+                break
+            await self._delete_audio(some, "size")
+        return total
+
+    async def _measure(self) -> None:
+        while rows := await self._database.read(partial(retention.unmeasured, limit=_BATCH)):
+            sizes = await asyncio.to_thread(
+                lambda found: [(row.id, _size(Path(row.folder))) for row in found], rows
+            )
+            await self._database.write(partial(retention.note_sizes, sizes=sizes))
+
+    async def _delete_audio(self, rows: Sequence[SessionRow], cause: str) -> None:
+        await asyncio.to_thread(_remove, [row.folder for row in rows])
+        ids = [row.id for row in rows]
+        await self._database.write(partial(retention.note_audio_deleted, ids=ids, at=self._clock()))
+        self._note("audio", cause, rows)
+
+    async def _delete_sessions(self, rows: Sequence[SessionRow], cause: str) -> None:
+        await asyncio.to_thread(_remove, [row.folder for row in rows])
+        ids = [row.id for row in rows]
+        await self._database.write(partial(retention.delete_sessions, ids=ids))
+        self._note("session", cause, rows)
+
+    async def _delete_events(self, before: datetime) -> None:
+        while True:
+            gone = await self._database.write(
+                partial(retention.delete_events, before=before, limit=_EVENTS)
+            )
+            self._metrics.retention_deleted_total.labels(what="event").inc(gone)
+            if not gone:
+                return
+
+    def _note(self, what: str, cause: str, rows: Sequence[SessionRow]) -> None:
+        self._metrics.retention_deleted_total.labels(what=what).inc(len(rows))
+        for row in rows:
+            log.info(
+                f"retention.{what}_deleted",
+                session_id=row.id,
+                sip_call_id=row.sip_call_id,
+                cause=cause,
+                started_at=row.started_at.isoformat(),
+                octets=row.audio_bytes,
+            )
+
+
+def _size(folder: Path) -> int:
+    """Octets of the files in a folder; 0 where there is none."""
+    try:
+        return sum(one.stat().st_size for one in folder.iterdir() if one.is_file())
+    except FileNotFoundError:
+        return 0
+
+
+def _remove(folders: Sequence[str]) -> None:
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):  # an earlier round was cut off after this
+            shutil.rmtree(folder)
