@@ -8,6 +8,7 @@ packet would cost too much, so functions take all packets of a sweep or of a chu
 
 from siprec_bridge.rtp.dtmf import KeyEvent, KeyReader
 from siprec_bridge.rtp.g711 import decode_g711, encode_g711
+from siprec_bridge.rtp.ledger import Ledger
 from siprec_bridge.rtp.packet import HEADER_SIZE, Batch, build_packet, read_headers
 from siprec_bridge.rtp.payload import (
     Frame,
@@ -36,6 +37,7 @@ __all__ = [
     "Jitter",
     "KeyEvent",
     "KeyReader",
+    "Ledger",
     "MalformedPayload",
     "NotAuthentic",
     "Reception",

@@ -42,7 +42,7 @@ def arrivals(
     """For all packets of a sweep at once, `rates` in Hz: by stream it would cost too much."""
     transit = arrivals_ns * (rates / 1e9) - timestamp
     deviation = np.zeros(len(transit))
-    deviation[1:] = np.abs(_wrapped(np.diff(transit)))
+    deviation[1:] = np.abs(wrapped(np.diff(transit)))
     odd = np.zeros(len(transit), np.int64)
     odd[1:] = (timestamp[1:] == timestamp[:-1]) | (ssrc[1:] != ssrc[:-1])
     odd |= deviation > rates
@@ -56,9 +56,9 @@ class Jitter:
     now: float = 0.0
     _sum: float = 0.0
     _count: int = 0
-    _ssrc: int | None = None
-    _transit: float = 0.0
-    _timestamp: int = 0
+    ssrc: int | None = None  # of the last packet, as the next two
+    transit: float = 0.0
+    timestamp: int = 0
 
     @property
     def mean(self) -> float | None:
@@ -80,19 +80,30 @@ class Jitter:
             self.now *= (15 / 16) ** (count - 1)
             self.now += float(np.dot(steps, _WEIGHTS[_LONGEST - count + 1 :]))
             self._note(count - 1)
-            self._transit, self._timestamp = float(of.transit[last]), int(of.timestamp[last])
+            self.transit, self.timestamp = float(of.transit[last]), int(of.timestamp[last])
+
+    def advance(
+        self, count: int, *, now: float, total: float, transit: float, timestamp: int
+    ) -> None:
+        """Take over what was reckoned elsewhere of the next `count` packets of the same source.
+
+        `total`: the sum of the jitter after each of them.
+        """
+        self.now, self.transit, self.timestamp = now, transit, timestamp
+        self._sum += total
+        self._count += count
 
     def _one(self, transit: float, timestamp: int, ssrc: int, rate: int) -> None:
-        if ssrc == self._ssrc:
-            if timestamp == self._timestamp:
+        if ssrc == self.ssrc:
+            if timestamp == self.timestamp:
                 return
-            step = abs((transit - self._transit + 2**31) % 2**32 - 2**31)
+            step = abs((transit - self.transit + 2**31) % 2**32 - 2**31)
             if step <= rate:  # else its time stamps begin anew
                 self.now += (step - self.now) / 16
                 self._note(1)
         else:
             self.now = 0.0
-        self._ssrc, self._transit, self._timestamp = ssrc, transit, timestamp
+        self.ssrc, self.transit, self.timestamp = ssrc, transit, timestamp
 
     def _note(self, count: int) -> None:
         self._sum += self.now * count
@@ -115,7 +126,7 @@ def mean_opinion(codec: str, loss_ratio: float) -> float | None:
     return max(1.0, 1 + 0.035 * rating + rating * (rating - 60) * (100 - rating) * 7e-6)
 
 
-def _wrapped(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Differences of 32-bit counters the short way round."""
+def wrapped(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Differences of 32-bit counters, the short way round."""
     around: npt.NDArray[np.float64] = (steps + 2**31) % 2**32 - 2**31
     return around

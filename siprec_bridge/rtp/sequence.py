@@ -64,14 +64,18 @@ class SequenceTracker:
             and bool(((steps == 1) | (steps == -65535)).all())
         )
         if orderly:
-            count = len(sequence)
-            self.packets += count
-            self._run_packets += count
-            self._highest += count
-            self._seen = ((self._seen << count) | ((1 << count) - 1)) & ((1 << _WINDOW) - 1)
+            self.advance(len(sequence))
             return
         for number, source in zip(sequence.tolist(), ssrc.tolist(), strict=True):
             self._add_one(number, source)
+
+    def advance(self, count: int) -> None:
+        """Count packets of the same source that came in order, next after the highest one."""
+        self.packets += count
+        self._run_packets += count
+        self._highest += count
+        kept = min(count, _WINDOW)
+        self._seen = ((self._seen << kept) | ((1 << kept) - 1)) & ((1 << _WINDOW) - 1)
 
     def rebase(self) -> None:
         """Begin a new count with the next packet: what came in between was not to be kept."""
