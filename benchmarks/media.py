@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""What receiving costs: CPU of a media worker for each RTP packet, beside C that only stores it.
+
+    benchmarks/media.py [--streams 200 1000 2000 4000] [--seconds 6] [--rounds 3] [--payload 160]
+
+A real worker process receives 50 packets a second on each stream from rtp_load.c and does all that
+it does in a call: checks, counts, jitter, loss, spool. Then rtp_load.c sweeps and stores the same
+load, and so on in turn; the median of the rounds counts. Packets sent and received are compared,
+and each spool is read back and compared octet by octet. Writes build/bench/media.json.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from siprec_bridge.media import MediaEngine, StreamSpec
+from siprec_bridge.media.spool import Packets, SpoolReader
+from siprec_bridge.sdp import Codec
+from siprec_bridge.telemetry import Metrics
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "bench"
+_TICK = os.sysconf("SC_CLK_TCK")
+_FIRST_PORT = 20000
+_GOAL_US, _GOAL_RATIO = 1.8, 1.6
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One run. `drops`: by the kernel; `memory_kb`: resident, a stream."""
+
+    sent: int
+    received: int
+    cpu_us: float  # a packet
+    drops: int
+    late_ms: int  # the sender, at worst
+    memory_kb: float = 0.0
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--streams", type=int, nargs="+", default=[200, 1000, 2000, 4000])
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--payload", type=int, default=160, help="octets a packet")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    BUILD.mkdir(parents=True, exist_ok=True)
+    load = BUILD / "rtp_load"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", load, HERE / "rtp_load.c"], check=True)
+    packets = round(options.seconds * 50)
+    print("streams  worker us  C us  ratio  share of a core  KB a stream  lost  kernel drops")
+    results: list[dict[str, object]] = []
+    for streams in options.streams:
+        ours: list[Cost] = []
+        theirs: list[Cost] = []
+        for _ in range(options.rounds):
+            ours.append(asyncio.run(_worker(load, streams, packets, options.payload)))
+            theirs.append(_yardstick(load, streams, packets, options.payload))
+        cost = statistics.median(one.cpu_us for one in ours)
+        least = statistics.median(one.cpu_us for one in theirs)
+        lost = sum(one.sent - one.received for one in ours)
+        drops = sum(one.drops for one in ours)
+        memory = max(one.memory_kb for one in ours)
+        share = cost * streams * 50 / 1e6
+        print(
+            f"{streams:7}  {cost:9.2f}  {least:4.2f}  {cost / least:5.2f}  {share:15.1%}"
+            f"  {memory:11.1f}  {lost:4}  {drops:12}"
+        )
+        if (late := max(one.late_ms for one in ours)) > 100:
+            print(f"         the sender was late by {late} ms: the machine has other work")
+        how = f"benchmarks/media.py --streams {streams}, median of {options.rounds}"
+        for name, value, unit, goal in (
+            ("cpu_per_packet", cost, "us", _GOAL_US),
+            ("ratio_to_c", cost / least, "", _GOAL_RATIO),
+            ("lost", lost, "packets", 0),
+        ):
+            results.append(
+                {
+                    "name": f"media.{name}.{streams}", "value": round(value, 3), "unit": unit,
+                    "goal": goal, "ok": value <= goal, "how": how,
+                }
+            )  # fmt: skip
+    (BUILD / "media.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+async def _worker(load: Path, streams: int, packets: int, payload: int) -> Cost:
+    """Have a media worker of ours receive the load."""
+    with tempfile.TemporaryDirectory(dir=BUILD) as place:
+        folder = Path(place)
+        engine = MediaEngine(
+            port_min=_FIRST_PORT, port_max=_FIRST_PORT + 4 * streams + 100,
+            metrics=Metrics(), on_event=lambda event: None,
+        )  # fmt: skip
+        await engine.start()
+        try:
+            pid = engine.pid
+            assert pid is not None
+            bare = _memory_kb(pid)
+            codecs = (Codec(0, "PCMU", 8000),)
+            ports = []
+            for index in range(streams):
+                spec = StreamSpec(
+                    f"s-{index}", f"s{index}", 0, "1", codecs, folder, "127.0.0.1"
+                )  # fmt: skip
+                ports.append((await engine.open(spec)).rtp_port)
+            before = _cpu_seconds(pid)
+            sent, late = await asyncio.to_thread(_send, load, ports, packets, payload)
+            await asyncio.sleep(0.6)  # the last sweeps
+            spent = _cpu_seconds(pid) - before
+            memory = (_memory_kb(pid) - bare) / streams
+            reports = await engine.close([f"s-{index}" for index in range(streams)])
+        finally:
+            await engine.stop()
+        for index, port in enumerate(ports):
+            _compare(folder / f"s-{index}.spool", port, index, packets, payload)
+        received = sum(one.packets for one in reports)
+        drops = sum(one.kernel_drops for one in reports)
+        return Cost(sent, received, spent / received * 1e6, drops, late, memory)
+
+
+def _yardstick(load: Path, streams: int, packets: int, payload: int) -> Cost:
+    """Have C receive and store the load, and do nothing else."""
+    with (
+        tempfile.TemporaryDirectory(dir=BUILD) as folder,
+        subprocess.Popen(
+            [load, "sweep", str(streams), folder],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as sweep,
+    ):  # fmt: skip
+        assert sweep.stdout is not None
+        ports = [int(line) for line in iter(sweep.stdout.readline, "ready\n")]
+        sent, late = _send(load, ports, packets, payload)
+        last, _ = sweep.communicate()
+        received, cpu, drops = map(int, re.findall(r"\d+", last))
+        return Cost(sent, received, cpu / received, drops, late)
+
+
+def _send(load: Path, ports: list[int], packets: int, payload: int) -> tuple[int, int]:
+    done = subprocess.run(
+        [load, "send", str(packets), str(payload)],
+        input="\n".join(map(str, ports)), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    sent, _, late = map(int, re.findall(r"\d+", done.stdout))
+    return sent, late
+
+
+def _compare(spool: Path, port: int, index: int, packets: int, payload: int) -> None:
+    """Every octet that was sent must be there, in order."""
+    number = 0
+    for run in SpoolReader(spool):
+        assert isinstance(run, Packets), run
+        for at, length in zip(run.offsets.tolist(), run.lengths.tolist(), strict=True):
+            packet = run.data[at : at + length].tobytes()
+            expected = (
+                b"\x80\0" + number.to_bytes(2, "big") + (160 * number).to_bytes(4, "big")
+                + port.to_bytes(4, "big") + bytes([(number + index) & 0xFF]) * payload
+            )  # fmt: skip
+            assert packet == expected, f"{spool.name}: packet {number} is another"
+            number += 1
+    assert number == packets, f"{spool.name}: {number} of {packets} packets"
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / _TICK
+
+
+def _memory_kb(pid: int) -> float:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return float(found[1])
+
+
+if __name__ == "__main__":
+    main()
