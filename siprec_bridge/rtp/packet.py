@@ -2,13 +2,15 @@
 
 import struct
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 HEADER_SIZE = 12
-T = TypeVar("T", bound=np.generic)
+_HEADER = np.dtype(
+    [("first", "u1"), ("second", "u1"), ("sequence", ">u2"), ("timestamp", ">u4"), ("ssrc", ">u4")]
+)
 _RTCP_TYPES = (192, 223)  # second octet; as RTP these would be payload types 64-95. RFC 5761 §4
 
 
@@ -39,12 +41,16 @@ def read_headers(
 
     Any bytes will do: what is no RTP comes back as not valid.
     """
-    count = len(offsets)
-    header = np.zeros((count, HEADER_SIZE), np.uint8)
+    octets = np.zeros((len(offsets), HEADER_SIZE), np.uint8)
     whole = lengths >= HEADER_SIZE
     if whole.any():
-        header[whole] = data[offsets[whole, None] + np.arange(HEADER_SIZE)]
-    first, second = header[:, 0], header[:, 1]
+        places = sliding_window_view(data, HEADER_SIZE)
+        if whole.all():
+            octets = places[offsets]
+        else:
+            octets[whole] = places[offsets[whole]]
+    header = octets.view(_HEADER)[:, 0]
+    first, second = header["first"], header["second"]
     rtcp = (second >= _RTCP_TYPES[0]) & (second <= _RTCP_TYPES[1])
     valid = whole & (first >> 6 == 2) & ~rtcp
 
@@ -65,9 +71,9 @@ def read_headers(
         rtcp=whole & (first >> 6 == 2) & rtcp,
         payload_type=second & np.uint8(0x7F),
         marker=second & 0x80 > 0,
-        sequence=_big_endian(header[:, 2:4], np.uint16),
-        timestamp=_big_endian(header[:, 4:8], np.uint32),
-        ssrc=_big_endian(header[:, 8:12], np.uint32),
+        sequence=header["sequence"].astype(np.uint16),
+        timestamp=header["timestamp"].astype(np.uint32),
+        ssrc=header["ssrc"].astype(np.uint32),
         payload_offset=offsets + size,
         payload_length=payload,
     )
@@ -92,8 +98,3 @@ def build_packet(
         ssrc & 0xFFFFFFFF,
     )
     return head + payload
-
-
-def _big_endian(octets: npt.NDArray[np.uint8], kind: type[T]) -> npt.NDArray[T]:
-    big = np.dtype(kind).newbyteorder(">")
-    return np.ascontiguousarray(octets).view(big).reshape(-1).astype(kind)
