@@ -144,7 +144,9 @@ class WhisperCli:
         left = clear_leftovers(temp_dir)
         if left:
             log.warning("whisper.leftovers_removed", runs=left, temp_dir=str(temp_dir))
-        return cls(parsed, temp_dir, dict(os.environ) | {"TMPDIR": str(temp_dir)})
+        # A wrapper's own settings (WHISPER_HTTP_URL …) may stand in .env or TOML as ours do.
+        given = {name: value for name, value in options.items() if name.startswith(prefix)}
+        return cls(parsed, temp_dir, dict(os.environ) | given | {"TMPDIR": str(temp_dir)})
 
     def describe(self) -> str:
         """One line: which program, and why this one."""

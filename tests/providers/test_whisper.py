@@ -288,3 +288,17 @@ def test_it_says_which_program_it_chose_and_why(
 
     assert "stand-in, not Whisper" in bundled
     assert found == f"{tmp_path}/whisper (found on PATH), model base"
+
+
+async def test_the_program_gets_what_is_configured_for_it_wherever_that_stands(
+    tmp_path: Path,
+) -> None:
+    binary = tmp_path / "tells"
+    binary.write_text('#!/bin/sh\necho "$WHISPER_HTTP_URL" >&2\nexit 3\n')
+    binary.chmod(0o755)
+
+    run = await provider(binary, tmp_path, WHISPER_HTTP_URL="http://gpu:9000/asr").transcribe(
+        [job(tmp_path)]
+    )
+
+    assert run.facts.stderr_tail == "http://gpu:9000/asr"

@@ -24,22 +24,25 @@ class Arguments:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Seconds from the start of the file; probability 0..1."""
+    """Seconds from the start of the file; probability 0..1, None where the recogniser has none."""
 
     text: str
     start: float
     end: float
-    probability: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech."""
+    """A stretch of speech; the three gates are Whisper's own figures, where it gives them."""
 
     text: str
     start: float
     end: float
     words: tuple[Word, ...] = ()
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
 
 
 def parse_arguments(program: str, about: str, argv: Sequence[str] | None = None) -> Arguments:
@@ -73,10 +76,13 @@ def write_outputs(
     audio: Path,
     segments: Sequence[Segment],
     *,
-    language: str,
-    model: str,
+    language: str | None,
+    model: str | None,
 ) -> None:
-    """Write what was asked for as `<output_dir>/<audio name without extension>.<format>`."""
+    """Write what was asked for as `<output_dir>/<audio name without extension>.<format>`.
+
+    A file is there whole or not at all. `language` or `model` None: not known, left out.
+    """
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for form in arguments.output_formats:
         text = {
@@ -88,35 +94,51 @@ def write_outputs(
         }[form]()
         target = arguments.output_dir / f"{audio.stem}.{form}"
         part = target.with_name(f".{target.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(target)
+        except BaseException:  # a full disk, or the signal that ends us
+            part.unlink(missing_ok=True)
+            raise
 
 
-def _json(segments: Sequence[Segment], language: str, model: str) -> str:
-    document = {
+def _json(segments: Sequence[Segment], language: str | None, model: str | None) -> str:
+    document: dict[str, object] = {
         "text": " ".join(one.text for one in segments),
         "segments": [
-            {
-                "id": number,
-                "start": round(one.start, 3),
-                "end": round(one.end, 3),
-                "text": one.text,
-                "words": [
-                    {
-                        "word": word.text,
-                        "start": round(word.start, 3),
-                        "end": round(word.end, 3),
-                        "probability": round(word.probability, 4),
-                    }
-                    for word in one.words
-                ],
-            }
+            _known(
+                {
+                    "id": number,
+                    "start": round(one.start, 3),
+                    "end": round(one.end, 3),
+                    "text": one.text,
+                    "words": [_json_word(word) for word in one.words],
+                    "avg_logprob": one.avg_logprob,
+                    "no_speech_prob": one.no_speech_prob,
+                    "compression_ratio": one.compression_ratio,
+                }
+            )
             for number, one in enumerate(segments)
         ],
         "language": language,
         "model": model,
     }
-    return json.dumps(document, ensure_ascii=False)
+    return json.dumps(_known(document), ensure_ascii=False)
+
+
+def _json_word(word: Word) -> dict[str, object]:
+    return _known(
+        {
+            "word": word.text,
+            "start": round(word.start, 3),
+            "end": round(word.end, 3),
+            "probability": round(word.probability, 4) if word.probability is not None else None,
+        }
+    )
+
+
+def _known(fields: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _cues(segments: Sequence[Segment], point: str, *, numbered: bool) -> str:
