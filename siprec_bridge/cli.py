@@ -8,12 +8,12 @@ import json
 import os
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -44,6 +44,9 @@ from siprec_bridge.store import (
 from siprec_bridge.store.jobs import JobState
 from siprec_bridge.telemetry import Metrics, configure_logs
 from siprec_bridge.transcript import Conversation
+
+if TYPE_CHECKING:
+    from siprec_bridge.doctor import Finding
 
 T = TypeVar("T")
 
@@ -203,14 +206,37 @@ def listen(
 
 
 @app.command()
-def doctor(config: ConfigFile = None) -> None:
+def doctor(
+    provider: Annotated[
+        bool,
+        typer.Option("--provider", help="only the recogniser, step by step, with its own words"),
+    ] = False,
+    vendor: Annotated[
+        str | None, typer.Option(help="with --provider: another than STT_DEFAULT_VENDOR")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
     """Try every piece by using it; one line each says ok, or the cause and the remedy."""
     from siprec_bridge.doctor import examine
+    from siprec_bridge.trial import try_provider
 
     settings, options = from_environment(config)
     configure_logs("error", "console")
-    findings = asyncio.run(_print_findings(examine(settings, options)))
-    raise typer.Exit(0 if findings else 1)
+    if not provider:
+        if vendor is not None:
+            raise ConfigurationError("--vendor", "goes with --provider")
+        findings = asyncio.run(_print_findings(examine(settings, options), as_json=as_json))
+        raise typer.Exit(0 if findings else 1)
+    trial = asyncio.run(try_provider(vendor or settings.stt_default_vendor, options))
+    if as_json:
+        print(trial.as_json())
+    else:
+        for step in trial.steps:
+            print(step)
+        for line in trial.stderr.splitlines()[-20:] if trial.broken is not None else ():
+            print(f"      stderr      {line}")
+    raise typer.Exit(0 if trial.broken is None else 1)
 
 
 @app.command()
@@ -462,12 +488,15 @@ def _with_database(settings: Settings, use: Callable[[Database], Coroutine[Any, 
     return asyncio.run(run())
 
 
-async def _print_findings(findings: Any) -> bool:
-    good = True
+async def _print_findings(findings: "AsyncIterator[Finding]", *, as_json: bool) -> bool:
+    kept: list[Finding] = []
     async for finding in findings:
-        print(finding, flush=True)
-        good = good and finding.ok
-    return good
+        kept.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(json.dumps([asdict(one) for one in kept], indent=1))
+    return all(one.ok for one in kept)
 
 
 async def _listen(url: str, once: bool, as_json: bool) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import json
 import os
 import secrets
 import shutil
@@ -12,7 +11,6 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import aio_pika
@@ -20,15 +18,15 @@ from aio_pika.exceptions import AMQPError
 
 from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.media.ports import PortRange
-from siprec_bridge.provider import AudioFile, ConfigurationError, Job, ProviderError
+from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
-from siprec_bridge.transcription import load_provider
+from siprec_bridge.trial import try_provider
+from siprec_bridge.trial import word_error_rate as word_error_rate
 
 _OCTETS_AN_HOUR = 4.2e8  # of a two-party call in G.711: spools, a WAV each at 16 kHz, stereo
-_MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
 _BROKER_TIMEOUT_S = 10.0
 _RENEW_WITHIN = timedelta(days=14)
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -192,40 +190,14 @@ async def _database(settings: Settings) -> Finding:
 
 async def _recogniser(options: Mapping[str, str], vendor: str) -> Finding:
     """Run it on the bundled sample and compare what it hears with what is said."""
-    try:
-        provider = load_provider(vendor, options)
-    except ConfigurationError as error:
-        return Finding("recogniser", False, str(error))
-    cause = await provider.unavailable()
-    if cause is not None:
-        return Finding(
-            "recogniser",
-            False,
-            f"{cause}; install it, or name another in WHISPER_BINARY_PATH "
-            "(calls are recorded meanwhile, their jobs wait)",
-        )
-    sample = files("siprec_bridge.caller").joinpath("sample")
-    said = json.loads(sample.joinpath("transcript.json").read_text("utf-8"))
-    with as_file(sample.joinpath("alice.wav")) as path:
-        job = Job("doctor", (AudioFile("1", Path(path), said[-1]["end"]),))
-        run = await provider.transcribe([job])
-        await provider.close()
-    outcome = run.outcomes["doctor"]
-    if isinstance(outcome, ProviderError):
-        return Finding(
-            "recogniser",
-            False,
-            f"{provider.describe()}: {outcome}; it wrote: {run.facts.stderr_tail[-200:] or 'nothing'}",
-        )
-    expected = " ".join(line["text"] for line in said if line["speaker"] == "alice")
-    wrong = word_error_rate(expected, outcome["1"].text)
-    text = (
-        f"{provider.describe()}: {wrong:.0%} of the sample's words wrong, "
-        f"{run.facts.duration:.1f} s"
-    )
-    if wrong > _MOST_WRONG_WORDS:
-        return Finding("recogniser", False, f"{text}; is the model right for English?")
-    return Finding("recogniser", True, text)
+    trial = await try_provider(vendor, options)
+    last = trial.steps[-1]
+    if trial.provider is None or last.name == "program":
+        return Finding("recogniser", False, last.text)
+    if not last.ok:
+        wrote = " ".join(trial.stderr[-200:].split()) or "nothing"
+        return Finding("recogniser", False, f"{trial.provider}: {last.text}; it wrote: {wrote}")
+    return Finding("recogniser", True, f"{trial.provider}: {last.text}, {trial.seconds:.1f} s")
 
 
 async def _broker(settings: Settings) -> Finding:
@@ -259,22 +231,3 @@ def _clock() -> Finding:
     synchronised = ctypes.CDLL(None).adjtimex(buffer) not in (-1, _TIME_ERROR)
     note = "" if synchronised else ", not known to be synchronised (NTP)"
     return Finding("clock", True, f"{now:%Y-%m-%d %H:%M:%S} UTC{note}")
-
-
-def word_error_rate(expected: str, heard: str) -> float:
-    """Edit distance in words by the number of expected words; 0 is right, case is ignored."""
-    wanted, got = _words(expected), _words(heard)
-    row = list(range(len(got) + 1))
-    for number, word in enumerate(wanted, 1):
-        diagonal, row[0] = row[0], number
-        for position, other in enumerate(got, 1):
-            diagonal, row[position] = (
-                row[position],
-                min(row[position] + 1, row[position - 1] + 1, diagonal + (word != other)),
-            )
-    return row[-1] / max(1, len(wanted))
-
-
-def _words(text: str) -> list[str]:
-    kept = "".join(char if char.isalnum() or char == "'" else " " for char in text.lower())
-    return kept.split()

@@ -16,7 +16,7 @@ from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
-from siprec_bridge.doctor import word_error_rate
+from siprec_bridge.trial import word_error_rate
 
 
 @pytest.mark.parametrize(("transport", "codec"), [("udp", "pcmu"), ("tcp", "pcma")])

@@ -27,7 +27,7 @@ from harness.speech_services import (
     says,
     speech_server,
 )
-from siprec_bridge.doctor import word_error_rate
+from siprec_bridge.trial import word_error_rate
 from siprec_wrappers.http import resolve
 
 PROGRAM = str(Path(sys.executable).with_name("whisper-http"))

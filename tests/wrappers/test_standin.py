@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from harness.calls import SAMPLE
-from siprec_bridge.doctor import word_error_rate
 from siprec_bridge.rtp import decode_g711, encode_g711
+from siprec_bridge.trial import word_error_rate
 
 STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
 
