@@ -1,0 +1,294 @@
+"""`whisper-wyoming`: the CLI contract over any speech-to-text server that speaks Wyoming.
+
+Needs the extra `wyoming`. The protocol has no times: a text is one segment over its audio.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import sys
+import wave
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from siprec_wrappers.contract import Arguments, Segment, parse_arguments, write_outputs
+from siprec_wrappers.languages import code_of
+
+PROGRAM = "whisper-wyoming"
+
+_WRONG_ARGUMENTS = 2
+_FAILED = 1
+_AWAY = 127  # the contract's way to say that the job should wait
+
+_CHUNK_S = 0.25
+_LARGEST_EVENT = 16 << 20
+_PORT = 10300
+
+try:
+    from wyoming.asr import Transcribe, Transcript, TranscriptChunk, TranscriptStart, TranscriptStop
+    from wyoming.audio import AudioChunk, AudioStart, AudioStop
+    from wyoming.error import Error
+    from wyoming.event import Event, Eventable, async_read_event, async_write_event
+    from wyoming.info import Describe, Info
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] != "wyoming":
+        raise
+    print(f"{PROGRAM}: needs the extra: pip install 'siprec-bridge[wyoming]'", file=sys.stderr)
+    sys.exit(_AWAY)
+
+
+class Failed(Exception):
+    """No result, with the cause."""
+
+    exit_code = _FAILED
+
+
+class Away(Failed):
+    """There is no Wyoming server, or none that recognises speech: the job should wait."""
+
+    exit_code = _AWAY
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Transcribe the files, one after the other.
+
+    Exit code 0; 1 when the server has no result for a file; 2 for wrong arguments; 127 when there
+    is no such server.
+    """
+    signal.signal(signal.SIGTERM, _end)
+    parser = argparse.ArgumentParser(PROGRAM, allow_abbrev=False, add_help=False)
+    for name in ("uri", "connect_timeout", "timeout"):
+        variable = f"WHISPER_WYOMING_{name.upper()}"
+        parser.add_argument(f"--{name}", default=os.environ.get(variable, "").strip() or None)
+    own, rest = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    about = f"{(__doc__ or '').splitlines()[0]} Own options: {parser.format_usage()}"
+    arguments = parse_arguments(PROGRAM, about, rest)
+    try:
+        if own.uri is None:
+            raise ValueError("no server: say --uri or WHISPER_WYOMING_URI")
+        if arguments.task != "transcribe":
+            raise ValueError("--task translate: Wyoming has no word for it; set it at the server")
+        place = resolve(own.uri)
+        connect_timeout = _seconds("connect_timeout", own.connect_timeout or "10s")
+        timeout = _seconds("timeout", own.timeout or "20m")
+    except ValueError as error:
+        _complain(str(error))
+        return _WRONG_ARGUMENTS
+    if arguments.ignored:
+        _complain(f"ignored: {' '.join(arguments.ignored)}")
+    try:
+        asyncio.run(_all(arguments, place, connect_timeout, timeout))
+    except Failed as error:
+        _complain(str(error))
+        return error.exit_code
+    except OSError as error:
+        _complain(f"{error.filename or arguments.output_dir}: {error.strerror or error}")
+        return _FAILED
+    return 0
+
+
+def _end(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _complain(text: str) -> None:
+    print(f"{PROGRAM}: {text}", file=sys.stderr)
+
+
+def resolve(uri: str) -> tuple[str, int] | Path:
+    """Host and port, or the path of a Unix socket. Raises ValueError.
+
+    `host`, `host:port`, `tcp://host:port`, `[::1]:port`, `unix:///path`; the port is else 10300.
+    """
+    parts = urlsplit(uri if "://" in uri else f"tcp://{uri}")
+    try:
+        port = parts.port or _PORT
+    except ValueError:
+        port = 0
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return Path(parts.path)
+    if parts.scheme != "tcp" or not parts.hostname or not port or parts.path.strip("/"):
+        raise ValueError(f"--uri {uri}: host:port, tcp://host:port or unix:///path is needed")
+    return parts.hostname, port
+
+
+def _seconds(name: str, value: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value)
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds:
+        raise ValueError(f"--{name} {value}: a duration such as 90s or 20m is needed")
+    return seconds
+
+
+async def _all(
+    arguments: Arguments, place: tuple[str, int] | Path, connect_timeout: float, limit_s: float
+) -> None:
+    shown = str(place) if isinstance(place, Path) else f"{place[0]}:{place[1]}"
+    try:
+        async with asyncio.timeout(limit_s):
+            for audio in arguments.audio:
+                try:
+                    with wave.open(str(audio), "rb") as wav:
+                        await _one(arguments, audio, wav, place, connect_timeout)
+                except (EOFError, wave.Error) as error:
+                    raise Failed(f"{audio.name}: is no WAV file: {error}") from error
+                except Failed as error:
+                    raise type(error)(f"{audio.name}: {shown}: {error}") from error
+    except TimeoutError:
+        raise Failed(f"{shown}: no result within {limit_s:g} s") from None
+
+
+async def _one(
+    arguments: Arguments,
+    audio: Path,
+    wav: wave.Wave_read,
+    place: tuple[str, int] | Path,
+    connect_timeout: float,
+) -> None:
+    async with connection(place, connect_timeout) as peer:
+        model = await _choose_model(peer, arguments.model)
+        await peer.send(Transcribe(name=model, language=arguments.language))
+        # Both ways at once: a server may fail, or have enough, before all has been said.
+        sending = asyncio.create_task(_send_audio(peer, wav))
+        hearing = asyncio.create_task(_hear(peer))
+        try:
+            await asyncio.wait({sending, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not isinstance(sending.exception(), Failed | None):
+                await sending  # raises: the file, not the server
+            text, language = await hearing  # knows more than "the connection broke"
+        finally:
+            sending.cancel()
+            hearing.cancel()
+            await asyncio.gather(sending, hearing, return_exceptions=True)
+    plain = " ".join(text.split())
+    duration = wav.getnframes() / wav.getframerate()
+    write_outputs(
+        arguments, audio, [Segment(plain, 0.0, duration)] if plain else [],
+        language=code_of(language) if language else arguments.language, model=model,
+    )  # fmt: skip
+
+
+class Peer:
+    """A connection to a server, in events. Remembers the last line, to tell what is no event."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._line = b""
+
+    async def readline(self) -> bytes:
+        """A line, for `async_read_event`."""
+        self._line = await self._reader.readline()
+        return self._line
+
+    async def readexactly(self, count: int) -> bytes:
+        """So many octets, for `async_read_event`. Raises Failed where nobody can mean it."""
+        if count > _LARGEST_EVENT:
+            raise Failed(f"an event of {count} octets is beyond any reason")
+        return await self._reader.readexactly(count)
+
+    async def send(self, event: Eventable) -> None:
+        """Raises Failed when the server has gone."""
+        try:
+            await async_write_event(event.event(), self._writer)
+        except OSError as error:
+            raise Failed(f"the connection broke ({error.strerror or error})") from error
+
+    async def receive(self) -> Event:
+        """The next event. Raises Away for what is none, Failed for an end and for an error."""
+        try:
+            event = await async_read_event(self)  # type: ignore[arg-type]
+        except asyncio.IncompleteReadError as error:
+            raise Failed("the connection ended within an event") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, but no event
+            raise Away(f"does not speak Wyoming: {self._shown()}") from error
+        except OSError as error:
+            raise Failed(f"the connection broke ({error.strerror or error})") from error
+        if event is None:
+            if self._line:
+                raise Away(f"does not speak Wyoming: {self._shown()}")
+            raise Failed("ended the connection without a transcript")
+        if Error.is_type(event.type):
+            code = event.data.get("code")
+            text = " ".join(str(event.data.get("text", "")).split())[:500]
+            raise Failed(f"says: {text or 'an error'}{f' ({code})' if code else ''}")
+        return event
+
+    def _shown(self) -> str:
+        return repr(self._line[:60].decode("utf-8", "replace"))
+
+
+@asynccontextmanager
+async def connection(place: tuple[str, int] | Path, patience: float) -> AsyncIterator[Peer]:
+    """Connect within `patience` seconds. Raises Away."""
+    try:
+        async with asyncio.timeout(patience):
+            if isinstance(place, Path):
+                reader, writer = await asyncio.open_unix_connection(place, limit=_LARGEST_EVENT)
+            else:
+                reader, writer = await asyncio.open_connection(*place, limit=_LARGEST_EVENT)
+    except TimeoutError:
+        raise Away(f"no connection within {patience:g} s") from None
+    except OSError as error:
+        raise Away(error.strerror or str(error)) from error
+    try:
+        yield Peer(reader, writer)
+    finally:
+        writer.transport.abort()  # what is under way there is not wanted any more
+
+
+async def _choose_model(peer: Peer, wanted: str) -> str | None:
+    """The model's name if the server has it; else the server's own choice."""
+    await peer.send(Describe())
+    while True:
+        event = await peer.receive()
+        if Info.is_type(event.type):
+            break
+    try:
+        programs = Info.from_event(event).asr
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Away(f"describes itself in a way that cannot be read: {error!r}") from error
+    if not programs:
+        raise Away("recognises no speech: it offers no asr program")
+    models = [one.name for program in programs for one in program.models]
+    if wanted in models:
+        return wanted
+    _complain(f"no model {wanted} there ({', '.join(models) or 'none named'}): it chooses itself")
+    return models[0] if len(models) == 1 else None
+
+
+async def _send_audio(peer: Peer, wav: wave.Wave_read) -> None:
+    rate, width, channels = wav.getframerate(), wav.getsampwidth(), wav.getnchannels()
+    await peer.send(AudioStart(rate, width, channels))
+    while pcm := wav.readframes(max(1, round(_CHUNK_S * rate))):
+        await peer.send(AudioChunk(rate, width, channels, pcm))
+    await peer.send(AudioStop())
+
+
+async def _hear(peer: Peer) -> tuple[str, str | None]:
+    """Text and language: of a whole transcript, or of one that comes in chunks."""
+    chunks: list[str] = []
+    language: str | None = None
+    while True:
+        event = await peer.receive()
+        try:
+            if Transcript.is_type(event.type):
+                whole = Transcript.from_event(event)
+                return whole.text, whole.language or language
+            if TranscriptStart.is_type(event.type):
+                language = TranscriptStart.from_event(event).language
+            elif TranscriptChunk.is_type(event.type):
+                chunks.append(TranscriptChunk.from_event(event).text)
+            elif TranscriptStop.is_type(event.type):
+                return "".join(chunks), language
+        except (KeyError, TypeError) as error:
+            raise Failed(f"its {event.type} cannot be read: {event.data!r:.200}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
