@@ -1,6 +1,6 @@
 """A provider's whole chain, tried with the bundled sample, and the step that breaks.
 
-The doctor tries with it.
+The doctor and the kit for authors of providers (`siprec_bridge.testing`) try with it.
 """
 
 import json

@@ -10,10 +10,10 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -30,6 +30,8 @@ from siprec_bridge.transcript import RunFacts, Transcript
 from siprec_providers.leftovers import PREFIX, clear_leftovers, note_owner
 from siprec_providers.process import Finished, run_process
 from siprec_providers.whisper_json import MalformedOutput, read_output
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -173,14 +175,15 @@ class WhisperCli:
         if cause is not None:
             return self._failed(jobs, ProviderUnavailable("unavailable", cause), None, 0, 0)
         try:
-            folder = await asyncio.to_thread(tempfile.mkdtemp, prefix=PREFIX, dir=self._temp_dir)
+            # Not in a thread: cancelled meanwhile, nobody would know of the folder.
+            folder = tempfile.mkdtemp(prefix=PREFIX, dir=self._temp_dir)
         except OSError as error:
             problem = ProviderError("temp_dir", f"{self._temp_dir}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, 0)
         try:
             return await self._run_in(Path(folder), jobs)
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+            await _to_the_end(partial(shutil.rmtree, folder, ignore_errors=True))
 
     async def _run_in(self, folder: Path, jobs: Sequence[Job]) -> Run:
         names = {
@@ -191,7 +194,7 @@ class WhisperCli:
         }
         output = folder / "out"
         try:
-            files = await asyncio.to_thread(_lay_out, folder, output, jobs, names)
+            files = await _to_the_end(partial(_lay_out, folder, output, jobs, names))
         except OSError as error:
             problem = ProviderError("temp_dir", f"{folder}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, len(names))
@@ -311,6 +314,16 @@ class WhisperCli:
             output_format=self._options.output_format,
             files=files,
         )
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Do it in a thread; cancelled, wait for the thread, which cannot be stopped."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 def _choose_binary(options: WhisperOptions, environment: Mapping[str, str]) -> tuple[str, str]:
