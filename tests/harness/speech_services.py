@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,18 @@ def _serve(
                 )
             server.asked.append(asked)
             place.flush()
-            segments, duration = await asyncio.to_thread(_hear, Path(place.name))
+            segments, duration = await asyncio.to_thread(_hear, Path(place.name).read_bytes())
         return dialect(asked, segments, duration)
 
     return handle
 
 
-def _hear(audio: Path) -> tuple[list[Segment], float]:
-    pcm = read_audio(audio)
+@cache  # tests send the same audio again and again
+def _hear(audio: bytes) -> tuple[list[Segment], float]:
+    with tempfile.NamedTemporaryFile(suffix=".wav") as place:
+        place.write(audio)
+        place.flush()
+        pcm = read_audio(Path(place.name))
     decoder = Decoder(loglevel="FATAL")
     heard = [recognise(decoder, pcm, start, end) for start, end in speech(pcm)]
     return [one for one in heard if one is not None], len(pcm) / 16000
@@ -224,6 +229,16 @@ def says(status: int, body: str | dict[str, Any], **headers: str) -> Fault:
         response = web.Response(status=status, text=text, content_type=kind, headers=given)
         response.force_close()
         return response
+
+    return fault
+
+
+def waits_for_company(count: int) -> Fault:
+    """Answers none before so many are there."""
+    barrier = asyncio.Barrier(count)
+
+    async def fault(_: web.Request) -> None:
+        await barrier.wait()
 
     return fault
 

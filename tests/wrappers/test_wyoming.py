@@ -23,7 +23,7 @@ ALICE, BOB = SAMPLE / "alice.wav", SAMPLE / "bob.wav"
 
 
 async def start(*arguments: object, uri: str) -> asyncio.subprocess.Process:
-    environment = {"PATH": os.environ["PATH"], "WHISPER_WYOMING_TIMEOUT": "20s"}
+    environment = {"PATH": os.environ["PATH"], "WHISPER_WYOMING_TIMEOUT": "50s"}
     return await asyncio.create_subprocess_exec(
         PROGRAM, *map(str, arguments), env=environment | {"WHISPER_WYOMING_URI": uri},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -32,7 +32,7 @@ async def start(*arguments: object, uri: str) -> asyncio.subprocess.Process:
 
 async def run(*arguments: object, uri: str) -> tuple[int, str]:
     process = await start(*arguments, uri=uri)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(55):
         out, err = await process.communicate()
     assert out == b""
     assert b"Traceback" not in err, err.decode()
