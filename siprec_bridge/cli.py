@@ -30,6 +30,7 @@ from siprec_bridge.caller import (
 )
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import Settings, from_environment
+from siprec_bridge.siprec import Assurance, SessionDocument, Verdict
 from siprec_bridge.store import (
     Database,
     SessionRow,
@@ -336,11 +337,19 @@ def jobs_retry(
 
 
 @sessions_app.command("list")
-def sessions_list(limit: Limit = 50, as_json: AsJson = False, config: ConfigFile = None) -> None:
-    """List sessions, latest first."""
+def sessions_list(
+    limit: Limit = 50,
+    assurance: Annotated[
+        Verdict | None, typer.Option(help="only complete, incomplete or nothing ones")
+    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """List sessions, latest first, and whether they were recorded as a whole."""
     settings, _ = from_environment(config)
     rows = _with_database(
-        settings, lambda store: store.read(partial(recordings.listing, limit=limit))
+        settings,
+        lambda store: store.read(partial(recordings.listing, limit=limit, assurance=assurance)),
     )
     if as_json:
         shown = [
@@ -356,7 +365,10 @@ def sessions_list(limit: Limit = 50, as_json: AsJson = False, config: ConfigFile
     for row in rows:
         people = json.loads(row.document).get("participants", [])
         names = ", ".join(one.get("name") or one.get("aor") or one["id"] for one in people)
-        print(f"{row.id}  {row.state:<9}  {row.started_at:%Y-%m-%d %H:%M:%S}  {names}")
+        print(
+            f"{row.id}  {row.state:<9}  {row.assurance or '':<10}  "
+            f"{row.started_at:%Y-%m-%d %H:%M:%S}  {names}"
+        )
     if not rows:
         print("no sessions")
 
@@ -454,6 +466,8 @@ def sessions_show(
     print(f"folder    {row.folder}")
     for warning in row.warnings:
         print(f"warning   {warning}")
+    for line in _assurance_lines(SessionDocument.model_validate_json(row.document).assurance):
+        print(line)
     if transcript is None:
         print("transcript: none yet")
         return
@@ -462,6 +476,24 @@ def sessions_show(
     for one in talk.utterances:
         who = one.participant.name or one.participant.aor if one.participant else None
         print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+
+
+def _assurance_lines(assurance: Assurance | None) -> list[str]:
+    """What of the call was recorded."""
+    if assurance is None:
+        return []
+    lines = [f"recorded  {assurance.verdict}"]
+    for finding in assurance.findings:
+        where = f", stream {finding.label}" if finding.label is not None else ""
+        lines.append(f"          {finding.code}{where}: {finding.detail}")
+    for one in assurance.streams:
+        gaps = f", gaps {one.gaps} (longest {one.longest_gap:.2f} s)" if one.gaps else ""
+        silence = f", silence {one.silence:.1%}" if one.silence is not None else ""
+        lines.append(
+            f"          stream {one.label}: {one.captured:.1f} of {one.expected:.1f} s"
+            f"{gaps}{silence}"
+        )
+    return lines
 
 
 def _ladder_lines(messages: list[SipMessage], *, verbose: bool) -> list[str]:

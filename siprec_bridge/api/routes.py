@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import structlog
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from siprec_bridge.recording import InUse, NotRecording, RecordingService, Retention, UnderHold
-from siprec_bridge.siprec import PauseOrder
+from siprec_bridge.siprec import PauseOrder, Verdict
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
 from siprec_bridge.store import transcripts as transcripts_of
 from siprec_bridge.telemetry import Health, Metrics
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 _PAGE = 50
 _LARGEST_PAGE = 500
 _JOB_STATES = ("queued", "running", "done", "failed")
+_VERDICTS = get_args(Verdict)
 _SESSION_STATES = ("recording", "finishing", "finished", "failed")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -148,6 +149,7 @@ class Api:
                 before=_cursor(request),
                 state=state,
                 sip_call_id=request.query.get("call_id"),
+                assurance=_choice(request, "assurance", _VERDICTS),
             )
         )
         return web.json_response({"sessions": [_session_summary(row) for row in rows],
@@ -327,6 +329,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
 
 
 def _session_summary(row: SessionRow) -> dict[str, Any]:
+    document = json.loads(row.document)
     return {
         "id": row.id,
         "sip_call_id": row.sip_call_id,
@@ -335,11 +338,12 @@ def _session_summary(row: SessionRow) -> dict[str, Any]:
         "started_at": row.started_at.isoformat(),
         "ended_at": row.ended_at.isoformat() if row.ended_at else None,
         "end_cause": row.end_cause,
-        "participants": json.loads(row.document).get("participants", []),
+        "participants": document.get("participants", []),
         "warnings": list(row.warnings),
         "audio_bytes": row.audio_bytes,
         "audio_deleted_at": row.audio_deleted_at.isoformat() if row.audio_deleted_at else None,
         "held": json.loads(row.held) if row.held else None,
+        "assurance": document.get("assurance"),
     }
 
 

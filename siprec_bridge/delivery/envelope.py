@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from siprec_bridge.siprec import Assurance
 from siprec_bridge.store import Event
 from siprec_bridge.transcript import Conversation, Leg, Participant, Utterance, Word
 
@@ -132,6 +133,7 @@ class TranscriptFinalData(Data):
     provider: str
     model: str
     final: Literal[True] = True
+    assurance: Assurance | None = Field(None, description="whether the whole call was recorded")
 
 
 class TranscriptFailedData(Data):
@@ -265,7 +267,9 @@ def session_ended(facts: SessionFacts, *, started_at: datetime, cause: str) -> E
     return _event("session.ended", "", facts.at, data)
 
 
-def transcript_events(conversation: Conversation, version: int) -> list[Event]:
+def transcript_events(
+    conversation: Conversation, version: int, assurance: Assurance | None = None
+) -> list[Event]:
     """One event per utterance, then one for the whole; all of it follows from the conversation."""
     call = {
         "session_id": conversation.session_id,
@@ -307,6 +311,7 @@ def transcript_events(conversation: Conversation, version: int) -> list[Event]:
         language=conversation.language,
         text=conversation.text,
         utterances=conversation.utterances,
+        assurance=assurance,
     )
     return [*segments, _event("transcript.final", version, conversation.ended_at, whole)]
 

@@ -5,16 +5,26 @@ in a worker process; the spool that it appends to is the truth of a recording.
 """
 
 from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.media.coverage import Covered
 from siprec_bridge.media.decode import can_decode, decodable
 from siprec_bridge.media.engine import MediaEngine, MediaEvent, MediaUnavailable
-from siprec_bridge.media.finish import DtmfEvents, FinishedAudio, FinishedLeg, finish_session
+from siprec_bridge.media.finish import (
+    DtmfEvents,
+    FinishedAudio,
+    FinishedFile,
+    FinishedLeg,
+    Stretches,
+    finish_session,
+)
 from siprec_bridge.media.finisher import Finisher
 from siprec_bridge.media.offline import OfflineMedia
 from siprec_bridge.media.ports import NoPortLeft
 
 __all__ = [
+    "Covered",
     "DtmfEvents",
     "FinishedAudio",
+    "FinishedFile",
     "FinishedLeg",
     "Finisher",
     "MediaEngine",
@@ -25,6 +35,7 @@ __all__ = [
     "StreamPort",
     "StreamReport",
     "StreamSpec",
+    "Stretches",
     "can_decode",
     "decodable",
     "finish_session",

@@ -4,11 +4,13 @@ Reads the session's folder and nothing else, so that it works after any crash; i
 and comes to the same files. Memory does not grow with the length of the call.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,21 +21,39 @@ import numpy.typing as npt
 import soxr
 from pydantic import TypeAdapter
 
+from siprec_bridge.media.clocks import WallFault, wall_clocks
+from siprec_bridge.media.coverage import Covered, Levels
+from siprec_bridge.media.likeness import Listened, same_audio
 from siprec_bridge.media.line import UNIT, Line
 from siprec_bridge.media.spool import MalformedSpool, SpoolReader
 from siprec_bridge.transcript import KeyPress
 
 DtmfEvents = Literal["keep", "mask", "drop"]
+Stretches = Sequence[tuple[datetime, datetime]]
 
 _CHUNK = 1 << 18  # samples held at once
 _ROOM = ".finishing-"
 _LONGEST_LINE_S = 24 * 3600  # a time line beyond that is a broken clock, not a call
+_MOST_COMPARED = 4  # legs: more are no call of two that was forked twice
 _LARGEST_WAV = (1 << 32) - 4096  # octets: a RIFF file has 32 bits for its length
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedFile:
+    """A file as it was written: name within the folder, octets, SHA-256 in hexadecimal."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedLeg:
     """One stream's WAV: mono, 16 bit, `sample_rate` Hz. `started_at` is its first sample's time.
+
+    `covered`: what of it is there; where it is missing, stands in the file `loss_map`.
+    `placed_by` says what placed it on the wall clock; `clock_fault` why it was not the SRC's sender
+    reports, else `drift_ppm` how much faster than its own time the SRC's samples came.
 
     `foreign` counts packets of a payload type that is no voice, `undecoded` those that their codec
     refused. `codecs` are the names of what was heard, `native_rate` is the highest rate of these.
@@ -54,6 +74,11 @@ class FinishedLeg:
     codecs: tuple[str, ...] = ()
     native_rate: int = 8000
     keys: tuple[KeyPress, ...] = ()
+    covered: Covered | None = None
+    loss_map: str | None = None
+    placed_by: Literal["sender_reports", "arrival"] = "arrival"
+    drift_ppm: float | None = None
+    clock_fault: WallFault | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +86,7 @@ class FinishedAudio:
     """A session's files, by name within its folder. Streams without any voice have no leg.
 
     `damaged` names spools that could not be read, `dtmf` says what was done with telephone keys.
+    `identical` are pairs of labels whose legs carry the same audio; `files` has the checksums.
     """
 
     legs: tuple[FinishedLeg, ...]
@@ -69,17 +95,24 @@ class FinishedAudio:
     duration: float = 0.0
     damaged: tuple[str, ...] = ()
     dtmf: DtmfEvents = "keep"
+    identical: tuple[tuple[str, str], ...] = ()
+    files: tuple[FinishedFile, ...] = ()
 
 
 _AUDIO = TypeAdapter(FinishedAudio)
 
 
 def finish_session(
-    folder: Path, session_id: str, sample_rate: int, dtmf: DtmfEvents = "mask"
+    folder: Path,
+    session_id: str,
+    sample_rate: int,
+    dtmf: DtmfEvents = "mask",
+    expected: Mapping[int, Stretches] | None = None,
 ) -> FinishedAudio:
     """Write the files of a session and return what they are. Raises OSError.
 
-    `dtmf`: telephone keys are kept, written as `*`, or dropped.
+    `dtmf`: telephone keys are kept, written as `*`, or dropped. `expected`: by m-line, when there
+    was something to receive; None: for as long as the audio is.
     """
     summary = folder / f"{session_id}.audio.json"
     done = _already_done(summary, folder, sample_rate, dtmf)
@@ -89,25 +122,84 @@ def finish_session(
     for left in folder.glob(f"{_ROOM}*"):  # of a finisher that was killed
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_ROOM, dir=folder) as room:
+        readers, damaged = _spools(folder)
         lines: list[Line] = []
-        damaged: list[str] = []
-        for spool in sorted(folder.glob("*.spool")):
-            try:
-                reader = SpoolReader(spool)
-            except MalformedSpool:
-                damaged.append(spool.name)
-                continue
-            line = Line(reader, Path(room), spool.stem, _LONGEST_LINE_S)
+        legs: list[FinishedLeg] = []
+        files: list[FinishedFile] = []
+        listened: list[tuple[str, Listened]] = []
+        for reader, clocks in zip(readers, wall_clocks(readers), strict=True):
+            header = reader.header
+            line = Line(reader, Path(room), reader.path.stem, _LONGEST_LINE_S, clocks.sources)
             line.fill()
-            if line.packets:
-                lines.append(line)
-        lines.sort(key=lambda one: one.reader.header.index)
-        legs = tuple(_write_leg(line, folder, session_id, sample_rate, dtmf) for line in lines)
-        audio = FinishedAudio(legs, damaged=tuple(damaged), dtmf=dtmf)
+            if not line.packets:
+                continue
+            leg, file, levels = _write_leg(line, folder, session_id, sample_rate, dtmf)
+            stretches = expected.get(header.index, ()) if expected is not None else None
+            spans = _on_the_line(stretches, line)
+            map_name = f"{session_id}-{header.index}.loss.json"
+            _write_loss_map(folder / map_name, line, spans)
+            pace = next((one.pace for one in clocks.sources.values()), None)
+            leg = replace(
+                leg,
+                covered=line.coverage.covered(spans, levels.cells),
+                loss_map=map_name,
+                placed_by="sender_reports" if clocks.sources else "arrival",
+                drift_ppm=round((1 / pace - 1) * 1e6, 2) if pace is not None else None,
+                clock_fault=clocks.fault,
+            )
+            lines.append(line)
+            legs.append(leg)
+            files.append(file)
+            listened.append((leg.label, Listened(levels.cells, line.files, line.started_ns)))
+        audio = FinishedAudio(
+            tuple(legs), damaged=damaged, dtmf=dtmf, identical=_identical(listened)
+        )
         if lines:
-            audio = replace(audio, **_write_stereo(lines, folder, session_id))
+            stereo, file = _write_stereo(lines, folder, session_id)
+            audio = replace(audio, **stereo, files=(*files, file))
     _write_atomically(summary, _AUDIO.dump_json(audio, indent=1))
     return audio
+
+
+def _spools(folder: Path) -> tuple[list[SpoolReader], tuple[str, ...]]:
+    """Those that can be read, by m-line, and the names of the others."""
+    readers: list[SpoolReader] = []
+    damaged: list[str] = []
+    for spool in sorted(folder.glob("*.spool")):
+        try:
+            readers.append(SpoolReader(spool))
+        except MalformedSpool:
+            damaged.append(spool.name)
+    return sorted(readers, key=lambda one: one.header.index), tuple(damaged)
+
+
+def _on_the_line(stretches: Stretches | None, line: Line) -> list[tuple[float, float]]:
+    """Stretches of time as seconds from the line's first sample."""
+    if stretches is None:
+        return [(0.0, line.end / UNIT)]
+    begun = line.started_ns / 1e9
+    return [(since.timestamp() - begun, until.timestamp() - begun) for since, until in stretches]
+
+
+def _write_loss_map(path: Path, line: Line, spans: Sequence[tuple[float, float]]) -> None:
+    """Start and length, in seconds of the leg's file, of what is silence for want of audio."""
+    end = line.end / UNIT
+    gaps = [
+        (round(max(0.0, start), 3), round(min(end, start + length) - max(0.0, start), 3))
+        for start, length in line.coverage.gaps(spans)
+        if start < end and start + length > 0
+    ]
+    _write_atomically(path, json.dumps({"missing": gaps}).encode())
+
+
+def _identical(legs: Sequence[tuple[str, Listened]]) -> tuple[tuple[str, str], ...]:
+    compared = legs[:_MOST_COMPARED]
+    return tuple(
+        (label, other)
+        for number, (label, one) in enumerate(compared)
+        for other, two in compared[number + 1 :]
+        if same_audio(one, two)
+    )
 
 
 def _already_done(
@@ -119,21 +211,24 @@ def _already_done(
         return None
     files = [leg.file for leg in audio.legs] + ([audio.stereo] if audio.stereo else [])
     whole = all((folder / name).is_file() for name in files)
+    whole = whole and all((folder / one.name).stat().st_size == one.size for one in audio.files)
     rates = all(leg.sample_rate == sample_rate for leg in audio.legs)
     return audio if whole and rates and audio.dtmf == dtmf else None
 
 
 def _write_leg(
     line: Line, folder: Path, session_id: str, sample_rate: int, dtmf: DtmfEvents
-) -> FinishedLeg:
+) -> tuple[FinishedLeg, FinishedFile, Levels]:
     header = line.reader.header
     name = f"{session_id}-{header.index}.wav"
     frames = min(line.end * sample_rate // UNIT, _LARGEST_WAV // 2)
     with _WavFile(folder / name, 1, sample_rate) as wav:
-        sound = _Sound(line, sample_rate)
+        sound, levels = _Sound(line, sample_rate), Levels(sample_rate)
         for start in range(0, frames, _CHUNK):
-            wav.write(_clipped(sound.take(min(_CHUNK, frames - start))))
-    return FinishedLeg(
+            pcm = _clipped(sound.take(min(_CHUNK, frames - start)))
+            levels.take(pcm)
+            wav.write(pcm)
+    leg = FinishedLeg(
         stream_id=header.stream_id,
         index=header.index,
         label=header.label,
@@ -149,6 +244,7 @@ def _write_leg(
         native_rate=max(line.files, default=8000),
         keys=_keys(line, dtmf),
     )
+    return leg, wav.finished, levels
 
 
 def _keys(line: Line, dtmf: DtmfEvents) -> tuple[KeyPress, ...]:
@@ -164,7 +260,9 @@ def _keys(line: Line, dtmf: DtmfEvents) -> tuple[KeyPress, ...]:
     )
 
 
-def _write_stereo(lines: list[Line], folder: Path, session_id: str) -> dict[str, Any]:
+def _write_stereo(
+    lines: list[Line], folder: Path, session_id: str
+) -> tuple[dict[str, Any], FinishedFile]:
     """First stream left, second right, further ones in both; on one wall clock.
 
     At the highest rate that any of them has of its own, as far as the file can be so long.
@@ -190,7 +288,7 @@ def _write_stereo(lines: list[Line], folder: Path, session_id: str) -> dict[str,
                 channels = slice(number, number + 1) if number < 2 else slice(0, 2)
                 mix[:, channels] += sound.take(size)[:, None]
             wav.write(_clipped(mix))
-    return {"stereo": name, "started_at": _time(origin), "duration": total / rate}
+    return {"stereo": name, "started_at": _time(origin), "duration": total / rate}, wav.finished
 
 
 class _Sound:
@@ -257,7 +355,9 @@ def _chunks(path: Path) -> Iterator[tuple[npt.NDArray[np.int16], bool]]:
 
 
 class _WavFile:
-    """A 16-bit WAV that is there as a whole or not at all."""
+    """A 16-bit WAV that is there as a whole or not at all; then `finished` says what it is."""
+
+    finished: FinishedFile
 
     def __init__(self, path: Path, channels: int, rate: int) -> None:
         self._path = path
@@ -283,9 +383,16 @@ class _WavFile:
         finally:
             self._file.close()
         if kind is None:
+            self.finished = _finished(self._part, self._path.name)
             self._part.replace(self._path)
         else:
             self._part.unlink(missing_ok=True)
+
+
+def _finished(path: Path, name: str) -> FinishedFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FinishedFile(name, file.tell(), digest.hexdigest())
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

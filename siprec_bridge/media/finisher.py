@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from siprec_bridge.media.finish import DtmfEvents, FinishedAudio, finish_session
+from siprec_bridge.media.finish import DtmfEvents, FinishedAudio, Stretches, finish_session
 
 
 class Finisher:
@@ -20,13 +21,19 @@ class Finisher:
         self._dtmf: DtmfEvents = dtmf
         self._pool: ProcessPoolExecutor | None = None
 
-    async def finish(self, folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
+    async def finish(
+        self,
+        folder: Path,
+        session_id: str,
+        sample_rate: int,
+        expected: Mapping[int, Stretches] | None = None,
+    ) -> FinishedAudio:
         """As `finish_session`. Raises OSError, also when the process was killed."""
         pool = self._pool or self._new_pool()
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                pool, finish_session, folder, session_id, sample_rate, self._dtmf
+                pool, finish_session, folder, session_id, sample_rate, self._dtmf, expected
             )
         except BrokenProcessPool as error:
             if self._pool is pool:

@@ -5,6 +5,7 @@ from one codec to another. Memory does not grow with the length of the call.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from siprec_bridge.media.coverage import CELLS, Coverage
 from siprec_bridge.media.decode import (
     PLAIN,
     Decoder,
@@ -23,13 +25,14 @@ from siprec_bridge.media.decode import (
     decoder_of,
     plain_width,
 )
-from siprec_bridge.media.spool import Packets, SpoolEvent, SpoolReader
+from siprec_bridge.media.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
 from siprec_bridge.rtp import (
     Batch,
     Frame,
     KeyEvent,
     KeyReader,
     MalformedPayload,
+    SourceClock,
     Timeline,
     read_headers,
 )
@@ -40,6 +43,7 @@ _WINDOW = UNIT  # a second: so late may a packet be whose decoder needs it in or
 _MOST_WAITING = 4096  # packets in that window; more of them are none of a call
 _MOST_LOST = 50  # packets; after a longer gap a decoder begins anew
 _SOURCES = 8  # whose decoders are kept
+_SLIP = 2  # samples: what a source's clock leaves between two packets that belong together
 
 Ints = npt.NDArray[np.int64]
 
@@ -70,12 +74,21 @@ class Line:
     """Reads a spool; `files` has the PCM by rate, `end` the length in units.
 
     `packets` counts those placed, `foreign` those of a payload type that is no voice, `undecoded`
-    those that their codec refused: they are silence.
+    those that their codec refused: they are silence. `coverage` says what is there and what is not.
+    `clocks`: as for Timeline.
     """
 
-    def __init__(self, reader: SpoolReader, folder: Path, name: str, longest_s: float) -> None:
+    def __init__(
+        self,
+        reader: SpoolReader,
+        folder: Path,
+        name: str,
+        longest_s: float,
+        clocks: Mapping[int, SourceClock] | None = None,
+    ) -> None:
         self.reader = reader
-        self.timeline = Timeline(UNIT)
+        self.timeline = Timeline(UNIT, clocks or {})
+        self.coverage = Coverage(UNIT, longest_s)
         self.files: dict[int, Path] = {}
         self.packets = 0
         self.foreign = 0
@@ -85,6 +98,8 @@ class Line:
         self._folder, self._name = folder, name
         self._longest = round(longest_s * UNIT)
         self._open: dict[int, int] = {}
+        self._edges: dict[int, tuple[int, np.int16]] = {}  # by rate: behind what was written last
+        self._last: dict[int, tuple[int, int]] = {}  # by source: last number, end of its packet
         self._codecs = _by_payload_type(reader.header.codecs)
         self._decoders: dict[Codec, Decoder] = {}  # to take payloads apart
         self._voices: dict[int, _Voice] = {}
@@ -117,6 +132,8 @@ class Line:
                         self._codecs |= _by_payload_type(new)
                     case SpoolEvent():
                         interrupted = True
+                    case ControlPacket():
+                        pass
                     case Packets():
                         if self._take(part, interrupted):
                             interrupted = False
@@ -212,6 +229,8 @@ class Line:
                 rtp_clock=int(clocks[types[start]]),
             )
         self.packets += len(chosen)
+        self.coverage.receive(positions, lengths)
+        self._note_left_out(batch, chosen, positions, positions + lengths)
         if not self._in_order:
             self._write_plain(packets, batch, chosen, positions, lengths, voices)
             return
@@ -227,6 +246,29 @@ class Line:
                 self._release(_MOST_WAITING // 4)
         self._release(_MOST_WAITING)
 
+    def _note_left_out(self, batch: Batch, chosen: Ints, positions: Ints, ends: Ints) -> None:
+        """Note where a source sent nothing: there its numbers go on, so that nothing was lost.
+
+        It may have sent comfort noise or keys meanwhile.
+        """
+        sources = batch.ssrc[chosen]
+        for ssrc in np.unique(sources).tolist():
+            at = np.flatnonzero(sources == ssrc)
+            numbers = batch.sequence[chosen[at]].astype(np.int64)
+            last = self._last.get(ssrc, (int(numbers[0]), int(positions[at[0]])))
+            before = np.concatenate(([last[1]], ends[at[:-1]]))
+            earlier = np.concatenate(([last[0]], numbers[:-1]))
+            for index in np.flatnonzero(positions[at] - before > UNIT // CELLS // 2).tolist():
+                number = int(earlier[index])
+                step = (int(numbers[index]) - number) & 0xFFFF
+                if 0 < step <= _MOST_WAITING and all(
+                    (ssrc, (number + one) & 0xFFFF) in self._beside for one in range(1, step)
+                ):
+                    self.coverage.leave_out(int(before[index]), int(positions[at[index]]))
+            self._last[ssrc] = int(numbers[-1]), int(ends[at[-1]])
+        while len(self._last) > _SOURCES:
+            del self._last[next(iter(self._last))]
+
     def _write_plain(
         self,
         packets: Packets,
@@ -238,8 +280,14 @@ class Line:
     ) -> None:
         """Write packets whose samples stand for themselves, in whatever order they came."""
         types = batch.payload_type[chosen]
-        ends = positions + lengths
-        breaks = np.flatnonzero((positions[1:] != ends[:-1]) | (types[1:] != types[:-1])) + 1
+        # In samples: a source's own pace moves places by less, which is no break.
+        samples = np.zeros(128, np.int64)
+        for number, codec in voices.items():
+            samples[number] = codec.clock_rate
+        rates = samples[types]
+        starts = positions * rates // UNIT
+        ends = starts + lengths * rates // UNIT
+        breaks = np.flatnonzero((starts[1:] != ends[:-1]) | (types[1:] != types[:-1])) + 1
         for run in np.split(np.arange(len(chosen)), breaks):
             codec = voices[int(types[run[0]])]
             data = b"".join(_payload(packets, batch, at) for at in chosen[run].tolist())
@@ -307,6 +355,9 @@ class Line:
         at = position * rate // UNIT
         if at < 0:
             audio, at = audio[-at:], 0
+        end, sample = self._edges.get(rate, (at, np.int16(0)))
+        if 0 < at - end <= _SLIP and len(audio):
+            audio, at = np.concatenate((np.full(at - end, sample, audio.dtype), audio)), end
         room = self._longest * rate // UNIT - at
         if not len(audio) or room <= 0:
             return
@@ -316,6 +367,7 @@ class Line:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             self._open[rate] = file
         os.pwrite(file, audio[:room].astype("<i2").tobytes(), 2 * at)
+        self._edges[rate] = at + len(audio), audio[-1]
 
     # Keys
 

@@ -22,7 +22,7 @@ from siprec_bridge.sdp import Codec
 MAGIC = b"SIPREC-SPOOL-1\n"
 RECORD = np.dtype([("kind", "u1"), ("flags", "u1"), ("length", "<u2"), ("arrival", "<u8")])
 # Kinds of records: a datagram; a JSON object with the member "event"; a datagram of RTCP that tells
-# a source's clock or its end, in plain text, which readers of audio pass over.
+# a source's clock or its end, in plain text.
 RTP, EVENT, RTCP = 0, 1, 2
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 1 << 20
@@ -62,6 +62,14 @@ class SpoolEvent:
     name: str  # paused, resumed, reopened, codecs
     at_ns: int
     codecs: tuple[Codec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPacket:
+    """A datagram of RTCP."""
+
+    data: bytes
+    at_ns: int
 
 
 class SpoolWriter:
@@ -148,14 +156,17 @@ class SpoolReader:
 
     def __init__(self, path: Path) -> None:
         """Raises MalformedSpool, or OSError when it cannot be read."""
-        self._path = path
+        self.path = path
         with path.open("rb") as file:
             self.header = _read_header(file)
             self._start = file.tell()
 
-    def __iter__(self) -> Iterator[Packets | SpoolEvent]:
-        """Runs of packets, and events, in order. A cut-off end is left out."""
-        with self._path.open("rb") as file:
+    def __iter__(self) -> Iterator[Packets | SpoolEvent | ControlPacket]:
+        """Runs of packets, and events, in order. A cut-off end is left out.
+
+        RTCP is in order among itself only: it does not break a run of packets.
+        """
+        with self.path.open("rb") as file:
             file.seek(self._start)
             rest = b""
             while chunk := file.read(_CHUNK):
@@ -179,9 +190,9 @@ def _record(kind: int, at_ns: int, body: bytes) -> bytes:
     return head.tobytes() + body
 
 
-def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent]]:
+def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent | ControlPacket]]:
     """The whole records at the front of a chunk, and how many octets they are."""
-    found: list[Packets | SpoolEvent] = []
+    found: list[Packets | SpoolEvent | ControlPacket] = []
     offsets: list[int] = []
     lengths: list[int] = []
     arrivals: list[int] = []
@@ -216,6 +227,8 @@ def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent]]:
             event = _read_event(chunk[at + size : at + size + length], arrival)
             if event is not None:
                 found.append(event)
+        elif chunk[at] == RTCP:
+            found.append(ControlPacket(chunk[at + size : at + size + length], arrival))
         # Kinds of a later version are passed over.
         at += size + length
     flush()

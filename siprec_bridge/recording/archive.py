@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, Finisher
-from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.recording.assurance import assure
+from siprec_bridge.siprec import Assurance, SessionDocument
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
@@ -72,21 +73,28 @@ class Archive:
                 if not noted:
                     await self._note_end(session, cause, at, document)
                     noted = True
-                await self._finish(session)
+                await self._finish(session, session.end_cause or cause, at, document)
                 return
             except (StoreError, OSError) as error:
                 log.error("session.not_archived", cause=str(error), retry_in_s=delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_RETRY_S)
 
-    async def _finish(self, session: SessionRow) -> None:
-        """Make the audio files from the spool and queue the job.
+    async def _finish(
+        self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
+    ) -> None:
+        """Make the audio files from the spool, judge them, and queue the job.
 
         Raises OSError or StoreError when the disk or the database does not take it.
         """
         audio = await self._finisher.finish(
-            Path(session.folder), session.id, self._recogniser.sample_rate
+            Path(session.folder),
+            session.id,
+            self._recogniser.sample_rate,
+            {one.index: one.expected(at) for one in document.streams},
         )
+        assurance = assure(document, audio, at, cause)
+        judged = document.model_copy(update={"assurance": assurance}).model_dump_json()
         seconds = sum(leg.duration for leg in audio.legs)
         now = self._clock()
         job = JobRow(
@@ -100,21 +108,48 @@ class Archive:
         summary = AUDIO.dump_json(audio).decode()
 
         def store(connection: Connection) -> None:
-            recordings.update(connection, session.id, state="finished", audio=summary)
+            recordings.update(
+                connection,
+                session.id,
+                state="finished",
+                audio=summary,
+                document=judged,
+                assurance=assurance.verdict,
+            )
             if jobs.get(connection, job.id) is None:
                 jobs.insert(connection, job)
 
         await self._database.write(store)
         undecoded = sum(leg.undecoded for leg in audio.legs)
         self._metrics.rtp_packets_undecoded_total.inc(undecoded)
+        self.count(assurance)
         log.info(
             "session.archived",
             audio_seconds=round(seconds, 3),
             legs=len(audio.legs),
             codecs=sorted({name for leg in audio.legs for name in leg.codecs}),
             undecoded=undecoded,
+            assurance=assurance.verdict,
         )
+        if assurance.findings:
+            log.warning(
+                "session.not_complete",
+                verdict=assurance.verdict,
+                findings=[
+                    {"code": one.code, "label": one.label, "detail": one.detail}
+                    for one in assurance.findings
+                ],
+            )
         self._transcribe()
+
+    def count(self, assurance: Assurance) -> None:
+        """Let the metrics tell of a session that was judged."""
+        metrics = self._metrics
+        metrics.sessions_assured_total.labels(verdict=assurance.verdict).inc()
+        for code in {one.code for one in assurance.findings}:
+            metrics.assurance_findings_total.labels(code=code).inc()
+        metrics.audio_expected_seconds_total.inc(sum(one.expected for one in assurance.streams))
+        metrics.audio_captured_seconds_total.inc(sum(one.captured for one in assurance.streams))
 
     async def _note_end(
         self, session: SessionRow, cause: str, at: datetime, document: SessionDocument

@@ -59,7 +59,8 @@ class Completion:
         now = self._clock()
         version = _version(job)
         conversation = _conversation(row, heard, facts)
-        events = envelope.transcript_events(conversation, version)
+        document = SessionDocument.model_validate_json(row.document)
+        events = envelope.transcript_events(conversation, version, document.assurance)
 
         def store(connection: Connection) -> None:
             text, whole = conversation.text, conversation.model_dump_json()

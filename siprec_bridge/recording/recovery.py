@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.recording.archive import Archive
+from siprec_bridge.recording.assurance import NO_AUDIO
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, SessionRow, jobs, recordings
 
@@ -47,7 +48,8 @@ async def _recover_one(
     folder = Path(row.folder)
     if not await asyncio.to_thread(folder.is_dir):
         log.error("recovery.audio_missing", folder=row.folder)
-        await database.write(partial(_mark_failed, session_id=row.id, at=clock()))
+        await database.write(partial(_mark_failed, row=row, at=clock()))
+        archive.count(NO_AUDIO)
         return
     document = SessionDocument.model_validate_json(row.document)
     at = row.ended_at or await asyncio.to_thread(_last_written, folder) or clock()
@@ -60,7 +62,14 @@ def _last_written(folder: Path) -> datetime | None:
     return datetime.fromtimestamp(max(times), UTC) if times else None
 
 
-def _mark_failed(connection: Connection, session_id: str, at: datetime) -> None:
+def _mark_failed(connection: Connection, row: SessionRow, at: datetime) -> None:
+    document = SessionDocument.model_validate_json(row.document)
     recordings.update(
-        connection, session_id, state="failed", ended_at=at, end_cause="audio_missing"
+        connection,
+        row.id,
+        state="failed",
+        ended_at=at,
+        end_cause="audio_missing",
+        document=document.model_copy(update={"assurance": NO_AUDIO}).model_dump_json(),
+        assurance=NO_AUDIO.verdict,
     )

@@ -8,7 +8,7 @@ import re
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from siprec_bridge.media import (
     FinishedAudio,
     Finisher,
     OfflineMedia,
+    Stretches,
     can_decode,
     decodable,
     finish_session,
@@ -140,11 +141,19 @@ class _InlineFinisher(Finisher):
         self.trouble: str | None = None
         self.audio: dict[str, FinishedAudio] = {}
 
-    async def finish(self, folder: Path, session_id: str, sample_rate: int) -> FinishedAudio:
+    async def finish(
+        self,
+        folder: Path,
+        session_id: str,
+        sample_rate: int,
+        expected: Mapping[int, Stretches] | None = None,
+    ) -> FinishedAudio:
         """As `finish_session`; a disk that takes no more ends the replay, not this call."""
         audio = FinishedAudio(())
         try:
-            audio = await asyncio.to_thread(finish_session, folder, session_id, sample_rate)
+            audio = await asyncio.to_thread(
+                finish_session, folder, session_id, sample_rate, expected=expected
+            )
         except OSError as error:
             self.trouble = error.strerror or str(error)
         self.audio[session_id] = audio

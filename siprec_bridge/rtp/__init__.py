@@ -6,6 +6,7 @@ Refuses to know sockets, files and clocks. At 50 packets a second and stream an 
 packet would cost too much, so functions take all packets of a sweep or of a chunk of a file.
 """
 
+from siprec_bridge.rtp.clock import ClockFault, SourceClock, source_clock
 from siprec_bridge.rtp.dtmf import KeyEvent, KeyReader
 from siprec_bridge.rtp.g711 import decode_g711, encode_g711
 from siprec_bridge.rtp.ledger import Ledger
@@ -33,6 +34,7 @@ __all__ = [
     "HEADER_SIZE",
     "Arrivals",
     "Batch",
+    "ClockFault",
     "Frame",
     "Jitter",
     "KeyEvent",
@@ -46,6 +48,7 @@ __all__ = [
     "Rtcp",
     "SenderReport",
     "SequenceTracker",
+    "SourceClock",
     "SrtpReceiver",
     "SrtpSender",
     "Timeline",
@@ -60,5 +63,6 @@ __all__ = [
     "read_headers",
     "read_rtcp",
     "receiver_report",
+    "source_clock",
     "unpacker",
 ]

@@ -6,15 +6,21 @@ time of arrival since the line began, so that the line keeps the call's length a
 one break is carried into the next. Each source keeps its own place: packets of a stranger, or a
 source that comes back, move nobody else's.
 
+A source whose sender reports tell its clock is placed by that clock: how fast its timestamps run
+on the wall, and when they began, which no late packet changes.
+
 Codecs have RTP clocks of their own and a call may change its codec: the line's own unit is told
 apart from the clock of the packets. Timestamps of two clocks cannot be compared (RFC 7160), so
 where the clock changes the arrival counts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
+from siprec_bridge.rtp.clock import SourceClock
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -43,9 +49,13 @@ class _Source:
 
 @dataclass(slots=True)
 class Timeline:
-    """Positions in units of 1/`clock_rate` s. Feed packets in order of arrival, in any pieces."""
+    """Positions in units of 1/`clock_rate` s. Feed packets in order of arrival, in any pieces.
+
+    `clocks`: of the sources whose sender reports are to be believed, by SSRC.
+    """
 
     clock_rate: int
+    clocks: Mapping[int, SourceClock] = field(default_factory=dict)
     end: int = 0  # behind the last sample
     discontinuities: int = 0
     origin_ns: int | None = None  # arrival that position 0 stands for
@@ -132,6 +142,9 @@ class Timeline:
             source = _Source(int(timestamp[0]), int(sequence[0]), int(arrivals[0]), 0, rtp_clock)
         ticks = _wrapped(timestamp, source.timestamp, 32) * (self.clock_rate // rtp_clock)
         other_clock = source.rtp_clock != rtp_clock
+        clock = self.clocks.get(ssrc)
+        if clock is not None and clock.rate != rtp_clock:
+            clock = None
         if other_clock:
             ticks[0] = 0
         numbers = _wrapped(sequence, source.sequence, 16)
@@ -145,11 +158,17 @@ class Timeline:
             stood_still = index == 0 and interrupted and waits[0] > ticks[0]
             if stood_still or self._breaks(index, ticks, numbers, waits):
                 broken.append(index)
-        positions = np.cumsum(ticks) + source.position
+        positions = np.cumsum(ticks)
+        if clock is not None:
+            positions = np.round(positions * clock.pace).astype(np.int64)
+        positions += source.position
         if self.origin_ns is None:
             positions -= max(-self.clock_rate, int(positions[:_EARLY].min()))
             self.origin_ns = self._origin(positions, arrivals)
-        self._start_anew(broken, positions, arrivals, samples)
+            sampled = _sampled(clock, int(timestamp[0]), int(arrivals[0]))
+            if sampled is not None:
+                self.origin_ns = sampled - round(int(positions[0]) * (1e9 / self.clock_rate))
+        self._start_anew(broken, positions, arrivals, samples, timestamp, clock)
         self._sources[ssrc] = _Source(
             int(timestamp[-1]), int(sequence[-1]), int(arrivals[-1]), int(positions[-1]), rtp_clock
         )
@@ -165,15 +184,24 @@ class Timeline:
         return max(int(starts.min()), first - _FIRST_JITTER_NS)
 
     def _start_anew(
-        self, broken: list[int], positions: Ints, arrivals: Ints, samples: Ints
+        self,
+        broken: list[int],
+        positions: Ints,
+        arrivals: Ints,
+        samples: Ints,
+        timestamp: npt.NDArray[np.uint32],
+        clock: SourceClock | None,
     ) -> None:
-        """Move what follows each break to the time of its least late packet."""
+        """Move what follows each break to when it was sampled, or its least late packet came."""
         self.discontinuities += len(broken)
         since_origin = (arrivals - (self.origin_ns or 0)) * (self.clock_rate / 1e9)
         for index, after in zip(broken, [*broken[1:], len(positions)], strict=False):
             near = slice(index, min(after, index + _EARLY))
             ahead = positions[near] - positions[index]
             came = round(float((since_origin[near] - ahead).min()))
+            sampled = _sampled(clock, int(timestamp[index]), int(arrivals[index]))
+            if sampled is not None:
+                came = round((sampled - (self.origin_ns or 0)) * (self.clock_rate / 1e9))
             # What starts anew must not write over what was there before.
             before = int((positions[:index] + samples[:index]).max(initial=self.end))
             positions[index:] += max(came, before) - positions[index]
@@ -188,6 +216,14 @@ class Timeline:
         ahead = slice(index + 1, index + 1 + _LOOK_AHEAD)
         sent, came = int(ticks[ahead].sum()), float(waits[ahead].sum())
         return sent > 0 and came >= sent / 2
+
+
+def _sampled(clock: SourceClock | None, timestamp: int, came_ns: int) -> int | None:
+    """When a packet was sampled, by its source's clock; None: that does not say."""
+    if clock is None:
+        return None
+    at_ns = clock.when(timestamp, came_ns)
+    return at_ns if abs(at_ns - came_ns) <= _TOLERANCE_S * 1e9 else None
 
 
 def _wrapped(

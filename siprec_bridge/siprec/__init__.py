@@ -5,11 +5,17 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
 from siprec_bridge.siprec.document import (
+    Assurance,
+    Finding,
+    FindingCode,
     Pause,
     Presence,
     SessionDocument,
+    Span,
+    StreamAssurance,
     StreamDocument,
     StreamQuality,
+    Verdict,
 )
 from siprec_bridge.siprec.forks import Fork, is_siprec, read_fork
 from siprec_bridge.siprec.metadata import (
@@ -26,8 +32,11 @@ __all__ = [
     "ACCEPT",
     "SNAPSHOT_REQUEST",
     "SNAPSHOT_REQUEST_TYPE",
+    "Assurance",
     "Body",
     "Changes",
+    "Finding",
+    "FindingCode",
     "Fork",
     "MalformedMetadata",
     "Metadata",
@@ -36,9 +45,12 @@ __all__ = [
     "Presence",
     "RecordingSession",
     "SessionDocument",
+    "Span",
+    "StreamAssurance",
     "StreamDocument",
     "StreamQuality",
     "StreamToRecord",
+    "Verdict",
     "is_siprec",
     "parse_body",
     "parse_metadata",

@@ -8,6 +8,21 @@ from pydantic import Field
 from siprec_bridge.transcript import Participant, Value
 
 StreamState = Literal["active", "paused", "closed"]
+Verdict = Literal["complete", "incomplete", "nothing"]
+FindingCode = Literal[
+    "nothing_received",
+    "started_late",
+    "ended_early",
+    "gap",
+    "loss",
+    "undecoded",
+    "damaged",
+    "one_way",
+    "identical_legs",
+    "unequal_legs",
+    "bridge_restarted",
+    "audio_missing",
+]
 
 
 class Presence(Value):
@@ -31,6 +46,13 @@ class Pause(Value):
     participant_id: str | None = Field(None, description="who is muted")
     by: str | None = None
     reason: str | None = None
+
+
+class Span(Value):
+    """A stretch of time; `until` None: it goes on."""
+
+    since: datetime
+    until: datetime | None = None
 
 
 class StreamQuality(Value):
@@ -80,7 +102,56 @@ class StreamDocument(Value):
     closed_at: datetime | None = None
     presences: tuple[Presence, ...] = ()
     pauses: tuple[Pause, ...] = ()
+    active: tuple[Span, ...] = Field((), description="when it was answered and not paused")
     quality: StreamQuality | None = Field(None, description="once it has ended")
+
+    def expected(self, end: datetime) -> tuple[tuple[datetime, datetime], ...]:
+        """When there was something to receive, up to the session's end: disjoint, in order.
+
+        Answered, not paused, and somebody on it, where the metadata ever named anybody.
+        """
+        active = [(one.since, min(one.until or end, end)) for one in self.active]
+        if self.presences:
+            present = _union([(one.since, one.until or end) for one in self.presences])
+            active = [
+                (max(since, there), min(until, gone))
+                for since, until in active
+                for there, gone in present
+            ]
+        return tuple(one for one in active if one[0] < one[1])
+
+
+class StreamAssurance(Value):
+    """How much of a stream was recorded. Times in seconds.
+
+    `expected`: how long it was to be received; `captured`: of that, what arrived or was left out by
+    a sender that says nothing in silence. `gaps`: stretches of the rest.
+    """
+
+    label: str
+    verdict: Verdict
+    expected: float
+    captured: float
+    gaps: int = 0
+    longest_gap: float = 0.0
+    loss_ratio: float | None = Field(None, description="packets lost, of those sent")
+    silence: float | None = Field(None, description="share of the audio received, below -50 dBov")
+
+
+class Finding(Value):
+    """Something that was not recorded as it should be. `code` is stable, `detail` is for people."""
+
+    code: FindingCode
+    label: str | None = Field(None, description="the stream; none: the session")
+    detail: str = ""
+
+
+class Assurance(Value):
+    """Whether a session was recorded: `nothing` at all, `incomplete` with findings, `complete`."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    streams: tuple[StreamAssurance, ...] = ()
 
 
 class SessionDocument(Value):
@@ -95,6 +166,7 @@ class SessionDocument(Value):
     call_ids: dict[str, str] = Field({}, description="vendors' names for the call")
     extensions: tuple[str, ...] = Field((), description="vendors' metadata, as XML")
     warnings: tuple[str, ...] = Field((), description="what was odd in SDP or metadata")
+    assurance: Assurance | None = Field(None, description="once the audio is finished")
 
     def stream(self, label: str) -> StreamDocument | None:
         """The stream of this label."""
@@ -128,3 +200,13 @@ class SessionDocument(Value):
 
     def _participant(self, id: str) -> Participant | None:
         return next((one for one in self.participants if one.id == id), None)
+
+
+def _union(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    joined: list[tuple[datetime, datetime]] = []
+    for since, until in sorted(spans):
+        if joined and since <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], until))
+        else:
+            joined.append((since, until))
+    return joined

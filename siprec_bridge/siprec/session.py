@@ -24,6 +24,7 @@ from siprec_bridge.siprec.document import (
     Pause,
     Presence,
     SessionDocument,
+    Span,
     StreamDocument,
     StreamQuality,
     StreamState,
@@ -35,6 +36,7 @@ from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
 _MAX_SESSIONS = 500  # the newest ones of a recording session that never ends
+_MAX_SPANS = 1000  # the newest ones of a stream
 _LONGEST_WARNING = 512
 
 
@@ -84,10 +86,20 @@ class _Stream:
     on_hold: bool = False
     presences: list[Presence] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)
+    active: list[Span] = field(default_factory=list)
     keys: StreamKeys | None = None
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False
     quality: StreamQuality | None = None
+
+    def turn(self, state: StreamState, at: datetime) -> None:
+        """Note that it is in this state from now on."""
+        self.state = state
+        going_on = bool(self.active) and self.active[-1].until is None
+        if state == "active" and not going_on:
+            self.active = [*self.active[-_MAX_SPANS:], Span(since=at)]
+        elif state != "active" and going_on:
+            self.active[-1] = self.active[-1].model_copy(update={"until": at})
 
 
 @dataclass(slots=True)
@@ -117,7 +129,12 @@ class _Negotiated:
         return replace(
             self,
             streams={
-                index: replace(one, presences=list(one.presences), pauses=list(one.pauses))
+                index: replace(
+                    one,
+                    presences=list(one.presences),
+                    pauses=list(one.pauses),
+                    active=list(one.active),
+                )
                 for index, one in self.streams.items()
             },
             participants=dict(self.participants),
@@ -307,6 +324,7 @@ class RecordingSession:
                     closed_at=one.closed_at,
                     presences=tuple(one.presences),
                     pauses=tuple(one.pauses),
+                    active=tuple(one.active),
                     quality=one.quality,
                 )
                 for one in sorted(now.streams.values(), key=lambda one: one.index)
@@ -386,7 +404,8 @@ class RecordingSession:
     def _close(self, stream: _Stream, at: datetime) -> None:
         if stream.state == "closed":
             return
-        stream.state, stream.closed_at = "closed", at
+        stream.turn("closed", at)
+        stream.closed_at = at
         stream.pauses = follow(stream.pauses, on_hold=False, orders=(), at=at)
         _leave(stream, {one.participant_id for one in stream.presences}, at)
 
@@ -404,11 +423,10 @@ class RecordingSession:
             stream.pauses = follow(before, on_hold=stream.on_hold, orders=orders, at=at)
             changed |= stream.pauses != before
             if (stream.on_hold or orders) and stream.state == "active":
-                stream.state = "paused"
                 paused.append(stream.index)
             elif not (stream.on_hold or orders) and stream.state == "paused":
-                stream.state = "active"
                 resumed.append(stream.index)
+            stream.turn("paused" if stream.on_hold or orders else "active", at)
         return replace(
             changes, paused=tuple(paused), resumed=tuple(resumed), pauses_changed=changed
         )

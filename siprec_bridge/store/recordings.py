@@ -34,6 +34,7 @@ class SessionRow:
     audio_bytes: int | None = None
     audio_deleted_at: datetime | None = None
     held: str | None = None
+    assurance: str | None = None
 
 
 # Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
@@ -54,6 +55,7 @@ class SessionFields(TypedDict, total=False):
     audio: str | None
     warnings: tuple[str, ...]
     held: str | None
+    assurance: str | None
 
 
 def insert(connection: Connection, row: SessionRow) -> None:
@@ -93,6 +95,7 @@ def listing(
     before: tuple[datetime, str] | None = None,
     state: SessionState | None = None,
     sip_call_id: str | None = None,
+    assurance: str | None = None,
 ) -> list[SessionRow]:
     """Sessions, latest first. `before` = (started_at, id) of the last row of the page before."""
     query = sessions.select()
@@ -108,6 +111,8 @@ def listing(
         query = query.where(sessions.c.state == state)
     if sip_call_id is not None:
         query = query.where(sessions.c.sip_call_id == sip_call_id)
+    if assurance is not None:
+        query = query.where(sessions.c.assurance == assurance)
     return _rows(
         connection,
         query.order_by(sessions.c.started_at.desc(), sessions.c.id.desc()).limit(limit),

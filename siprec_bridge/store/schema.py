@@ -77,6 +77,7 @@ sessions = Table(
     Column("audio_bytes", BigInteger),  # of all its files; null: not measured yet
     Column("audio_deleted_at", UtcDateTime),
     Column("held", Text),  # who keeps it from being deleted, and why, as JSON
+    Column("assurance", String),  # the verdict, once there is one
     Index("ix_sessions_started_at_id", "started_at", "id"),
     Index("ix_sessions_state_started_at_id", "state", "started_at", "id"),
     Index("ix_sessions_sip_call_id", "sip_call_id"),
@@ -87,6 +88,7 @@ sessions = Table(
         sqlite_where=_AUDIO_THERE,
         postgresql_where=_AUDIO_THERE,
     ),
+    Index("ix_sessions_assurance_started_at_id", "assurance", "started_at", "id"),
 )
 
 jobs = Table(

@@ -6,6 +6,7 @@ first event is not lost and a panel is never empty.
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -13,6 +14,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from siprec_bridge import __version__
+from siprec_bridge.siprec import FindingCode, Verdict
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -92,6 +94,22 @@ class Metrics:
         )
         for outcome in SESSION_OUTCOMES:
             self.sessions_total.labels(outcome=outcome)
+        self.sessions_assured_total = counter(
+            "sessions_assured", "recording sessions, by how much of them was recorded", ("verdict",)
+        )
+        for verdict in get_args(Verdict):
+            self.sessions_assured_total.labels(verdict=verdict)
+        self.assurance_findings_total = counter(
+            "assurance_findings", "recording sessions that were not complete, by reason", ("code",)
+        )
+        for code in get_args(FindingCode):
+            self.assurance_findings_total.labels(code=code)
+        self.audio_expected_seconds_total = counter(
+            "audio_expected_seconds", "audio that streams were to bring"
+        )
+        self.audio_captured_seconds_total = counter(
+            "audio_captured_seconds", "of that, audio that was recorded"
+        )
 
         self.recordings_bytes = gauge("recordings_bytes", "audio of finished sessions")
         self.retention_deleted_total = counter(

@@ -125,6 +125,43 @@ async def test_the_document_tells_how_each_stream_arrived_over_all_its_openings(
     assert metrics.get_sample_value("siprec_stream_loss_ratio_bucket", {"le": "0.02"}) == 2
 
 
+async def test_a_call_with_one_silent_line_says_so_in_its_document_and_the_metrics(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        first, _ = sdp.parse(here.phone.answers["i1"].body).media
+        send(packets(tone(440, 2.0)), first.port)
+        await asyncio.sleep(1.1)  # a stream of less than a second is not judged
+        row = await hang_up(here)
+        only = await here.database.read(
+            partial(recordings.listing, limit=10, assurance="incomplete")
+        )
+        whole = await here.database.read(
+            partial(recordings.listing, limit=10, assurance="complete")
+        )
+        value = here.metrics.registry.get_sample_value
+        counted = [
+            value("siprec_sessions_assured_total", {"verdict": "incomplete"}),
+            value("siprec_assurance_findings_total", {"code": "nothing_received"}),
+        ]
+        expected = value("siprec_audio_expected_seconds_total")
+        captured = value("siprec_audio_captured_seconds_total")
+
+    assurance = SessionDocument.model_validate_json(row.document).assurance
+    assert assurance is not None
+    assert row.assurance == assurance.verdict == "incomplete"
+    assert [(one.code, one.label) for one in assurance.findings] == [("nothing_received", "97")]
+    assert [one.verdict for one in assurance.streams] == ["complete", "nothing"]
+    assert (only, whole) == ([row], [])
+    assert counted == [1, 1]
+    assert expected is not None
+    assert captured is not None
+    assert 2.2 < expected < 10
+    assert 0 < captured < expected / 2 + 0.1
+
+
 async def test_a_settled_service_has_answered_what_it_was_told_and_archived_what_is_over(
     tmp_path: Path,
 ) -> None:
