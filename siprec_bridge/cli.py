@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PAGE = 500  # rows of the database at once
+
 app = typer.Typer(
     help="SIPREC recording server: calls in over SIP and RTP, who-said-what out.",
     no_args_is_help=True,
@@ -61,6 +63,8 @@ jobs_app = typer.Typer(help="Transcription jobs.", no_args_is_help=True)
 sessions_app = typer.Typer(help="Recorded sessions.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(sessions_app, name="sessions")
+recordings_app = typer.Typer(help="Audio files of sessions.", no_args_is_help=True)
+app.add_typer(recordings_app, name="recordings")
 
 ConfigFile = Annotated[
     Path | None,
@@ -476,6 +480,51 @@ def sessions_show(
     for one in talk.utterances:
         who = one.participant.name or one.participant.aor if one.participant else None
         print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+
+
+@recordings_app.command("verify")
+def recordings_verify(
+    session: Annotated[str | None, typer.Argument(help="id of a session; none: all")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Compare finished audio files with the checksums that were noted when they were written.
+
+    Exit code 1: a file is gone, or not what was written.
+    """
+    from siprec_bridge.recording.integrity import verify
+
+    settings, _ = from_environment(config)
+    files = octets = compared = unsaid = bad = 0
+    for row in _with_database(settings, partial(_rows_of, session=session)):
+        found = verify(row)
+        files, octets = files + found.files, octets + found.octets
+        compared += found.unsaid is None
+        unsaid += found.unsaid is not None
+        bad += bool(found.troubles)
+        for trouble in found.troubles:
+            print(f"{found.session_id}  {trouble}")
+        if session is not None and found.unsaid is not None:
+            _refuse(f"{session} cannot be verified: {found.unsaid}")
+    left = f"; {unsaid} sessions with nothing to compare" if unsaid else ""
+    print(f"{compared} sessions, {files} files, {octets:,} octets: {bad} sessions damaged{left}")
+    if bad:
+        raise typer.Exit(1)
+
+
+async def _rows_of(store: Database, session: str | None) -> list[SessionRow]:
+    """One session, or all of them."""
+    if session is not None:
+        row = await store.read(partial(recordings.get, session_id=session))
+        if row is None:
+            _refuse(f"there is no session {session}")
+        return [row]
+    rows: list[SessionRow] = []
+    before: tuple[datetime, str] | None = None
+    while page := await store.read(partial(recordings.listing, limit=_PAGE, before=before)):
+        # The documents of years are not held all at once.
+        rows += [replace(row, document="") for row in page]
+        before = page[-1].started_at, page[-1].id
+    return rows
 
 
 def _assurance_lines(assurance: Assurance | None) -> list[str]:

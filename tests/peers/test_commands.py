@@ -105,9 +105,28 @@ async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
         )  # fmt: skip
         _, listed, _ = await command("sessions", "list", data=tmp_path / "data")
         session = listed.split()[0]
+        async with asyncio.timeout(30):
+            while "finished" not in listed:
+                _, listed, _ = await command("sessions", "list", data=tmp_path / "data")
         _, shown, _ = await command("sessions", "show", session, data=tmp_path / "data")
+        _, incomplete, _ = await command(
+            "sessions", "list", "--assurance", "incomplete", data=tmp_path / "data"
+        )
+        verified = await command("recordings", "verify", session, data=tmp_path / "data")
+        wav = tmp_path / "data" / "recordings" / session / f"{session}-0.wav"
+        wav.write_bytes(wav.read_bytes()[:-1] + b"x")
+        wav.with_name(f"{session}-stereo.wav").unlink()
+        changed = await command("recordings", "verify", data=tmp_path / "data")
 
     assert (code, err) == (0, "")
+    assert f"{session}  finished" in listed
+    assert "recorded  complete" in shown
+    assert incomplete == "no sessions\n"
+    assert (verified[0], verified[1].split(",")[0]) == (0, "1 sessions")
+    assert "2 files" in verified[1]
+    assert changed[0] == 1
+    assert f"{session}-0.wav: its content was changed" in changed[1]
+    assert f"{session}-stereo.wav: No such file or directory" in changed[1]
     assert "200 OK from siprec-bridge/" in out
     assert "PCMA recvonly, label 1, 698 packets sent" in out
     assert "BYE 200" in out
@@ -177,7 +196,7 @@ async def test_a_call_that_nobody_answers_says_so(tmp_path: Path) -> None:
 async def test_help_names_every_command(tmp_path: Path) -> None:
     _, out, _ = await command("--help", data=tmp_path)
 
-    for name in ("serve", "call", "listen", "doctor", "jobs", "sessions"):
+    for name in ("serve", "call", "listen", "doctor", "jobs", "sessions", "recordings"):
         assert name in out
 
 
@@ -197,11 +216,13 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
         _, detail = await bridge.get(f"/api/sessions/{session}")
         name = json.loads(detail)["audio"]["legs"][0]["file"]
         audio_status, _ = await get_bytes(bridge.http + f"/api/sessions/{session}/audio/{name}")
+        _, unjudged = await bridge.get("/api/sessions?assurance=nothing")
+        _, judged = await bridge.get("/api/sessions?assurance=complete")
         refused = [
             await bridge.get(path)
             for path in (
                 "/api/sessions/none", "/api/sessions?limit=0", "/api/sessions?before=x",
-                "/api/jobs?state=odd", f"/api/sessions/{session}/audio/..%2f..%2fsiprec-bridge.db",
+                "/api/jobs?state=odd", "/api/sessions?assurance=odd", f"/api/sessions/{session}/audio/..%2f..%2fsiprec-bridge.db",
                 "/nothing",
             )
         ]  # fmt: skip
@@ -210,7 +231,10 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     assert len(set(pages)) == len(pages) == 3
     assert (status, text) == (200, "hello there\nhello there\n")
     assert audio_status == 200
-    assert [status for status, _ in refused] == [404, 400, 400, 400, 404, 404]
+    assert json.loads(detail)["assurance"]["verdict"] == "complete"
+    assert json.loads(detail)["document"]["assurance"] == json.loads(detail)["assurance"]
+    assert (len(json.loads(judged)["sessions"]), json.loads(unjudged)["sessions"]) == (3, [])
+    assert [status for status, _ in refused] == [404, 400, 400, 400, 400, 404, 404]
     assert all("error" in json.loads(body) for _, body in refused)
 
 
@@ -239,4 +263,5 @@ async def test_the_page_shows_the_call_in_a_browser(tmp_path: Path) -> None:
 
     assert "<td>Alice, Bob</td>" in page.decode()
     assert "<td>finished</td>" in page.decode()
+    assert '<td class="good" title="">complete</td>' in page.decode()
     assert '<span id="ready" class="good" role="status">ready</span>' in page.decode()
