@@ -98,7 +98,7 @@ class Bridge:
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
         )
-        self.finisher = Finisher(dtmf=settings.dtmf_events)
+        self.finisher = Finisher(dtmf=settings.dtmf_events, form=settings.recording_format)
         self.archive = Archive(
             self.database,
             self.finisher,

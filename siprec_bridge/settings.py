@@ -114,6 +114,7 @@ _CASELESS = (
     "sip_unknown_sources",
     "non_siprec_calls",
     "dtmf_events",
+    "recording_format",
     "srtp",
 )
 
@@ -222,6 +223,9 @@ class Settings(BaseModel):
         Path("data"), description="folder of everything the bridge keeps on disk"
     )
     recording_dir: Path | None = Field(None, description="audio; else DATA_DIR/recordings")
+    recording_format: Literal["wav", "flac"] = Field(
+        "wav", description="of finished audio; flac has the same samples in less room"
+    )
     database_url: str | None = Field(
         None, description="database; else SQLite in DATA_DIR/siprec-bridge.db"
     )

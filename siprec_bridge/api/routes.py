@@ -235,7 +235,8 @@ class Api:
         known = [leg["file"] for leg in audio["legs"]] + [audio["stereo"]]
         if name not in known:
             raise web.HTTPNotFound(text="there is no such file")
-        return web.FileResponse(Path(row.folder) / name, headers={"Content-Type": "audio/wav"})
+        kind = "audio/flac" if name.endswith(".flac") else "audio/wav"
+        return web.FileResponse(Path(row.folder) / name, headers={"Content-Type": kind})
 
     async def _pause(self, request: web.Request) -> web.Response:
         return await self._instruct(request, self._calls.pause)

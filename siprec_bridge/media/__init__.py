@@ -4,6 +4,7 @@ Refuses to know SIP dialogs, participants and what is done with the audio. Packe
 in a worker process; the spool that it appends to is the truth of a recording.
 """
 
+from siprec_bridge.media.audio_file import FinishedFile, RecordingFormat
 from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
 from siprec_bridge.media.coverage import Covered
 from siprec_bridge.media.decode import can_decode, decodable
@@ -11,7 +12,6 @@ from siprec_bridge.media.engine import MediaEngine, MediaEvent, MediaUnavailable
 from siprec_bridge.media.finish import (
     DtmfEvents,
     FinishedAudio,
-    FinishedFile,
     FinishedLeg,
     Stretches,
     finish_session,
@@ -32,6 +32,7 @@ __all__ = [
     "MediaUnavailable",
     "NoPortLeft",
     "OfflineMedia",
+    "RecordingFormat",
     "StreamPort",
     "StreamReport",
     "StreamSpec",

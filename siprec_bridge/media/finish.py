@@ -1,15 +1,12 @@
-"""From the spools of a session to its audio files: one WAV a leg, one stereo file.
+"""From the spools of a session to its audio files: one a leg, one stereo file; WAV or FLAC.
 
 Reads the session's folder and nothing else, so that it works after any crash; it can be repeated
 and comes to the same files. Memory does not grow with the length of the call.
 """
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
-import wave
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +18,12 @@ import numpy.typing as npt
 import soxr
 from pydantic import TypeAdapter
 
+from siprec_bridge.media.audio_file import (
+    AudioFile,
+    FinishedFile,
+    RecordingFormat,
+    write_atomically,
+)
 from siprec_bridge.media.clocks import WallFault, wall_clocks
 from siprec_bridge.media.coverage import Covered, Levels
 from siprec_bridge.media.likeness import Listened, same_audio
@@ -34,22 +37,14 @@ Stretches = Sequence[tuple[datetime, datetime]]
 _CHUNK = 1 << 18  # samples held at once
 _ROOM = ".finishing-"
 _LONGEST_LINE_S = 24 * 3600  # a time line beyond that is a broken clock, not a call
+_OTHER: dict[RecordingFormat, str] = {"wav": ".flac", "flac": ".wav"}
 _MOST_COMPARED = 4  # legs: more are no call of two that was forked twice
-_LARGEST_WAV = (1 << 32) - 4096  # octets: a RIFF file has 32 bits for its length
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedFile:
-    """A file as it was written: name within the folder, octets, SHA-256 in hexadecimal."""
-
-    name: str
-    size: int
-    sha256: str
+_LARGEST_FILE = (1 << 32) - 4096  # octets of samples: a RIFF file has 32 bits for its length
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedLeg:
-    """One stream's WAV: mono, 16 bit, `sample_rate` Hz. `started_at` is its first sample's time.
+    """One stream's file: mono, 16 bit, `sample_rate` Hz. `started_at` is its first sample's time.
 
     `covered`: what of it is there; where it is missing, stands in the file `loss_map`.
     `placed_by` says what placed it on the wall clock; `clock_fault` why it was not the SRC's sender
@@ -97,6 +92,7 @@ class FinishedAudio:
     dtmf: DtmfEvents = "keep"
     identical: tuple[tuple[str, str], ...] = ()
     files: tuple[FinishedFile, ...] = ()
+    form: RecordingFormat = "wav"
 
 
 _AUDIO = TypeAdapter(FinishedAudio)
@@ -108,6 +104,7 @@ def finish_session(
     sample_rate: int,
     dtmf: DtmfEvents = "mask",
     expected: Mapping[int, Stretches] | None = None,
+    form: RecordingFormat = "wav",
 ) -> FinishedAudio:
     """Write the files of a session and return what they are. Raises OSError.
 
@@ -115,7 +112,7 @@ def finish_session(
     was something to receive; None: for as long as the audio is.
     """
     summary = folder / f"{session_id}.audio.json"
-    done = _already_done(summary, folder, sample_rate, dtmf)
+    done = _already_done(summary, folder, sample_rate, dtmf, form)
     if done is not None:
         return done
     folder.mkdir(parents=True, exist_ok=True)  # a session without streams has none
@@ -133,7 +130,7 @@ def finish_session(
             line.fill()
             if not line.packets:
                 continue
-            leg, file, levels = _write_leg(line, folder, session_id, sample_rate, dtmf)
+            leg, file, levels = _write_leg(line, folder, session_id, sample_rate, dtmf, form)
             stretches = expected.get(header.index, ()) if expected is not None else None
             spans = _on_the_line(stretches, line)
             map_name = f"{session_id}-{header.index}.loss.json"
@@ -152,12 +149,14 @@ def finish_session(
             files.append(file)
             listened.append((leg.label, Listened(levels.cells, line.files, line.started_ns)))
         audio = FinishedAudio(
-            tuple(legs), damaged=damaged, dtmf=dtmf, identical=_identical(listened)
+            tuple(legs), damaged=damaged, dtmf=dtmf, identical=_identical(listened), form=form
         )
         if lines:
-            stereo, file = _write_stereo(lines, folder, session_id)
+            stereo, file = _write_stereo(lines, folder, session_id, form)
             audio = replace(audio, **stereo, files=(*files, file))
-    _write_atomically(summary, _AUDIO.dump_json(audio, indent=1))
+    write_atomically(summary, _AUDIO.dump_json(audio, indent=1))
+    for one in audio.files:  # what a finisher left that was killed and had to write another format
+        (folder / one.name).with_suffix(_OTHER[form]).unlink(missing_ok=True)
     return audio
 
 
@@ -189,7 +188,7 @@ def _write_loss_map(path: Path, line: Line, spans: Sequence[tuple[float, float]]
         for start, length in line.coverage.gaps(spans)
         if start < end and start + length > 0
     ]
-    _write_atomically(path, json.dumps({"missing": gaps}).encode())
+    write_atomically(path, json.dumps({"missing": gaps}).encode())
 
 
 def _identical(legs: Sequence[tuple[str, Listened]]) -> tuple[tuple[str, str], ...]:
@@ -203,7 +202,7 @@ def _identical(legs: Sequence[tuple[str, Listened]]) -> tuple[tuple[str, str], .
 
 
 def _already_done(
-    summary: Path, folder: Path, sample_rate: int, dtmf: DtmfEvents
+    summary: Path, folder: Path, sample_rate: int, dtmf: DtmfEvents, form: RecordingFormat
 ) -> FinishedAudio | None:
     try:
         audio = _AUDIO.validate_json(summary.read_bytes())
@@ -213,16 +212,22 @@ def _already_done(
     whole = all((folder / name).is_file() for name in files)
     whole = whole and all((folder / one.name).stat().st_size == one.size for one in audio.files)
     rates = all(leg.sample_rate == sample_rate for leg in audio.legs)
-    return audio if whole and rates and audio.dtmf == dtmf else None
+    same = audio.dtmf == dtmf and audio.form == form
+    return audio if whole and rates and same else None
 
 
 def _write_leg(
-    line: Line, folder: Path, session_id: str, sample_rate: int, dtmf: DtmfEvents
+    line: Line,
+    folder: Path,
+    session_id: str,
+    sample_rate: int,
+    dtmf: DtmfEvents,
+    form: RecordingFormat,
 ) -> tuple[FinishedLeg, FinishedFile, Levels]:
     header = line.reader.header
-    name = f"{session_id}-{header.index}.wav"
-    frames = min(line.end * sample_rate // UNIT, _LARGEST_WAV // 2)
-    with _WavFile(folder / name, 1, sample_rate) as wav:
+    name = f"{session_id}-{header.index}.{form}"
+    frames = min(line.end * sample_rate // UNIT, _LARGEST_FILE // 2)
+    with AudioFile(folder / name, 1, sample_rate) as wav:
         sound, levels = _Sound(line, sample_rate), Levels(sample_rate)
         for start in range(0, frames, _CHUNK):
             pcm = _clipped(sound.take(min(_CHUNK, frames - start)))
@@ -261,18 +266,18 @@ def _keys(line: Line, dtmf: DtmfEvents) -> tuple[KeyPress, ...]:
 
 
 def _write_stereo(
-    lines: list[Line], folder: Path, session_id: str
+    lines: list[Line], folder: Path, session_id: str, form: RecordingFormat
 ) -> tuple[dict[str, Any], FinishedFile]:
     """First stream left, second right, further ones in both; on one wall clock.
 
     At the highest rate that any of them has of its own, as far as the file can be so long.
     """
-    name = f"{session_id}-stereo.wav"
+    name = f"{session_id}-stereo.{form}"
     origin = min(line.started_ns for line in lines)
     longest_s = max((line.started_ns - origin) / 1e9 + line.end / UNIT for line in lines)
     longest_s = min(longest_s, _LONGEST_LINE_S)
     rate = max((rate for line in lines for rate in line.files), default=8000)
-    if longest_s * rate * 4 > _LARGEST_WAV:
+    if longest_s * rate * 4 > _LARGEST_FILE:
         rate = 8000
     offsets = [round((line.started_ns - origin) * rate / 1e9) for line in lines]
     total = max(
@@ -280,7 +285,7 @@ def _write_stereo(
     )
     total = min(total, _LONGEST_LINE_S * rate)
     sounds = [_Sound(line, rate, offset) for line, offset in zip(lines, offsets, strict=True)]
-    with _WavFile(folder / name, 2, rate) as wav:
+    with AudioFile(folder / name, 2, rate) as wav:
         for start in range(0, total, _CHUNK):
             size = min(_CHUNK, total - start)
             mix = np.zeros((size, 2), np.int32)
@@ -352,56 +357,6 @@ def _chunks(path: Path) -> Iterator[tuple[npt.NDArray[np.int16], bool]]:
             yield audio, left <= 0
             if left <= 0:
                 return
-
-
-class _WavFile:
-    """A 16-bit WAV that is there as a whole or not at all; then `finished` says what it is."""
-
-    finished: FinishedFile
-
-    def __init__(self, path: Path, channels: int, rate: int) -> None:
-        self._path = path
-        self._part = path.with_name(f".{path.name}.part")
-        self._file = self._part.open("wb")
-        self._wav = wave.open(self._file, "wb")  # noqa: SIM115  closed in __exit__
-        self._wav.setnchannels(channels)
-        self._wav.setsampwidth(2)
-        self._wav.setframerate(rate)
-
-    def __enter__(self) -> "_WavFile":
-        return self
-
-    def write(self, audio: npt.NDArray[np.int16]) -> None:
-        """Append samples, shape (n,) or (n, channels)."""
-        self._wav.writeframes(audio.astype("<i2").tobytes())
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._wav.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-        if kind is None:
-            self.finished = _finished(self._part, self._path.name)
-            self._part.replace(self._path)
-        else:
-            self._part.unlink(missing_ok=True)
-
-
-def _finished(path: Path, name: str) -> FinishedFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return FinishedFile(name, file.tell(), digest.hexdigest())
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _time(at_ns: int) -> datetime:

@@ -10,15 +10,19 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from siprec_bridge.media.audio_file import RecordingFormat
 from siprec_bridge.media.finish import DtmfEvents, FinishedAudio, Stretches, finish_session
 
 
 class Finisher:
-    """Makes sessions' audio files, `processes` at a time; `dtmf` as for `finish_session`."""
+    """Makes sessions' audio files, `processes` at a time; the rest as for `finish_session`."""
 
-    def __init__(self, processes: int = 1, dtmf: DtmfEvents = "mask") -> None:
+    def __init__(
+        self, processes: int = 1, dtmf: DtmfEvents = "mask", form: RecordingFormat = "wav"
+    ) -> None:
         self._processes = processes
         self._dtmf: DtmfEvents = dtmf
+        self._form: RecordingFormat = form
         self._pool: ProcessPoolExecutor | None = None
 
     async def finish(
@@ -33,7 +37,14 @@ class Finisher:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                pool, finish_session, folder, session_id, sample_rate, self._dtmf, expected
+                pool,
+                finish_session,
+                folder,
+                session_id,
+                sample_rate,
+                self._dtmf,
+                expected,
+                self._form,
             )
         except BrokenProcessPool as error:
             if self._pool is pool:

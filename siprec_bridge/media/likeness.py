@@ -70,22 +70,19 @@ def _best_lag(
     one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], shift: int
 ) -> tuple[float, int]:
     """The highest correlation, and by how many cells the other one has to come earlier for it."""
-    size = max(len(one), len(other) + abs(shift)) + abs(shift) + 2 * _LAG
+    size = 1 << (max(len(one), len(other) + abs(shift)) + abs(shift) + 2 * _LAG).bit_length()
     wide = np.zeros((2, size))
     base = max(0, -shift) + _LAG
-    wide[0, base : base + len(one)] = one
-    wide[1, base + shift : base + shift + len(other)] = other
-    wide -= wide.mean(axis=1, keepdims=True)
+    wide[0, base : base + len(one)] = one - one.mean()
+    wide[1, base + shift : base + shift + len(other)] = other - other.mean()
     norm = float(np.linalg.norm(wide[0]) * np.linalg.norm(wide[1]))
     if norm == 0:
         return 0.0, 0
-    inner = slice(_LAG, size - _LAG)
-    scores = [
-        float(np.dot(wide[0][inner], wide[1][_LAG + lag : size - _LAG + lag])) / norm
-        for lag in range(-_LAG, _LAG + 1)
-    ]
+    spectrum = np.fft.rfft(wide[1]) * np.conj(np.fft.rfft(wide[0]))
+    products = np.fft.irfft(spectrum, size)
+    scores = np.concatenate((products[-_LAG:], products[: _LAG + 1])) / norm
     best = int(np.argmax(scores))
-    return scores[best], best - _LAG
+    return float(scores[best]), best - _LAG
 
 
 def _peak(one: Path, other: Path, rate: int, cell: int, cell_other: int) -> float | None:

@@ -203,7 +203,9 @@ async def test_help_names_every_command(tmp_path: Path) -> None:
 async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     speaks = str(recogniser(tmp_path, "speaks"))
     async with (
-        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
+        running_bridge(
+            tmp_path / "data", WHISPER_BINARY_PATH=speaks, RECORDING_FORMAT="flac"
+        ) as bridge,
         listening(bridge) as events,
     ):
         for _ in range(3):
@@ -215,7 +217,11 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
         status, text = await bridge.get(f"/api/sessions/{session}/transcript?format=text")
         _, detail = await bridge.get(f"/api/sessions/{session}")
         name = json.loads(detail)["audio"]["legs"][0]["file"]
-        audio_status, _ = await get_bytes(bridge.http + f"/api/sessions/{session}/audio/{name}")
+        audio = f"{bridge.http}/api/sessions/{session}/audio/{name}"
+        audio_status, _ = await get_bytes(audio)
+        async with aiohttp.ClientSession() as http:
+            seek = await http.get(audio, headers={"Range": "bytes=0-3"})
+            part = (seek.status, seek.content_type, await seek.read())
         _, unjudged = await bridge.get("/api/sessions?assurance=nothing")
         _, judged = await bridge.get("/api/sessions?assurance=complete")
         refused = [
@@ -231,6 +237,7 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     assert len(set(pages)) == len(pages) == 3
     assert (status, text) == (200, "hello there\nhello there\n")
     assert audio_status == 200
+    assert part == (206, "audio/flac", b"fLaC")
     assert json.loads(detail)["assurance"]["verdict"] == "complete"
     assert json.loads(detail)["document"]["assurance"] == json.loads(detail)["assurance"]
     assert (len(json.loads(judged)["sessions"]), json.loads(unjudged)["sessions"]) == (3, [])
