@@ -70,7 +70,7 @@ class Coverage:
     def gaps(self, spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         """Start and length in seconds of what is missing within these stretches, in order."""
         found: list[tuple[float, float]] = []
-        for start, stop in _in_cells(spans):
+        for start, stop in self._in_cells(spans):
             starts, lengths = _runs(self._between(start, stop) == _MISSING)
             found += [
                 ((start + at) / CELLS, length / CELLS)
@@ -85,7 +85,7 @@ class Coverage:
         """
         total = missing = left_out = received = sound = late = early = 0
         gaps: list[int] = []
-        ranges = _in_cells(spans)
+        ranges = self._in_cells(spans)
         for number, (start, stop) in enumerate(ranges):
             cells = self._between(start, stop)
             total += len(cells)
@@ -119,10 +119,18 @@ class Coverage:
 
     def _between(self, start: int, stop: int) -> Cells:
         """Cells from one to another; there is nothing before the line and behind it."""
-        stop = min(stop, max(start, 0) + self._most)
         inside = self._cells[max(0, start) : max(0, min(stop, self._end))]
         before = min(max(0, -start), stop - start)
         return np.pad(inside, (before, stop - start - before - len(inside)))
+
+    def _in_cells(self, spans: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
+        """Stretches in cells; one that no line can have, since a clock was set, is cut."""
+        found: list[tuple[int, int]] = []
+        for since, until in spans:
+            start, stop = round(since * CELLS), round(until * CELLS)
+            stop = min(stop, max(start, 0) + self._most)
+            found.append((max(start, stop - self._most), stop))
+        return found
 
     def _nearest(self, places: Ints) -> Ints:
         cells: Ints = np.clip((places + self._cell // 2) // self._cell, 0, self._most)
@@ -173,10 +181,6 @@ class Levels:
     def cells(self) -> Cells:
         """One for each whole cell so far."""
         return np.concatenate([np.zeros(0, np.uint8), *self._parts])
-
-
-def _in_cells(spans: Sequence[tuple[float, float]]) -> list[tuple[int, int]]:
-    return [(round(start * CELLS), round(stop * CELLS)) for start, stop in spans]
 
 
 def _runs(wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:

@@ -36,6 +36,9 @@ def same_audio(one: Listened, other: Listened) -> bool:
     Levels alone would take two parties for one who are talked over by the same music.
     """
     shift = round((other.started_ns - one.started_ns) * CELLS / 1e9)
+    together = min(len(one.levels), len(other.levels) + shift) - max(0, shift)
+    if together < _SHORTEST_SOUND:
+        return False
     loud, loud_other = _above(one.levels), _above(other.levels)
     if min(np.count_nonzero(loud), np.count_nonzero(loud_other)) < _SHORTEST_SOUND:
         return False

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.rtp import Pcm, packets, read_wav, tone
-from siprec_bridge.media import Covered, FinishedAudio, finish_session
+from siprec_bridge.media import Covered, FinishedAudio, finish, finish_session
 from siprec_bridge.media.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.rtp import build_packet
 from siprec_bridge.sdp import Codec
@@ -172,6 +172,23 @@ def test_two_parties_are_not_taken_for_one(tmp_path: Path, other: Pcm) -> None:
     spool(tmp_path, packets(other, ssrc=7), 1)
 
     assert finished(tmp_path, (0.0, 12.0)).identical == ()
+
+
+def test_a_clock_that_was_set_by_years_costs_neither_memory_nor_the_audio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "_LONGEST_LINE_S", 60)
+    voice = speech(6.0, 1)
+    spool(tmp_path, packets(voice))
+    spool(tmp_path, packets(voice), 1, arrival=lambda number: 1e9 + 0.02 * number)
+
+    audio = finished(tmp_path, (-1.6e9, 1.6e9))
+
+    assert audio.identical == ()
+    for leg in audio.legs:
+        assert leg.covered is not None
+        assert leg.covered.expected == 3.2e9
+        assert leg.covered.captured <= 6.0
 
 
 def report(seconds: float, timestamp: int, ssrc: int, ahead: float = 500.0) -> bytes:
