@@ -49,6 +49,7 @@ class Office:
     phone: Phone
     database: Database
     media: MediaEngine
+    archive: Archive
     metrics: Metrics
     recordings: Path
 
@@ -88,7 +89,7 @@ async def office(
         siprec_only=siprec_only,
     )  # fmt: skip
     try:
-        yield Office(service, phone, database, media, metrics, recordings)
+        yield Office(service, phone, database, media, archive, metrics, recordings)
     finally:
         await service.stop(0.5)
         await media.stop()

@@ -49,6 +49,9 @@ async def test_in_mid_call_what_was_said_until_then_is_transcribed_after_a_resta
         assert loudest_frequency(pcm, rate) == pytest.approx(frequency, abs=5)
     (session,) = json.loads(text)["sessions"]
     assert session["state"] == "finished"
+    assert session["assurance"] == final["data"]["assurance"]
+    assert session["assurance"]["verdict"] == "incomplete"
+    assert [one["code"] for one in session["assurance"]["findings"]] == ["bridge_restarted"]
 
 
 async def spools(data: Path, count: int, size: int) -> set[Path]:

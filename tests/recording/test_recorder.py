@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from harness.rtp import packets, send, tone
 from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
 from siprec_bridge.media import MediaEvent
-from siprec_bridge.recording import Capacity, Completion
+from siprec_bridge.recording import Capacity, Completion, recover
 from siprec_bridge.rtp import build_packet
 from siprec_bridge.sip import (
     AckReceived,
@@ -160,6 +161,24 @@ async def test_a_call_with_one_silent_line_says_so_in_its_document_and_the_metri
     assert captured is not None
     assert 2.2 < expected < 10
     assert 0 < captured < expected / 2 + 0.1
+
+
+async def test_a_session_whose_folder_is_gone_after_a_crash_is_nothing(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        (row,) = await sessions(here)
+        shutil.rmtree(here.recordings)
+        await recover([row], here.database, here.archive, lambda: row.started_at)
+        (after,) = await sessions(here)
+        counted = here.metrics.registry.get_sample_value(
+            "siprec_sessions_assured_total", {"verdict": "nothing"}
+        )
+
+    assurance = SessionDocument.model_validate_json(after.document).assurance
+    assert assurance is not None
+    assert (after.state, after.assurance, counted) == ("failed", "nothing", 1)
+    assert [one.code for one in assurance.findings] == ["audio_missing"]
 
 
 async def test_a_settled_service_has_answered_what_it_was_told_and_archived_what_is_over(
