@@ -140,9 +140,9 @@ def finish_session(
                 leg,
                 covered=line.coverage.covered(spans, levels.cells),
                 loss_map=map_name,
-                placed_by="sender_reports" if clocks.sources else "arrival",
+                placed_by="sender_reports" if line.timeline.by_clock else "arrival",
                 drift_ppm=round((1 / pace - 1) * 1e6, 2) if pace is not None else None,
-                clock_fault=clocks.fault,
+                clock_fault=None if line.timeline.by_clock else clocks.fault or "jumps",
             )
             lines.append(line)
             legs.append(leg)

@@ -58,7 +58,8 @@ class Timeline:
     clocks: Mapping[int, SourceClock] = field(default_factory=dict)
     end: int = 0  # behind the last sample
     discontinuities: int = 0
-    origin_ns: int | None = None  # arrival that position 0 stands for
+    origin_ns: int | None = None  # time that position 0 stands for
+    by_clock: bool = False  # that time is a source's, not that of its packets' arrival
     _sources: dict[int, _Source] = field(default_factory=dict)
     _clock_ns: int = 0  # last arrival, as it was told
     _stepped_ns: int = 0  # by how much the wall clock was set since the first packet
@@ -167,6 +168,7 @@ class Timeline:
             self.origin_ns = self._origin(positions, arrivals)
             sampled = _sampled(clock, int(timestamp[0]), int(arrivals[0]))
             if sampled is not None:
+                self.by_clock = True
                 self.origin_ns = sampled - round(int(positions[0]) * (1e9 / self.clock_rate))
         self._start_anew(broken, positions, arrivals, samples, timestamp, clock)
         self._sources[ssrc] = _Source(

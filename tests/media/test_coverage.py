@@ -244,6 +244,14 @@ def test_reports_that_do_not_hold_for_both_legs_leave_it_to_the_arrivals(
     assert [leg.started_at for leg in audio.legs] == [at(0.0)] * 2
 
 
+def test_reports_that_are_seconds_off_the_packets_are_not_believed(tmp_path: Path) -> None:
+    spool(tmp_path, packets(tone(440, 1.0)), reports=[(0.5, report(0.5, 1000 + 8000 * 9, 0x1234))])
+
+    (leg,) = finished(tmp_path, (0.0, 1.0)).legs
+
+    assert (leg.placed_by, leg.clock_fault, leg.started_at) == ("arrival", "jumps", at(0.0))
+
+
 def test_a_leg_whose_clock_is_corrected_has_no_hole_between_its_packets(tmp_path: Path) -> None:
     """A clock that is 400 ppm slow leaves room for a sample every 0.3 s."""
     voice = tone(440, 40.0)
