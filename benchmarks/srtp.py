@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from siprec_bridge.media.control import StreamSpec
+from siprec_bridge.media.control import Configuration, StreamSpec
 from siprec_bridge.media.worker import Worker
 from siprec_bridge.rtp import SrtpSender, available_suites, build_packet
 from siprec_bridge.sdp import SUITES, Codec, StreamKeys
@@ -41,6 +41,8 @@ def main() -> None:
 def _measure(suite: str, streams: int, folder: Path) -> float:
     ours, theirs = socket.socketpair()
     worker = Worker(theirs)
+    configuration = Configuration(16384, 32767, True, 30.0, "learned")
+    worker._do({"do": "configure", "configuration": configuration.to_json()})
     key = bytes(range(SUITES.get(suite, 0)))
     keys = StreamKeys(suite, key, key) if key else None
     ports: list[int] = []

@@ -5,6 +5,7 @@ signalling -> recording -> media -> archive -> transcription -> completion -> de
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import signal
@@ -117,7 +118,9 @@ class Bridge:
             port_max=settings.rtp_port_max,
             metrics=metrics,
             on_event=self._on_media,
+            workers=settings.media_workers or len(os.sched_getaffinity(0)),
             rtp_timeout=settings.rtp_timeout.total_seconds(),
+            rtp_source=settings.rtp_source,
             fast_path=settings.rtp_fast_path,
         )
         self.sip = SipServer(
@@ -292,6 +295,14 @@ class Bridge:
                 log.warning("stream.silent", seconds=event.seconds, **fields)
             case "not_authentic":
                 log.warning("stream.not_authentic", **fields)  # once; the metric counts
+            case "stranger":
+                log.warning("stream.stranger", source=event.cause, **fields)  # once, likewise
+            case "learned":
+                log.info("stream.learned", source=event.cause, **fields)
+            case "interrupted":
+                log.error("stream.interrupted", seconds=event.seconds, **fields)
+            case "lost":
+                log.error("stream.lost", cause=event.cause, **fields)
             case "write_failed":
                 log.error("stream.not_written", cause=event.cause, **fields)
             case _:
@@ -315,7 +326,7 @@ class Bridge:
             return None if self.listener.endpoints else "SIP is not bound"
 
         async def media() -> str | None:
-            return None if self.media.alive else "the media worker is down"
+            return None if self.media.alive else "all media workers are down"
 
         async def disk() -> str | None:
             full = self.capacity.exhausted_by(0) == "disk"
@@ -382,7 +393,8 @@ class Bridge:
             ),
             *self._tls_choices(),
             f"RTP on {', '.join(settings.rtp_hosts)}, ports {settings.rtp_port_min} "
-            f"to {settings.rtp_port_max}, received by {self.media.receiver}",
+            f"to {settings.rtp_port_max}, received by {self.media.receiver} in {self.media.workers} "
+            f"process{'es' * (self.media.workers > 1)}, sources: {settings.rtp_source}",
             f"recordings in {settings.recordings}",
             f"database {self.database.path} ({stored})",
             f"recogniser {self.provider.describe()}",

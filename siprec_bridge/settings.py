@@ -115,6 +115,7 @@ _CASELESS = (
     "non_siprec_calls",
     "dtmf_events",
     "recording_format",
+    "rtp_source",
     "srtp",
 )
 
@@ -199,6 +200,16 @@ class Settings(BaseModel):
     )
     rtp_timeout: Duration = Field(
         timedelta(seconds=30), description="a stream without RTP for so long is reported as silent"
+    )
+    rtp_source: Literal["learned", "signalled", "any"] = Field(
+        "learned",
+        description="whose RTP is recorded: signalled, of the address in the SRC's SDP; learned, "
+        "of that, its SIP's, or else the first that sends; any, of anyone who finds the port",
+    )
+    media_workers: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="processes that receive RTP, each with its share of the ports; "
+        "else one for each core",
     )
     codecs: Annotated[tuple[str, ...], BeforeValidator(_codecs)] = Field(
         (),

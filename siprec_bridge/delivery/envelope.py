@@ -45,6 +45,7 @@ class SessionFacts:
     call_ids: Mapping[str, str] = field(default_factory=dict)
     participants: tuple[Participant, ...] = ()
     streams: tuple[Stream, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Data(BaseModel):
@@ -63,6 +64,9 @@ class SessionData(Data):
 
     participants: tuple[Participant, ...] = ()
     streams: tuple[Stream, ...] = ()
+    warnings: tuple[str, ...] = Field(
+        (), description="what was odd so far: in SDP or metadata, or with the recording itself"
+    )
 
 
 class SessionLabelsData(SessionData):
@@ -167,7 +171,7 @@ class SessionStarted(CloudEvent):
 
 
 class SessionUpdated(CloudEvent):
-    """Participants or streams changed."""
+    """Participants or streams changed, or audio is missing."""
 
     type: Literal["session.updated"] = "session.updated"
     data: SessionData
@@ -440,6 +444,7 @@ def _session(facts: SessionFacts) -> dict[str, Any]:
         "call_ids": dict(facts.call_ids),
         "participants": facts.participants,
         "streams": facts.streams,
+        "warnings": facts.warnings,
     }
 
 

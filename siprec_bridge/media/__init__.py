@@ -8,7 +8,7 @@ from siprec_bridge.media.audio_file import FinishedFile, RecordingFormat
 from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
 from siprec_bridge.media.coverage import Covered
 from siprec_bridge.media.decode import can_decode, decodable
-from siprec_bridge.media.engine import MediaEngine, MediaEvent, MediaUnavailable
+from siprec_bridge.media.engine import MediaEngine
 from siprec_bridge.media.finish import (
     DtmfEvents,
     FinishedAudio,
@@ -19,6 +19,7 @@ from siprec_bridge.media.finish import (
 from siprec_bridge.media.finisher import Finisher
 from siprec_bridge.media.offline import OfflineMedia
 from siprec_bridge.media.ports import NoPortLeft
+from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable
 
 __all__ = [
     "Covered",

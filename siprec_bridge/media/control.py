@@ -8,20 +8,74 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from siprec_bridge.sdp import Codec, StreamKeys
 
-VERSION: Final = 1
+VERSION: Final = 2
 LINE_LIMIT: Final = 1 << 20
+SWEEP_S: Final = 0.2  # between two sweeps of a worker's sockets
+
+# Whose packets are taken: anyone's; of the address in the SRC's c= line; of that or of the first
+# address that sends RTP.
+SourcePolicy = Literal["any", "signalled", "learned"]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a worker is told first: its ports, and how it is to receive. `rtp_timeout` in s."""
+
+    first: int
+    last: int
+    fast: bool
+    rtp_timeout: float
+    sources: SourcePolicy
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, object]:
+        """For the wire."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Configuration":
+        """From the wire. Raises ValueError when the bridge is of another version."""
+        if value.get("version") != VERSION:
+            raise ValueError(f"the bridge speaks version {value.get('version')}, not {VERSION}")
+        return cls(**value)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a worker counted since it last told.
+
+    With a sweep: `late`, s after it was due, and `busy`, the worker's share of a core since the
+    sweep before.
+    """
+
+    packets: int = 0
+    octets: int = 0
+    duplicates: int = 0
+    malformed: int = 0
+    strangers: int = 0
+    unauthenticated: int = 0
+    kernel_drops: int = 0
+    late: float | None = None
+    busy: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """For the wire: what is not zero."""
+        return {name: value for name, value in asdict(self).items() if value not in (0, None)} | (
+            {"late": self.late} if self.late is not None else {}
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSpec:
     """A stream to record. Its spool is `<folder>/<stream_id>.spool`.
 
-    `host` is the address to receive it on, `rtcp` where the SRC receives RTCP. `keys` goes to the
-    worker and nowhere else.
+    `host` is the address to receive it on, `rtcp` where the SRC receives RTCP, at the address of
+    its c= line; `peer` the address that its SIP comes from. `keys` goes to the worker and nowhere
+    else.
     """
 
     stream_id: str
@@ -34,6 +88,7 @@ class StreamSpec:
     keys: StreamKeys | None = field(default=None, repr=False)
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False  # on one port with RTP, on both sides
+    peer: str | None = None
 
     @property
     def spool(self) -> Path:
@@ -55,6 +110,7 @@ class StreamSpec:
             "keys": _keys_to_json(self.keys) if self.keys is not None else None,
             "rtcp": self.rtcp,
             "rtcp_mux": self.rtcp_mux,
+            "peer": self.peer,
         }
 
     @classmethod

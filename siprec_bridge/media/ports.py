@@ -2,11 +2,24 @@
 
 import contextlib
 import errno
+import itertools
 import socket
 
 
 class NoPortLeft(Exception):
     """Every port of the range is taken."""
+
+
+def shares(first: int, last: int, workers: int) -> list[tuple[int, int]]:
+    """Split a range: first and last port of each worker, fewer workers where ports are few.
+
+    Each share has room for a call, two pairs; the last port of a range may be left over.
+    """
+    first += first % 2
+    pairs = max(0, (last - first + 1) // 2)
+    count = max(1, min(workers, pairs // 2))
+    ends = [first + 2 * (pairs * number // count) for number in range(count + 1)]
+    return [(start, end - 1) for start, end in itertools.pairwise(ends)]
 
 
 class PortRange:

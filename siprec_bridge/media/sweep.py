@@ -3,6 +3,8 @@
 Two ways with one result: `recvmmsg` by ctypes, which takes a socket's whole queue in one system
 call, and plain `recvmsg_into`. The kernel's time stamps say when a packet came, whenever the
 sweep gets to it; SO_RXQ_OVFL says what the kernel had to drop.
+
+A source is an address as two 64-bit words of IPv6, IPv4 mapped into it; ports do not count.
 """
 
 import ctypes
@@ -11,6 +13,9 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
 import numpy as np
@@ -24,15 +29,45 @@ _STRIDE = 2064  # a record head, the datagram right behind it, and room to align
 _BODY = 16
 _HEAD = _BODY - RECORD.itemsize
 _CONTROL = 64
+_NAME_WORDS = 8  # of 32 bits: room for a struct sockaddr_in6, 28 octets
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _MSG_TRUNC = 0x20
 _RECEIVE_BUFFER = 1 << 20
 _RTCP_BUFFER = 1 << 13
+_LARGEST_SKB = 4096  # octets that the kernel counts, at most, for a small datagram
+_MAPPED = np.frombuffer(b"\0\0\xff\xff", np.uint32)[0]  # third word of ::ffff:0:0/96
+
+Source = tuple[int, int]
+NOBODY: Source = (0, 0)  # is no datagram's source
+
+
+@lru_cache(maxsize=4096)
+def source_of(host: str) -> Source | None:
+    """The source of an address; None: it is a name, or no host's."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    if address.is_unspecified or address.is_multicast:
+        return None
+    packed = address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+    high, low = struct.unpack("=QQ", packed)
+    return high, low
+
+
+def address_of(source: Source) -> str:
+    """A source for readers."""
+    one = IPv6Address(struct.pack("=QQ", *source))
+    return str(one.ipv4_mapped or one)
 
 
 class Arena:
-    """Room for datagrams, each with its record head ahead of it. Arrays have shape (SLOTS,)."""
+    """Room for datagrams, each with its record head ahead of it. Arrays have shape (SLOTS,).
+
+    `sources` has shape (SLOTS, 2).
+    """
 
     def __init__(self) -> None:
         buffer = bytearray(SLOTS * _STRIDE)
@@ -42,6 +77,7 @@ class Arena:
         self.lengths = np.zeros(SLOTS, np.int64)
         self.arrivals_ns = np.zeros(SLOTS, np.int64)
         self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
+        self.sources = np.zeros((SLOTS, 2), np.uint64)
         self.heads: npt.NDArray[np.void] = np.ndarray(
             (SLOTS,), RECORD, buffer, offset=_HEAD, strides=(_STRIDE,)
         )
@@ -77,17 +113,62 @@ def prepare_rtcp(one: socket.socket) -> None:
     one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
-def receive_stamped(one: socket.socket) -> tuple[bytes, int] | None:
-    """A datagram and when it came, ns since 1970; None: none waits."""
+def room(one: socket.socket) -> int:
+    """How many datagrams a prepared RTP socket surely has room for."""
+    return one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _LARGEST_SKB
+
+
+def shield(one: socket.socket, sources: Iterable[Source]) -> bool:
+    """Have the kernel drop what comes from elsewhere, so that it takes no room; none: take all.
+
+    SO_RXQ_OVFL counts what it drops. False: this kernel does not do that.
+    """
+    allowed = [ip_address(address_of(one)) for one in sources]
     try:
-        data, control, _, _ = one.recvmsg(_LARGEST, _CONTROL)
+        if not allowed:
+            one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            return False
+        program = ctypes.create_string_buffer(_filter(allowed))
+        count = ctypes.sizeof(program) // 8
+        pointer = struct.pack("@HP", count, ctypes.addressof(program))
+        one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+    except OSError:
+        return False
+    return True
+
+
+def _filter(allowed: list[IPv4Address | IPv6Address]) -> bytes:
+    """A program for the kernel's packet filter. Linux: Documentation/networking/filter.rst."""
+    load, load_octet, mask, equal, end = 0x20, 0x30, 0x54, 0x15, 0x06
+    network = 0xFFF00000  # SKF_NET_OFF: offsets from here count from the IP header
+    take, drop = (end, 0, 0, 0xFFFFFFFF), (end, 0, 0, 0)
+    four = [(load, 0, 0, network + 12)]
+    six = []
+    for one in allowed:
+        if isinstance(one, IPv4Address):
+            four += [(equal, 0, 1, int(one)), take]
+            continue
+        for number, word in enumerate(struct.unpack("!4I", one.packed)):
+            to_next = 7 - 2 * number
+            six += [(load, 0, 0, network + 8 + 4 * number), (equal, 0, to_next, word)]
+        six.append(take)
+    four.append(drop)
+    six.append(drop)
+    version = [(load_octet, 0, 0, network), (mask, 0, 0, 0xF0), (equal, 0, len(four), 0x40)]
+    return b"".join(struct.pack("=HBBI", *each) for each in [*version, *four, *six])
+
+
+def receive_stamped(one: socket.socket) -> tuple[bytes, int, Source] | None:
+    """A datagram, when it came, ns since 1970, and from whom; None: none waits."""
+    try:
+        data, control, _, (host, *_) = one.recvmsg(_LARGEST, _CONTROL)
     except OSError:
         return None
     for level, kind, value in control:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", value)
-            return data, seconds * 1_000_000_000 + nanoseconds
-    return data, time.time_ns()
+            return data, seconds * 1_000_000_000 + nanoseconds, source_of(host) or NOBODY
+    return data, time.time_ns(), source_of(host) or NOBODY
 
 
 class PlainReceiver:
@@ -99,7 +180,7 @@ class PlainReceiver:
         while slot < SLOTS:
             at = int(arena.offsets[slot])
             try:
-                length, control, flags, _ = one.recvmsg_into(
+                length, control, flags, (host, *_) = one.recvmsg_into(
                     [arena.view[at : at + _LARGEST]], _CONTROL
                 )
             except (BlockingIOError, InterruptedError):
@@ -116,6 +197,7 @@ class PlainReceiver:
             arena.lengths[slot] = 0 if flags & _MSG_TRUNC else length
             arena.arrivals_ns[slot] = arrival
             arena.drops[slot] = drops
+            arena.sources[slot] = source_of(host) or NOBODY
             slot += 1
         return slot - start
 
@@ -160,6 +242,9 @@ class BatchReceiver:
         self._messages["vector_length"] = 1
         self._messages["control"] = self._control.ctypes.data + np.arange(SLOTS) * _CONTROL
         self._messages["control_length"] = _CONTROL
+        self._names = np.zeros((SLOTS, _NAME_WORDS), np.uint32)
+        self._messages["name"] = self._names.ctypes.data + np.arange(SLOTS) * 4 * _NAME_WORDS
+        self._messages["name_length"] = 4 * _NAME_WORDS
         self._address = self._messages.ctypes.data
 
     def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
@@ -193,6 +278,12 @@ class BatchReceiver:
         drops = control[:, 48:52].copy().view(np.uint32)[:, 0].astype(np.int64)
         arena.drops[:count] = np.where(counted, drops, -1)
         messages["control_length"] = _CONTROL
+        messages["name_length"] = 4 * _NAME_WORDS
+        names, sources = self._names[:count], arena.sources[:count].view(np.uint32)
+        sources[:, :2], sources[:, 2], sources[:, 3] = 0, _MAPPED, names[:, 1]
+        six = names.view(np.uint16)[:, 0] == socket.AF_INET6
+        if six.any():
+            sources[six] = names[six, 2:6]
 
 
 def best_receiver(arena: Arena, *, fast: bool) -> Receiver:

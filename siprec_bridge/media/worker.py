@@ -24,7 +24,9 @@ import numpy as np
 
 from siprec_bridge.media.control import (
     LINE_LIMIT,
-    VERSION,
+    SWEEP_S,
+    Configuration,
+    Counters,
     StreamReport,
     StreamSpec,
     decode,
@@ -35,12 +37,18 @@ from siprec_bridge.media.quality import clock_rate
 from siprec_bridge.media.spool import write_records
 from siprec_bridge.media.stream import ReceivedStream, open_spool, srtp_receiver
 from siprec_bridge.media.sweep import (
+    NOBODY,
     SLOTS,
     Arena,
+    Source,
+    address_of,
     best_receiver,
     prepare,
     prepare_rtcp,
     receive_stamped,
+    room,
+    shield,
+    source_of,
 )
 from siprec_bridge.rtp import (
     HEADER_SIZE,
@@ -57,7 +65,6 @@ from siprec_bridge.rtp import (
 )
 from siprec_bridge.rtp import arrivals as of_arrivals
 
-SWEEP_S = 0.2
 _REPORT_S = 5.0  # mean of the time between receiver reports of a stream. RFC 3550 §6.2
 _MOST_REPORTS = 1000  # of one sweep; the others go with the next ones
 _MOST_RTCP = 16  # datagrams of a stream in a sweep
@@ -67,6 +74,7 @@ _MOST_RTCP = 16  # datagrams of a stream in a sweep
 class _Stream(ReceivedStream):
     rtp: socket.socket
     rtcp: socket.socket
+    room: int  # for datagrams that wait
     sender: SrtpSender | None = None
     target: tuple[str, int] | None = None  # of our RTCP
     ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
@@ -75,7 +83,13 @@ class _Stream(ReceivedStream):
     said_bye: bool = False
     reported: Reception | None = None  # with our last report
     has_reported: bool = False
-    kernel_drops: int = 0
+    homes: frozenset[Source] = frozenset()  # where the SRC itself says that it is
+    source: Source = NOBODY  # whose packets are taken, besides those from home; nobody's: anyone's
+    guests: frozenset[Source] = frozenset()  # whom the kernel lets through; none: anyone
+    strangers: int = 0  # datagrams dropped
+    waited: int = 0  # datagrams at the last sweep
+    drops: int = 0  # the kernel's count, for want of room or by our filter
+    kernel_drops: int = 0  # of these, for want of room
     heard_at: float = 0.0  # monotonic
     silent: bool = False
     write_failed: bool = False
@@ -97,10 +111,8 @@ class Worker:
         self._streams: dict[str, _Stream] = {}
         self._arena = Arena()
         self._buffer = b""
-        self._ports = PortRange(16384, 32767)
-        self._receiver = best_receiver(self._arena, fast=True)
-        self._rtp_timeout = 30.0
-        self._counters: dict[str, int] = {}
+        self._configure(Configuration(16384, 32767, True, 30.0, "any"))
+        self._counters = Counters()
         self._rtcp = selectors.DefaultSelector()
         self._reports: list[tuple[float, int, _Stream]] = []  # a heap by time
         self._numbers = itertools.count()
@@ -109,21 +121,27 @@ class Worker:
 
     def run(self) -> None:
         """Serve until the bridge is gone."""
-        next_sweep = time.monotonic() + SWEEP_S
+        due = swept_at = time.monotonic()
+        worked = time.process_time()
         while True:
-            wait = max(0.0, next_sweep - time.monotonic()) if self._streams else None
+            idle = not self._streams
+            wait = None if idle else max(0.0, due - time.monotonic())
             readable, _, _ = select.select([self._control], [], [], wait)
             if readable and not self._take_commands():
                 break
             now = time.monotonic()
-            if self._streams and now >= next_sweep:
+            if idle:  # there was nothing to be late with
+                due, swept_at, worked = now + SWEEP_S, now, time.process_time()
+            elif now >= due:
                 self._sweep(list(self._streams.values()))
                 self._read_rtcp()
                 self._send_reports(now)
                 self._look_for_silence(now)
+                spent = time.process_time()
+                self._counters.late = round(now - due, 6)
+                self._counters.busy = round((spent - worked) / (now - swept_at), 4)
                 self._tell_counters()
-            if now >= next_sweep:
-                next_sweep = now + SWEEP_S
+                due, swept_at, worked = now + SWEEP_S, now, spent
         self._close(list(self._streams))
         self._rtcp.close()
 
@@ -147,14 +165,8 @@ class Worker:
 
     def _do(self, command: dict[str, object]) -> dict[str, object]:
         match command:
-            case {"do": "configure", "version": version, "first": int(first), "last": int(last),
-                  "fast": bool(fast), "rtp_timeout": float(timeout)}:  # fmt: skip
-                if version != VERSION:
-                    raise ValueError(f"the bridge speaks version {version}, not {VERSION}")
-                self._rtp_timeout = timeout
-                self._ports = PortRange(first, last)
-                self._receiver = best_receiver(self._arena, fast=fast)
-                return {"receiver": type(self._receiver).__name__}
+            case {"do": "configure", "configuration": dict(configuration)}:
+                return self._configure(Configuration.from_json(configuration))
             case {"do": "open", "spec": dict(spec), "port": port, "rollovers": list(rollovers)}:
                 wanted = port if isinstance(port, int) else None
                 return self._open(StreamSpec.from_json(spec), wanted, dict(rollovers))
@@ -166,6 +178,13 @@ class Worker:
                 return {"reports": [one.to_json() for one in self._close(names)]}
             case _:
                 raise ValueError(f"unknown command {command.get('do')}")
+
+    def _configure(self, configuration: Configuration) -> dict[str, object]:
+        self._rtp_timeout = configuration.rtp_timeout
+        self._ports = PortRange(configuration.first, configuration.last)
+        self._sources = configuration.sources
+        self._receiver = best_receiver(self._arena, fast=configuration.fast)
+        return {"receiver": type(self._receiver).__name__}
 
     def _open(
         self, spec: StreamSpec, port: int | None, rollovers: dict[int, int]
@@ -182,11 +201,12 @@ class Worker:
                 rtcp.close()
                 raise
             srtp = srtp_receiver(spec, rollovers)
-            known = _Stream(spec, spool, srtp, rtp=rtp, rtcp=rtcp, heard_at=time.monotonic())
+            now = time.monotonic()
+            known = _Stream(spec, spool, srtp, rtp=rtp, rtcp=rtcp, room=room(rtp), heard_at=now)
             self._streams[spec.stream_id] = known
             self._rtcp.register(rtcp, selectors.EVENT_READ, known)
             self._follow(known, None)
-            self._schedule(known, time.monotonic())
+            self._schedule(known, now)
         number = known.rtp.getsockname()[1]
         return {"port": [known.spec.host, number, number + 1]}
 
@@ -255,6 +275,8 @@ class Worker:
             if stream.srtp is not None
         }
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
+        for start, count in self._turn_away(taken, batch, used).items():
+            dropped[start] = dropped.get(start, 0) + count
         rates = [float(clock_rate(stream.spec.codecs)) for stream, _, _ in taken]
         counts = [stop - start for _, start, stop in taken]
         times = of_arrivals(
@@ -264,25 +286,22 @@ class Worker:
         write_records(arena.heads[:used], lengths, arena.arrivals_ns[:used])
         now = time.monotonic()
         for stream, start, stop in taken:
-            told = int(arena.drops[start:stop].max())
-            if told > stream.kernel_drops:
-                self._count("kernel_drops", told - stream.kernel_drops)
-                stream.kernel_drops = told
+            self._take_drops(stream, int(arena.drops[start:stop].max()), stop - start)
             reports = self._take_muxed(stream, batch, start, stop) if any_rtcp else 0
             if stream.paused:
                 continue  # nothing of a paused stream is kept
             slots = np.flatnonzero(batch.valid[start:stop]) + start
             bad = stop - start - len(slots) - dropped.get(start, 0) - reports
             stream.malformed += bad
-            self._count("malformed", bad)
+            self._counters.malformed += bad
             if not len(slots):
                 continue
             self._note(stream, now)
             before = stream.sequence.duplicates
             octets = stream.count(batch, slots, arena.arrivals_ns, lengths, times)
-            self._count("packets", len(slots))
-            self._count("octets", octets)
-            self._count("duplicates", stream.sequence.duplicates - before)
+            self._counters.packets += len(slots)
+            self._counters.octets += octets
+            self._counters.duplicates += stream.sequence.duplicates - before
             records = [
                 arena.record(slot, length)
                 for slot, length in zip(slots.tolist(), lengths[slots].tolist(), strict=True)
@@ -318,12 +337,12 @@ class Worker:
         srtp.turned.clear()
         if not stream.paused:
             stream.sequence.duplicates += repeated
-            self._count("duplicates", repeated)
+            self._counters.duplicates += repeated
         if unauthenticated:
             if not stream.unauthenticated:
                 self._tell_of(stream, "not_authentic")
             stream.unauthenticated += unauthenticated
-            self._count("unauthenticated", unauthenticated)
+            self._counters.unauthenticated += unauthenticated
         return repeated + unauthenticated
 
     def _note(self, stream: _Stream, now: float) -> None:
@@ -346,13 +365,125 @@ class Worker:
             quiet = now - stream.heard_at
             if quiet >= self._rtp_timeout and not stream.silent and not stream.paused:
                 stream.silent = True
+                self._take_only(stream, NOBODY)  # it may have moved
                 self._tell_of(stream, "silent", seconds=round(quiet, 1))
+
+    # Who may send
+
+    def _expect(self, stream: _Stream) -> None:
+        """Take over where the SRC says that it is; what was learned holds until it says more."""
+        spec = stream.spec
+        hosts = [spec.rtcp[0] if spec.rtcp is not None else None]
+        if self._sources == "learned":
+            hosts.append(spec.peer)
+        homes = frozenset(
+            one for host in hosts if host is not None and (one := source_of(host)) is not None
+        )
+        if homes != stream.homes:
+            stream.homes = homes
+            self._take_only(stream, NOBODY)
+
+    def _take_only(self, stream: _Stream, source: Source) -> None:
+        """Lock a stream to a source, or (nobody) to none."""
+        stream.source = source
+        guests: frozenset[Source] = frozenset()
+        if self._sources != "any" and (source != NOBODY or self._is_strict(stream)):
+            guests = stream.homes | ({source} - {NOBODY})
+        if guests != stream.guests:
+            stream.guests = guests
+            # Kept out by the kernel, a flood takes none of the room of what is to be recorded.
+            shield(stream.rtp, guests)
+
+    def _is_strict(self, stream: _Stream) -> bool:
+        """Whether it comes from home only. Without one it cannot: it is learned then."""
+        return self._sources == "signalled" and bool(stream.homes)
+
+    def _takes(self, stream: _Stream, source: Source) -> bool:
+        return not stream.guests or source in stream.guests
+
+    def _turn_away(
+        self, taken: list[tuple[_Stream, int, int]], batch: Batch, used: int
+    ) -> dict[int, int]:
+        """Mark what strangers sent as not valid; how many of each stream, by its first slot."""
+        if self._sources == "any":
+            return {}
+        sources = self._arena.sources[:used]
+        counts = [stop - start for _, start, stop in taken]
+        usual = np.array([stream.source for stream, _, _ in taken], np.uint64)
+        other = (sources != np.repeat(usual, counts, axis=0)).any(axis=1)
+        if not other.any():
+            return {}
+        found = np.logical_or.reduceat(other, [start for _, start, _ in taken])
+        return {
+            taken[index][1]: self._turn_away_from(*taken[index], batch)
+            for index in np.flatnonzero(found).tolist()
+        }
+
+    def _turn_away_from(self, stream: _Stream, start: int, stop: int, batch: Batch) -> int:
+        """Learn from the sources of a stream's packets which is its own; the others' go.
+
+        Home comes first. Elsewhere a source is believed when it sends two packets in sequence
+        (RFC 3550 A.1); as long as none is, all are taken.
+        """
+        sources = [(high, low) for high, low in self._arena.sources[start:stop].tolist()]
+        valid = batch.valid[start:stop]
+        by_source: dict[Source, list[int]] = {}
+        for at in np.flatnonzero(valid).tolist():
+            by_source.setdefault(sources[at], []).append(start + at)
+        home = next((one for one in by_source if one in stream.homes), None)
+        if home is not None:
+            if stream.source not in stream.homes:
+                self._take_only(stream, home)
+        elif stream.source == NOBODY and not self._is_strict(stream):
+            for one, slots in by_source.items():
+                if bool((np.diff(batch.sequence[slots]) == 1).any()):
+                    self._take_only(stream, one)
+                    self._tell_of(stream, "learned", cause=address_of(one))
+                    break
+        if not stream.guests:
+            return 0
+        # What failed to decrypt is counted already.
+        lengths = self._arena.lengths[start:stop].tolist()
+        strange = [
+            at
+            for at, one in enumerate(sources)
+            if one not in stream.guests and (lengths[at] or stream.srtp is None)
+        ]
+        if strange:
+            places = np.array(strange) + start
+            batch.valid[places] = batch.rtcp[places] = False
+            self._count_strangers(stream, sources[strange[0]], len(strange))
+        return len(strange)
+
+    def _count_strangers(self, stream: _Stream, source: Source, count: int) -> None:
+        if not stream.strangers:
+            self._tell_of(stream, "stranger", cause=address_of(source))
+        stream.strangers += count
+        self._counters.strangers += count
+
+    def _take_drops(self, stream: _Stream, told: int, waiting: int) -> None:
+        """Tell what the kernel had no room for from what it kept out.
+
+        It counts both in one; but only where many were waiting can there have been no room.
+        """
+        waited, stream.waited = stream.waited, waiting
+        if told < 0 or told == stream.drops:
+            return
+        more = (told - stream.drops) & 0xFFFFFFFF
+        stream.drops = told
+        if stream.guests and max(waited, waiting) < stream.room:
+            stream.strangers += more
+            self._counters.strangers += more
+        else:
+            stream.kernel_drops += more
+            self._counters.kernel_drops += more
 
     # RTCP. RFC 3550 §6
 
     def _follow(self, stream: _Stream, old: StreamSpec | None) -> None:
-        """Take over where its RTCP goes, and with which key."""
+        """Take over where it comes from, where its RTCP goes, and with which key."""
         spec = stream.spec
+        self._expect(stream)
         stream.target = _target(spec.rtcp, spec.host)
         keys, before = spec.keys, old.keys if old is not None else None
         if keys is None:
@@ -367,7 +498,10 @@ class Worker:
                 received = receive_stamped(stream.rtcp)
                 if received is None:
                     break
-                data, arrival_ns = received
+                data, arrival_ns, source = received
+                if not self._takes(stream, source):
+                    self._count_strangers(stream, source, 1)
+                    continue
                 arrival_ns -= time.time_ns() - time.monotonic_ns() - self._clock_offset_ns
                 self._take_rtcp(stream, data, arrival_ns)
 
@@ -389,7 +523,7 @@ class Worker:
                 return
             except NotAuthentic:
                 stream.unauthenticated += 1
-                self._count("unauthenticated", 1)
+                self._counters.unauthenticated += 1
                 return
         rtcp = read_rtcp(data)
         if rtcp is None or not (rtcp.reports or rtcp.byes):
@@ -452,14 +586,10 @@ class Worker:
 
     # Telling
 
-    def _count(self, name: str, amount: int) -> None:
-        if amount:
-            self._counters[name] = self._counters.get(name, 0) + amount
-
     def _tell_counters(self) -> None:
-        if self._counters:
-            self._tell({"event": "counters", **self._counters})
-            self._counters = {}
+        if counted := self._counters.to_json():
+            self._tell({"event": "counters", "counters": counted})
+            self._counters = Counters()
 
     def _tell_of(self, stream: _Stream, event: str, **more: object) -> None:
         spec = stream.spec

@@ -194,6 +194,7 @@ def facts_of(document: SessionDocument, sip_call_id: str, at: datetime) -> envel
             )
             for one in document.streams
         ),
+        warnings=document.warnings,
     )
 
 

@@ -283,6 +283,8 @@ class Recorder:
                     self._silent.add(stream)
                 case MediaEvent(name="started" | "heard_again", stream_id=stream):
                     self._silent.discard(stream)
+                case MediaEvent(name="interrupted" | "lost") as event:
+                    await self._flag(event)
                 case MediaEvent():
                     pass  # told in the log
                 case Instruction() as instruction:
@@ -400,6 +402,22 @@ class Recorder:
         await self._apply(changes, at)
         await self._store_update(changes, at)
 
+    async def _flag(self, first: MediaEvent) -> None:
+        """Warn of audio that is missing since a media worker died; one update for all streams."""
+        self._note_interruption(first)
+        waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        for event in waiting:
+            if not self._note_interruption(event):
+                self._inbox.put_nowait(event)
+        await self._store_update(Changes(metadata_changed=True), self._desk.clock())
+
+    def _note_interruption(self, event: Event) -> bool:
+        if not (isinstance(event, MediaEvent) and event.name in ("interrupted", "lost")):
+            return False
+        index = int(event.stream_id.removeprefix(f"{self.session_id}-"))
+        self._session.note_interruption(index, event.seconds)
+        return True
+
     def _ask_for_metadata(self) -> None:
         """Ask for a complete document when one was lost on us. RFC 7866 §9.2."""
         if not self._session.metadata_lost or self._snapshots_left <= 0:
@@ -513,6 +531,8 @@ class Recorder:
         self._desk.metrics.sessions_active.dec()
         reports = await self._desk.media.close([self._stream_id(index) for index in self._ports])
         self._note_quality(reports)
+        while not self._inbox.empty():  # what the closing itself brought to light
+            self._note_interruption(self._inbox.get_nowait())
         self._session.end(at)
         log.info(
             "session.ended",
@@ -553,6 +573,7 @@ class Recorder:
             keys=stream.keys,
             rtcp=stream.rtcp,
             rtcp_mux=stream.rtcp_mux,
+            peer=self._invite.peer.host,
         )
 
     def _note_quality(self, reports: Sequence[StreamReport]) -> None:

@@ -32,6 +32,7 @@ _OPTIONS_HEADERS = (
     ("Accept-Language", "en"),
 )
 _BUSY = (("Retry-After", "10"),)
+_MINDED = ("silent", "heard_again", "interrupted", "lost")  # of media events, by recorders
 _REMEMBERED = 20_000
 
 
@@ -112,7 +113,7 @@ class RecordingService:
     def on_media(self, event: MediaEvent) -> None:
         """Take what the media side noticed of a stream."""
         recorder = self._recorders.get(event.session_id)
-        if recorder is not None and event.name in ("silent", "heard_again"):
+        if recorder is not None and event.name in _MINDED:
             recorder.deliver(event)
 
     async def settled(self) -> None:

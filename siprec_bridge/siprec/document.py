@@ -165,8 +165,8 @@ class SessionDocument(Value):
     streams: tuple[StreamDocument, ...] = ()
     call_ids: dict[str, str] = Field({}, description="vendors' names for the call")
     extensions: tuple[str, ...] = Field((), description="vendors' metadata, as XML")
-    warnings: tuple[str, ...] = Field((), description="what was odd in SDP or metadata")
     assurance: Assurance | None = Field(None, description="once the audio is finished")
+    warnings: tuple[str, ...] = Field((), description="what was odd in SDP, metadata or recording")
 
     def stream(self, label: str) -> StreamDocument | None:
         """The stream of this label."""

@@ -297,6 +297,16 @@ class RecordingSession:
         if stream is not None:
             stream.quality = quality.after(stream.quality)
 
+    def note_interruption(self, index: int, seconds: float | None) -> None:
+        """Note that nothing of a stream was received for so long, by our fault; None: for good."""
+        stream = self._now.streams.get(index)
+        if stream is None:
+            return
+        missing = (
+            "all audio from then on is" if seconds is None else f"audio of {seconds:.1f} s may be"
+        )
+        self._warn(f"media worker died; {missing} missing on label {stream.label}")
+
     def streams_open(self) -> tuple[int, ...]:
         """M-lines that are being recorded or paused."""
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")

@@ -26,6 +26,7 @@ RUN_STATUSES = ("success", "error", "timeout")
 _SECONDS_OF_A_RUN = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _SECONDS_OF_A_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_SECONDS_OF_LATENESS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _LOSS_RATIOS = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _MOS = (1, 1.5, 2, 2.5, 3, 3.5, 3.8, 4, 4.2, 4.3, 4.5)
 _BYTES_OF_TEMP_FILES = (1e4, 1e5, 1e6, 5e6, 1e7, 5e7, 1e8, 5e8, 1e9)
@@ -144,6 +145,10 @@ class Metrics:
         self.rtp_packets_malformed_total = counter(
             "rtp_packets_malformed", "datagrams on an RTP port that are no RTP"
         )
+        self.rtp_packets_stranger_total = counter(
+            "rtp_packets_stranger",
+            "datagrams on an RTP or RTCP port from a source not its stream's",
+        )
         self.rtp_packets_undecoded_total = counter(
             "rtp_packets_undecoded", "RTP packets that their codec refused: silence in the audio"
         )
@@ -154,9 +159,18 @@ class Metrics:
         self.rtp_kernel_drops_total = counter(
             "rtp_kernel_drops", "datagrams that the kernel dropped for want of room"
         )
+        self.media_workers = gauge("media_workers", "media worker processes that there are to be")
         self.media_workers_alive = gauge("media_workers_alive", "media worker processes running")
         self.media_worker_restarts_total = counter(
             "media_worker_restarts", "media worker processes that died and were started again"
+        )
+        self.media_sweep_lateness_seconds = histogram(
+            "media_sweep_lateness_seconds",
+            "how late a media worker was with a sweep of its sockets",
+            _SECONDS_OF_LATENESS,
+        )
+        self.media_worker_busy_ratio = gauge(
+            "media_worker_busy_ratio", "share of a core that a media worker uses", ("worker",)
         )
         self.spool_disk_free_bytes = gauge(
             "spool_disk_free_bytes", "room left on the file system of the recordings"

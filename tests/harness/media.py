@@ -6,6 +6,8 @@ from pathlib import Path
 
 from harness.bridge import eventually
 from siprec_bridge.media import MediaEngine, MediaEvent, StreamSpec
+from siprec_bridge.media.control import SourcePolicy
+from siprec_bridge.media.spool import Packets, SpoolReader
 from siprec_bridge.sdp import Codec, StreamKeys
 from siprec_bridge.telemetry import Metrics
 
@@ -17,7 +19,9 @@ async def engine(
     *,
     fast: bool = True,
     ports: tuple[int, int] = (20000, 29999),
+    workers: int = 1,
     rtp_timeout: float = 30.0,
+    rtp_source: SourcePolicy = "learned",
     on_event: Callable[[MediaEvent], None] | None = None,
 ) -> AsyncIterator[tuple[MediaEngine, list[MediaEvent], Metrics]]:
     """An engine, what it told, and its metrics."""
@@ -28,8 +32,10 @@ async def engine(
         port_max=ports[1],
         metrics=metrics,
         on_event=on_event or events.append,
+        workers=workers,
         fast_path=fast,
         rtp_timeout=rtp_timeout,
+        rtp_source=rtp_source,
     )
     await media.start()
     try:
@@ -39,13 +45,38 @@ async def engine(
 
 
 def spec(
-    folder: Path, index: int = 0, host: str = "127.0.0.1", *, keys: StreamKeys | None = None
+    folder: Path,
+    index: int = 0,
+    host: str = "127.0.0.1",
+    *,
+    session: str = SESSION,
+    keys: StreamKeys | None = None,
+    home: str | None = None,
+    peer: str | None = None,
 ) -> StreamSpec:
-    """A stream of G.711."""
-    codecs = (Codec(0, "PCMU", 8000), Codec(8, "PCMA", 8000))
+    """A stream of G.711. `home`: the address in its SDP, `peer`: that of its SIP."""
     return StreamSpec(
-        f"{SESSION}-{index}", SESSION, index, str(index + 1), codecs, folder, host, keys
+        f"{session}-{index}",
+        session,
+        index,
+        str(index + 1),
+        (Codec(0, "PCMU", 8000), Codec(8, "PCMA", 8000)),
+        folder,
+        host,
+        keys,
+        rtcp=(home, 9) if home is not None else None,
+        peer=peer,
     )
+
+
+def spooled(spool: Path) -> list[bytes]:
+    """The datagrams in a spool."""
+    return [
+        one.data[at : at + length].tobytes()
+        for one in SpoolReader(spool)
+        if isinstance(one, Packets)
+        for at, length in zip(one.offsets.tolist(), one.lengths.tolist(), strict=True)
+    ]
 
 
 async def received(metrics: Metrics, count: int) -> None:

@@ -115,7 +115,7 @@ async def test_every_panel_has_data_after_a_call_and_every_alert_can_be_evaluate
         aiohttp.ClientSession() as http,
     ):
         await until(http, url, "siprec_build_info")
-        await call(bridge, legs=tones(0.5))
+        await call(bridge, legs=tones(0.5), rate=1.0)  # some sweeps long
         await finals(bridge, events)
         await until(http, url, 'siprec_jobs_total{outcome="done"} == 1')
         await until(http, url, "siprec_jobs_backlog == 0")

@@ -676,3 +676,41 @@ async def test_keys_and_refused_packets_of_a_call_are_told_when_it_is_over(tmp_p
     (leg,) = json.loads(told.body)["legs"]
     assert told.type == "transcript.final"
     assert [(one["key"], one["duration"]) for one in leg["keys"]] == [("*", 0.1)]
+
+
+async def test_audio_that_a_dead_media_worker_missed_is_told_once_for_all_streams(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        assert await answered(here) == 200
+        for index in (0, 1):
+            event = silent(here, index, "interrupted")
+            here.service.on_media(replace(event, seconds=0.4))
+        await here.service.settled()
+        (during,) = await sessions(here)
+        here.service.on_media(replace(silent(here, 1, "lost"), cause="port 20000 is taken"))
+        row = await hang_up(here)
+        events = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    told = [f"media worker died; audio of 0.4 s may be missing on label {n}" for n in (96, 97)]
+    for_good = "media worker died; all audio from then on is missing on label 97"
+    assert [one for one in during.warnings if "worker" in one] == told
+    assert [one for one in row.warnings if "worker" in one] == [*told, for_good]
+    assert [event.type for event in events] == [
+        "session.started", "session.updated", "session.updated", "session.ended",
+    ]  # fmt: skip
+
+
+async def test_what_the_closing_of_a_dead_workers_streams_brings_to_light_is_told(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        assert await answered(here) == 200
+        here.service.on_sip(DialogEnded(DIALOG, "bye"))
+        here.service.on_media(replace(silent(here, 0, "interrupted"), seconds=1.5))
+        await finished(here)
+        (row,) = await sessions(here)
+
+    assert any("audio of 1.5 s" in one for one in row.warnings)
