@@ -100,12 +100,11 @@ async def _worker(load: Path, streams: int, packets: int, payload: int) -> Cost:
         folder = Path(place)
         engine = MediaEngine(
             port_min=_FIRST_PORT, port_max=_FIRST_PORT + 4 * streams + 100,
-            metrics=Metrics(), on_event=lambda event: None,
+            metrics=Metrics(), on_event=lambda event: None, workers=1,
         )  # fmt: skip
         await engine.start()
         try:
-            pid = engine.pid
-            assert pid is not None
+            (pid,) = engine.pids
             bare = _memory_kb(pid)
             codecs = (Codec(0, "PCMU", 8000),)
             ports = []

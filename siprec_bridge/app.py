@@ -5,7 +5,6 @@ signalling -> recording -> media -> archive -> transcription -> completion -> de
 
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -118,7 +117,7 @@ class Bridge:
             port_max=settings.rtp_port_max,
             metrics=metrics,
             on_event=self._on_media,
-            workers=settings.media_workers or len(os.sched_getaffinity(0)),
+            workers=settings.worker_count,
             rtp_timeout=settings.rtp_timeout.total_seconds(),
             rtp_source=settings.rtp_source,
             fast_path=settings.rtp_fast_path,
@@ -313,7 +312,7 @@ class Bridge:
             self.relay.wake()
 
     def _address_for(self, peer: Peer) -> str:
-        return self._settings.external_ip or peer.local_host
+        return self._settings.announced_for(peer.local_host)
 
     def _contact(self, peer: Peer) -> str:
         """RFC 7866 §6.1.2: `+sip.srs` says that we are a recording server."""

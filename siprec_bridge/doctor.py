@@ -17,7 +17,7 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from siprec_bridge.media import NoPortLeft, decodable
-from siprec_bridge.media.ports import PortRange
+from siprec_bridge.media.ports import PortRange, shares
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
@@ -131,7 +131,9 @@ def _rtp(settings: Settings) -> Finding:
         except OSError as error:
             return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
     pairs = (settings.rtp_port_max - settings.rtp_port_min + 1) // 2
-    return Finding("rtp", True, f"room for {pairs} streams at {', '.join(settings.rtp_hosts)}")
+    workers = len(shares(settings.rtp_port_min, settings.rtp_port_max, settings.worker_count))
+    hosts = ", ".join(settings.rtp_hosts)
+    return Finding("rtp", True, f"room for {pairs} streams at {hosts}, MEDIA_WORKERS {workers}")
 
 
 def _codecs(settings: Settings) -> Finding:

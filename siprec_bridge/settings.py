@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -39,6 +39,20 @@ def _hosts(value: object) -> object:
     if isinstance(value, str):
         return [part.strip().strip("[]") for part in value.split(",") if part.strip()]
     return value
+
+
+def _external(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = [part.replace(" ", "") for part in value.split(",") if part.strip()]
+    for part in parts:
+        try:
+            families = {ip_address(one).version for one in part.split("=", 1)}
+        except ValueError as error:
+            raise ValueError(f"{error}; write 203.0.113.5 or 10.0.0.1=203.0.113.5") from error
+        if len(families) > 1:
+            raise ValueError(f"{part}: both must be of IPv4 or both of IPv6")
+    return parts
 
 
 def _networks(value: object) -> object:
@@ -98,6 +112,7 @@ def _age(value: object) -> object:
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
+ExternalList = Annotated[tuple[str, ...], BeforeValidator(_external)]
 HostList = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(min_length=1)]
 Users = Annotated[dict[str, str], BeforeValidator(_users), Field(repr=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
@@ -182,8 +197,10 @@ class Settings(BaseModel):
     non_siprec_calls: Literal["record", "refuse"] = Field(
         "record", description="INVITEs of forks that are not SIPREC: recorded, or answered 421"
     )
-    external_ip: str | None = Field(
-        None, description="address that Contact and SDP announce (behind NAT); else the local one"
+    external_ip: ExternalList = Field(
+        (),
+        description="address that Contact and SDP announce (behind NAT); else the local one. "
+        "One for each family, or LOCAL=EXTERNAL for each address of SIP_HOST, by commas",
     )
 
     # Media
@@ -346,6 +363,22 @@ class Settings(BaseModel):
             return local_host
         # It came to a wildcard: RTP may come to any address of the same family.
         return "::" if ":" in local_host else "0.0.0.0"
+
+    def announced_for(self, local_host: str) -> str:
+        """The address that a peer is told whose SIP came to this address of ours."""
+        family = ""
+        for one in self.external_ip:
+            local, equals, external = one.rpartition("=")
+            if equals and str(ip_address(local)) == local_host.partition("%")[0]:
+                return external
+            if not equals and (":" in external) == (":" in local_host):
+                family = family or external
+        return family or local_host
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that are to receive RTP."""
+        return self.media_workers or len(os.sched_getaffinity(0))
 
     @property
     def recordings(self) -> Path:

@@ -1,5 +1,6 @@
 """What an operator writes, and what the bridge makes of it or says against it."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,6 +45,33 @@ def test_rtp_is_received_where_the_call_came_to_unless_an_address_is_named_for_i
 
 
 @pytest.mark.parametrize(
+    ("external", "came_to", "announced"),
+    [
+        ("", "10.0.0.1", "10.0.0.1"),
+        ("203.0.113.5", "10.0.0.1", "203.0.113.5"),
+        ("203.0.113.5", "fd00::1", "fd00::1"),
+        ("203.0.113.5, 2001:db8::5", "fd00::1%eth0", "2001:db8::5"),
+        ("10.0.0.1=203.0.113.5,10.1.0.1=198.51.100.5", "10.1.0.1", "198.51.100.5"),
+        ("10.0.0.1=203.0.113.5,192.0.2.9", "10.0.0.1", "203.0.113.5"),
+        ("10.0.0.1=203.0.113.5,192.0.2.9", "10.2.0.1", "192.0.2.9"),
+        ("10.0.0.1=203.0.113.5", "10.2.0.1", "10.2.0.1"),
+        ("fd00:0::1=2001:db8::5", "fd00::1", "2001:db8::5"),
+    ],
+)
+def test_the_address_outside_of_a_nat_is_by_family_or_by_ours(
+    external: str, came_to: str, announced: str
+) -> None:
+    settings = load({"EXTERNAL_IP": external} if external else {})
+
+    assert settings.announced_for(came_to) == announced
+
+
+def test_by_default_there_is_a_media_worker_for_each_core_we_may_use() -> None:
+    assert load({}).worker_count == len(os.sched_getaffinity(0))
+    assert load({"MEDIA_WORKERS": "3"}).worker_count == 3
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("250ms", 0.25), ("7", 7)]
 )
 def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> None:
@@ -55,6 +83,10 @@ def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> No
     [
         ({"HTTP_PORT": "abc"}, "HTTP_PORT=abc", "integer"),
         ({"HTTP_PORT": "70000"}, "HTTP_PORT=70000", "65535"),
+        ({"MEDIA_WORKERS": "0"}, "MEDIA_WORKERS=0", "greater than or equal to 1"),
+        ({"RTP_SOURCE": "sip"}, "RTP_SOURCE=sip", "'learned', 'signalled' or 'any'"),
+        ({"EXTERNAL_IP": "srs.example"}, "EXTERNAL_IP=srs.example", "10.0.0.1=203.0.113.5"),
+        ({"EXTERNAL_IP": "10.0.0.1=::5"}, "EXTERNAL_IP=10.0.0.1=::5", "both"),
         ({"PORTS": "5060,x"}, "PORTS=5060,x", "integer"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL=loud", "'debug', 'info', 'warning' or 'error'"),
         ({"RTP_TIMEOUT": "soon"}, "RTP_TIMEOUT=soon", "90s, 20m, 1h30m or 90d"),
