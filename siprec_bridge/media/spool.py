@@ -274,10 +274,25 @@ def _whole_size(path: Path) -> int:
         size, rest = reader._start, b""
         while chunk := file.read(_CHUNK):
             chunk = rest + chunk
-            used, _ = _parse(chunk)
+            used = _whole_records(chunk)
             size += used
             rest = chunk[used:]
     return size
+
+
+def _whole_records(chunk: bytes) -> int:
+    """Octets of the whole records at the front of a chunk.
+
+    A tenth of the work of `_parse`: a worker that was started again goes through the spools of all
+    its calls while their audio waits.
+    """
+    at, end, head = 0, len(chunk), RECORD.itemsize
+    while at + head <= end:
+        after = at + head + (chunk[at + 2] | chunk[at + 3] << 8)
+        if after > end:
+            break
+        at = after
+    return at
 
 
 def _header_to_json(header: SpoolHeader) -> dict[str, object]:

@@ -33,6 +33,7 @@ REPLY_TIMEOUT_S = 10.0
 _LONGEST_PAUSE_S = 5.0
 _LIVED_S = 10.0  # a worker that lived so long is started again at once
 _STOP_TIMEOUT_S = 10.0
+_SOCKET_HOLDS_S = 2.0  # of audio, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,10 @@ class WorkerSupervisor:
                 self._disown(spec.stream_id)
             raise
         host, rtp, rtcp = reply["port"]
-        port = StreamPort(host, rtp, rtcp)
-        self._open[spec.stream_id] = _Open(spec, port, asyncio.get_running_loop().time())
+        port, now = StreamPort(host, rtp, rtcp), asyncio.get_running_loop().time()
+        if not self._open:  # it has swept nothing, since there was nothing
+            self._swept_at, self._pressure = now, 0.0
+        self._open[spec.stream_id] = _Open(spec, port, now)
         return port
 
     async def update(self, spec: StreamSpec) -> None:
@@ -304,20 +307,29 @@ class WorkerSupervisor:
             await self._process.wait()
 
     async def _reopen(self) -> None:
-        """Open the streams of the dead worker again, all at once: each wait loses audio."""
+        """Open the streams of the dead worker again.
+
+        Their ports first, all at once: what comes while the spools are looked through can wait
+        there.
+        """
         streams = list(self._open.values())
+        if not streams:
+            return
+        ports = [(one.spec.host, one.port.rtp_port) for one in streams]
+        await self._ask_once({"do": "bind", "ports": ports})
+        bound_at = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
             *(self._reopen_one(known) for known in streams), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
-        now = asyncio.get_running_loop().time()
+        until = max(bound_at, asyncio.get_running_loop().time() - _SOCKET_HOLDS_S)
         for known, outcome in zip(streams, outcomes, strict=True):
             if isinstance(outcome, str):
                 self._tell(_event("lost", known.spec, cause=outcome))
             elif known.spec.stream_id in self._open:  # else its closing tells
-                self._tell_interrupted([known], self._swept_at, now)
+                self._tell_interrupted([known], self._swept_at, until)
 
     async def _reopen_one(self, known: _Open) -> str | None:
         """Returns why it cannot be opened again, or None."""

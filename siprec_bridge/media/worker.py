@@ -112,6 +112,7 @@ class Worker:
         self._arena = Arena()
         self._buffer = b""
         self._configure(Configuration(16384, 32767, True, 30.0, "any"))
+        self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket]] = {}
         self._counters = Counters()
         self._rtcp = selectors.DefaultSelector()
         self._reports: list[tuple[float, int, _Stream]] = []  # a heap by time
@@ -167,6 +168,8 @@ class Worker:
         match command:
             case {"do": "configure", "configuration": dict(configuration)}:
                 return self._configure(Configuration.from_json(configuration))
+            case {"do": "bind", "ports": list(ports)}:
+                return self._bind([(str(host), int(port)) for host, port in ports])
             case {"do": "open", "spec": dict(spec), "port": port, "rollovers": list(rollovers)}:
                 wanted = port if isinstance(port, int) else None
                 return self._open(StreamSpec.from_json(spec), wanted, dict(rollovers))
@@ -186,12 +189,22 @@ class Worker:
         self._receiver = best_receiver(self._arena, fast=configuration.fast)
         return {"receiver": type(self._receiver).__name__}
 
+    def _bind(self, ports: list[tuple[str, int]]) -> dict[str, object]:
+        """Have sockets ready for streams that are about to be opened."""
+        for place in ports:
+            with contextlib.suppress(NoPortLeft, OSError):  # its opening tries again, and tells
+                self._bound[place] = rtp, rtcp = self._ports.bind(*place)
+                prepare(rtp)
+                prepare_rtcp(rtcp)
+        return {}
+
     def _open(
         self, spec: StreamSpec, port: int | None, rollovers: dict[int, int]
     ) -> dict[str, object]:
         known = self._streams.get(spec.stream_id)
         if known is None:
-            rtp, rtcp = self._ports.bind(spec.host, port)
+            bound = self._bound.pop((spec.host, port), None)
+            rtp, rtcp = bound or self._ports.bind(spec.host, port)
             try:
                 prepare(rtp)
                 prepare_rtcp(rtcp)
