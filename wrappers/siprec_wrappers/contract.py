@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,24 @@ from pathlib import Path
 FORMATS = ("json", "txt", "srt", "vtt", "tsv")
 
 
+class Failure(Exception):
+    """Why a wrapper gives up, and the exit code that says so.
+
+    1: the run failed; 124: out of time; 126, 127: the recogniser cannot be had now, the job waits.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What the caller asked for. `ignored` are options that this wrapper has no use for."""
+    """What the caller asked for.
+
+    `ignored` are the options that are not the contract's, in their order: a wrapper that has a
+    use for them passes them on, another leaves them.
+    """
 
     audio: tuple[Path, ...]
     model: str
@@ -20,6 +36,7 @@ class Arguments:
     task: str
     language: str | None
     ignored: tuple[str, ...]
+    model_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +51,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech; the three gates are Whisper's own figures, where it gives them."""
+    """A stretch of speech. The measures are openai-whisper's; None where the recogniser has none."""
 
     text: str
     start: float
@@ -45,11 +62,20 @@ class Segment:
     compression_ratio: float | None = None
 
 
-def parse_arguments(program: str, about: str, argv: Sequence[str] | None = None) -> Arguments:
-    """Read the contract's arguments; a wrong one ends the program with exit code 2."""
+def parse_arguments(
+    program: str,
+    about: str,
+    argv: Sequence[str] | None = None,
+    *,
+    epilog: str = "Further options of openai-whisper are accepted.",
+) -> Arguments:
+    """Read the contract's arguments; a wrong one ends the program with exit code 2.
+
+    `about` and `epilog` are shown by `--help`, with their own line breaks.
+    """
     parser = argparse.ArgumentParser(
-        program, description=about, epilog="Further options of openai-whisper are accepted.",
-        allow_abbrev=False,
+        program, description=about, epilog=epilog, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("audio", nargs="+", type=Path, help="audio files")
     parser.add_argument("--model", default="base", help="model (default: %(default)s)")
@@ -68,7 +94,49 @@ def parse_arguments(program: str, about: str, argv: Sequence[str] | None = None)
         task=known.task,
         language=known.language,
         ignored=tuple(rest),
+        model_dir=known.model_dir,
     )
+
+
+def check_audio(audio: Sequence[Path], *, wav_rate: int | None = None) -> None:
+    """Look at the files before anything is started for them.
+
+    Raises Failure for one that cannot be read, for two whose outputs would have one name, and,
+    with `wav_rate` (Hz), for what is no 16-bit PCM WAV of that rate.
+    """
+    stems: set[str] = set()
+    for file in audio:
+        try:
+            with file.open("rb") as opened:
+                head = opened.read(4)
+        except OSError as error:
+            raise Failure(f"{file}: {error.strerror}") from error
+        if not head:
+            raise Failure(f"{file}: is empty")
+        if file.stem in stems:
+            raise Failure(f"{file}: another file of this run has the name {file.stem}, too")
+        stems.add(file.stem)
+        if wav_rate is not None:
+            _check_wav(file, wav_rate)
+
+
+def _check_wav(file: Path, rate: int) -> None:
+    try:
+        with wave.open(str(file), "rb") as wav:
+            found, octets = wav.getframerate(), wav.getsampwidth()
+    except (OSError, EOFError, wave.Error) as error:
+        raise Failure(f"{file}: no WAV file: {str(error) or 'it is cut off'}") from error
+    if octets != 2:
+        raise Failure(f"{file}: {8 * octets}-bit samples; this recogniser takes 16-bit")
+    if found != rate:
+        raise Failure(f"{file}: {found} Hz; this recogniser takes {rate} (WHISPER_SAMPLE_RATE)")
+
+
+def put_output(target: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all. Raises OSError."""
+    part = target.with_name(f".{target.name}.part")
+    part.write_bytes(content)
+    part.replace(target)
 
 
 def write_outputs(
@@ -93,13 +161,7 @@ def write_outputs(
             "tsv": lambda: _tsv(segments),
         }[form]()
         target = arguments.output_dir / f"{audio.stem}.{form}"
-        part = target.with_name(f".{target.name}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(target)
-        except BaseException:  # a full disk, or the signal that ends us
-            part.unlink(missing_ok=True)
-            raise
+        put_output(target, text.encode())
 
 
 def _json(segments: Sequence[Segment], language: str | None, model: str | None) -> str:
