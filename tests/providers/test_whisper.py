@@ -147,6 +147,17 @@ async def test_relative_paths_hold_though_the_program_runs_elsewhere(
     assert str(tmp_path / "models") in str(calls(tmp_path / "speaks"))
 
 
+async def test_the_program_gets_the_variables_of_the_configuration(tmp_path: Path) -> None:
+    binary = tmp_path / "tells"
+    binary.write_text('#!/bin/sh\necho "$WHISPER_SSH_HOST in $TMPDIR" >&2\nexit 9\n')
+    binary.chmod(0o755)
+    whisper = provider(binary, tmp_path, WHISPER_SSH_HOST="gpu1", AMQP_URL="amqp://u:secret@host")
+
+    run = await whisper.transcribe([job(tmp_path)])
+
+    assert run.facts.stderr_tail == f"gpu1 in {tmp_path / 'tmp'}"
+
+
 async def test_a_flood_on_stderr_neither_blocks_nor_fills_the_memory(tmp_path: Path) -> None:
     whisper = provider(recogniser(tmp_path, "floods_stderr"), tmp_path)
 
