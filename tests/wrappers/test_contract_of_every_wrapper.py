@@ -14,15 +14,18 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soxr
 
 from harness.calls import SAMPLE
 from harness.docker import Docker
 from harness.recognisers import calls, is_alive, recogniser
 from harness.sshd import Sshd
+from harness.whispercpp import whisper_cli
 from siprec_bridge.doctor import word_error_rate
 
 PATIENCE_S = 8.0
@@ -38,9 +41,15 @@ class Chain:
     far: Path  # where the far side keeps its files; nothing may stay there
     prefix: str  # of the wrapper's own variables
     log: Path  # the recogniser, whose calls are known
-    passes_options_on: bool = True
-    errors_reach_us: bool = True  # a failed program's stderr and code
-    after: list[Callable[[], None]] = field(default_factory=list)
+    program_run: Path | None = None  # what the wrapper runs, if that is not the recogniser
+    model: str = "base"
+    speaks_openai: bool = True  # the recogniser gets openai-whisper's own options
+
+    def asked(self, output: Path, *more: str) -> list[str]:
+        """The arguments behind the audio files, as the bridge gives them."""
+        return [
+            "--model", self.model, "--output_dir", str(output), "--output_format", "json", *more,
+        ]  # fmt: skip
 
     def start(self, *arguments: object, **more: str) -> subprocess.Popen[str]:
         """Run it as the bridge does: leader of a group, nothing on stdin."""
@@ -76,6 +85,17 @@ def local(folder: Path, behaviour: str, sshd: Sshd) -> Chain:
     return Chain("whisper-local", variables, folder / "nothing", "WHISPER_LOCAL", program)
 
 
+def cpp(folder: Path, behaviour: str, sshd: Sshd) -> Chain:
+    program = recogniser(folder, behaviour)
+    (folder / "nothing").mkdir()
+    double = whisper_cli(folder, program)
+    variables = {"WHISPER_CPP_PROGRAM": str(double)}
+    return Chain(
+        "whisper-cpp", variables, folder / "nothing", "WHISPER_CPP", program,
+        program_run=double, model=str(folder / "ggml-base.bin"), speaks_openai=False,
+    )  # fmt: skip
+
+
 def docker(folder: Path, behaviour: str, sshd: Sshd, *, volume: bool = False) -> Chain:
     program = recogniser(folder, behaviour)
     engine = Docker(folder)
@@ -106,11 +126,12 @@ def ssh(folder: Path, behaviour: str, sshd: Sshd) -> Chain:
 Builder = Callable[[Path, str, Sshd], Chain]
 WRAPPERS: dict[str, Builder] = {
     "local": local,
+    "cpp": cpp,
     "docker": docker,
     "docker-volume": docker_volume,
     "ssh": ssh,
 }
-PROGRAMS = ("whisper-local", "whisper-docker", "whisper-ssh")
+PROGRAMS = ("whisper-cpp", "whisper-local", "whisper-docker", "whisper-ssh")
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +158,6 @@ def chain_to(
 
     yield build
     for chain in made:
-        for clear in chain.after:
-            clear()
         eventually(chain.is_over)
 
 
@@ -149,18 +168,14 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def wav(path: Path, seconds: float = 0.5, rate: int = 16000) -> Path:
+def wav(path: Path, pcm: bytes = bytes(16000)) -> Path:
     path.parent.mkdir(exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(bytes(2 * round(rate * seconds)))
+        file.setframerate(16000)
+        file.writeframes(pcm)
     return path
-
-
-def asked(output: Path, *more: str) -> list[str]:
-    return ["--model", "base", "--output_dir", str(output), "--output_format", "json", *more]
 
 
 def room(chain: Chain) -> Path:
@@ -175,7 +190,7 @@ def test_two_files_are_one_run_and_two_outputs(chain_to: Callable[[str], Chain])
     chain = chain_to("speaks")
     run = room(chain)
 
-    done = chain.run(wav(run / "a.wav"), wav(run / "b.wav"), *asked(run / "out"))
+    done = chain.run(wav(run / "a.wav"), wav(run / "b.wav"), *chain.asked(run / "out"))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(file.name for file in (run / "out").iterdir()) == ["a.json", "b.json"]
@@ -190,7 +205,7 @@ def test_no_speech_is_an_output_without_text(chain_to: Callable[[str], Chain]) -
     chain = chain_to("is_silent")
     run = room(chain)
 
-    done = chain.run(wav(run / "quiet.wav"), *asked(run / "out"))
+    done = chain.run(wav(run / "quiet.wav"), *chain.asked(run / "out"))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((run / "out" / "quiet.json").read_text())["text"] == ""
@@ -199,16 +214,11 @@ def test_no_speech_is_an_output_without_text(chain_to: Callable[[str], Chain]) -
 def test_what_it_was_asked_arrives_word_for_word(chain_to: Callable[[str], Chain]) -> None:
     chain = chain_to("speaks")
     run = room(chain)
-    odd = [
-        "--initial_prompt",
-        "it's $HOME; \"O'Neil\" `id` \\ * \n(two lines) ü",
-        "--beam_size",
-        "5",
-    ]
+    odd = ["--prompt", "it's $HOME; \"O'Neil\" `id` \\ * \n(two lines) ü", "--beam-size", "5"]
 
     done = chain.run(
         wav(run / 'it\'s $(id) "x".wav'),
-        *asked(
+        *chain.asked(
             run / "out", "--task", "translate", "--language", "cy", "--model_dir", "/m o/d", *odd
         ),
     )
@@ -217,10 +227,10 @@ def test_what_it_was_asked_arrives_word_for_word(chain_to: Callable[[str], Chain
     assert (run / "out" / 'it\'s $(id) "x".json').exists()
     got = calls(chain.log)[0]["arguments"]
     assert isinstance(got, list)
-    if chain.passes_options_on:
+    if chain.speaks_openai:
         assert got[-4:] == odd
-    pairs = {("--task", "translate"), ("--language", "cy"), ("--model_dir", "/m o/d")}
-    assert pairs <= set(itertools.pairwise(got))
+        pairs = {("--task", "translate"), ("--language", "cy"), ("--model_dir", "/m o/d")}
+        assert pairs <= set(itertools.pairwise(got))
 
 
 def test_a_file_that_is_not_there_is_named_and_nothing_is_run(
@@ -229,8 +239,10 @@ def test_a_file_that_is_not_there_is_named_and_nothing_is_run(
     chain = chain_to("speaks")
     run = room(chain)
 
-    missing = chain.run(wav(run / "a.wav"), run / "none.wav", *asked(run / "out"))
-    twins = chain.run(wav(run / "one" / "a.wav"), wav(run / "two" / "a.wav"), *asked(run / "out"))
+    missing = chain.run(wav(run / "a.wav"), run / "none.wav", *chain.asked(run / "out"))
+    twins = chain.run(
+        wav(run / "one" / "a.wav"), wav(run / "two" / "a.wav"), *chain.asked(run / "out")
+    )
 
     assert missing.returncode == twins.returncode == 1
     assert "none.wav: No such file" in missing.stderr
@@ -245,7 +257,7 @@ def test_a_failed_run_has_the_programs_own_code_and_words(
     chain = chain_to("exits_1")
     run = room(chain)
 
-    done = chain.run(wav(run / "a.wav"), *asked(run / "out"))
+    done = chain.run(wav(run / "a.wav"), *chain.asked(run / "out"))
 
     assert done.returncode == 1
     assert "out of memory on GPU 3" in done.stderr
@@ -258,7 +270,7 @@ def test_half_an_output_is_none(chain_to: Callable[[str], Chain], behaviour: str
     chain = chain_to(behaviour)
     run = room(chain)
 
-    done = chain.run(wav(run / "a.wav"), *asked(run / "out"))
+    done = chain.run(wav(run / "a.wav"), *chain.asked(run / "out"))
 
     assert done.returncode == 1
     assert "a.json" in done.stderr
@@ -269,13 +281,14 @@ def test_a_program_that_is_not_there_lets_the_job_wait(
     chain_to: Callable[[str], Chain],
 ) -> None:
     chain = chain_to("speaks")
-    chain.log.unlink()
+    program = chain.program_run or chain.log
+    program.unlink()
     run = room(chain)
 
-    done = chain.run(wav(run / "a.wav"), *asked(run / "out"))
+    done = chain.run(wav(run / "a.wav"), *chain.asked(run / "out"))
 
     assert done.returncode in (126, 127)
-    assert chain.log.name in done.stderr
+    assert program.name in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
@@ -285,7 +298,7 @@ def test_ended_in_mid_run_it_takes_the_recogniser_with_it(
 ) -> None:
     chain = chain_to("hangs")
     run = room(chain)
-    process = chain.start(wav(run / "a.wav"), *asked(run / "out"))
+    process = chain.start(wav(run / "a.wav"), *chain.asked(run / "out"))
     eventually(lambda: chain.pids() != [])
 
     begun = time.monotonic()
@@ -303,7 +316,7 @@ def test_ended_in_mid_run_it_takes_the_recogniser_with_it(
 def test_what_ignores_term_is_ended_too(chain_to: Callable[[str], Chain]) -> None:
     chain = chain_to("ignores_term")
     run = room(chain)
-    process = chain.start(wav(run / "a.wav"), *asked(run / "out"))
+    process = chain.start(wav(run / "a.wav"), *chain.asked(run / "out"))
     eventually(lambda: chain.pids() != [])
     time.sleep(0.2)  # it notes its pid before it stops listening
 
@@ -317,7 +330,9 @@ def test_it_has_a_deadline_of_its_own(chain_to: Callable[[str], Chain]) -> None:
     chain = chain_to("hangs_in_a_child")
     run = room(chain)
 
-    done = chain.run(wav(run / "a.wav"), *asked(run / "out"), **{f"{chain.prefix}_TIMEOUT": "1.5s"})
+    done = chain.run(
+        wav(run / "a.wav"), *chain.asked(run / "out"), **{f"{chain.prefix}_TIMEOUT": "1.5s"}
+    )
 
     assert done.returncode == 124
     assert "no result within 1.5 s" in done.stderr
@@ -332,12 +347,12 @@ def test_real_text_comes_through(chain_to: Callable[[str], Chain]) -> None:
     chain.log.write_text(f"#!/bin/sh\nexec '{BIN}/whisper-standin' \"$@\"\n")
     first, *_ = json.loads((SAMPLE / "transcript.json").read_text())
     with wave.open(str(SAMPLE / f"{first['speaker']}.wav")) as whole:
-        start = run / "start.wav"
-        with wave.open(str(start), "wb") as file:
-            file.setparams(whole.getparams())
-            file.writeframes(whole.readframes(round((first["end"] + 0.2) * whole.getframerate())))
+        rate = whole.getframerate()
+        pcm = np.frombuffer(whole.readframes(round((first["end"] + 0.2) * rate)), "<i2")
+    heard_at = soxr.resample(pcm.astype(np.int16), rate, 16000)
+    start = wav(run / "start.wav", pcm=heard_at.astype("<i2").tobytes())
 
-    done = chain.run(start, *asked(run / "out"))
+    done = chain.run(start, *chain.asked(run / "out"))
 
     assert done.returncode == 0, done.stderr
     heard = json.loads((run / "out" / "start.json").read_text())["text"]
