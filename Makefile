@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up on a bare Debian with Python 3.11.
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check unit fuzz wheel lock clean
+.PHONY: help demo run test test-real check unit fuzz wheel lock clean
 
 help: ## list the goals
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,11 @@ check:
 
 unit:
 	$(PYTHON) -m pytest -m "not slow"
+
+test-real: ## openai-whisper, whisper-ctranslate2 and whisper.cpp themselves, with tiny models made here
+	@scripts/setup test
+	@scripts/setup-real
+	$(PYTHON) -m pytest tests/real
 
 fuzz: ## look for bytes that break a parser, FUZZ_SECONDS (60) a target
 	@scripts/setup fuzz

@@ -265,6 +265,18 @@ def test_a_failed_run_has_the_programs_own_code_and_words(
     assert list((run / "out").iterdir()) == []
 
 
+def test_what_was_said_is_never_on_stderr(chain_to: Callable[[str], Chain]) -> None:
+    chain = chain_to("tells_and_exits_1")
+    run = room(chain)
+
+    done = chain.run(wav(run / "a.wav"), *chain.asked(run / "out"))
+
+    assert done.returncode == 1
+    assert "my card number is" in done.stdout
+    assert "card" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("behaviour", ["writes_bad_json", "writes_nothing", "writes_a_pipe"])
 def test_half_an_output_is_none(chain_to: Callable[[str], Chain], behaviour: str) -> None:
     chain = chain_to(behaviour)

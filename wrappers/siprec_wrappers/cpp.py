@@ -75,7 +75,8 @@ def _transcribe(arguments: Arguments, environment: Mapping[str, str]) -> None:
         with child(command) as running:
             code = running.wait()
         if code:
-            raise Failure("", code if code > 0 else 128 - code)
+            code = code if code > 0 else 128 - code
+            raise Failure(f"{program}: exit code {code}", code)
         found = read_folder(
             Path(room), [f"{number}.json" for number in range(len(arguments.audio))]
         )

@@ -34,7 +34,7 @@ environment:
   WHISPER_DOCKER_CLI        the client (default: docker; podman takes the same)
   WHISPER_DOCKER_TIMEOUT    longest run, such as 90s or 20m (default: WHISPER_TIMEOUT, else 20m)
 
-The image needs a POSIX shell, tar, head and mktemp (with a volume: a shell); setsid and timeout
+The image needs a POSIX shell, tail and mktemp, and without a volume tar and head; setsid and timeout
 are used where they are.
 
 exit codes: the program's own (127: it is not there); 126 when the engine is not reached or the
@@ -119,8 +119,7 @@ def inside(path: Path, volume: tuple[Path, PurePosixPath]) -> str:
 def _end_inside(enter: Sequence[str], started: Started) -> None:
     """End the group in the container ourselves: some engines do not pass on that stdin ended."""
     script = (
-        'kill -TERM "-$1" 2>/dev/null && { sleep 0.5; kill -KILL "-$1" 2>/dev/null; };'
-        '[ -z "$2" ] || rm -rf "$2"'
+        'kill -TERM "-$1" 2>/dev/null && { sleep 0.5; kill -KILL "-$1" 2>/dev/null; };rm -rf "$2"'
     )
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(

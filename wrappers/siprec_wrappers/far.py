@@ -3,13 +3,15 @@
 One connection carries everything. To the far side: the audio, as a tar of known size, then nothing,
 but it stays open: its end tells the far side that we are gone, however we went, and it ends the
 program and removes what it has there. From the far side: a line that the program runs, its exit
-code, the outputs as a tar; stderr is the program's own. It needs `sh`, `tar`, `head` and `mktemp`
-there, and uses `setsid` and `timeout` where it finds them.
+code, the outputs as a tar; stderr is the program's own. Its stdout, where recognisers print what was
+said and some of them why they failed, comes only after a failure, and to our stdout. It needs `sh`,
+`tar`, `head`, `tail` and `mktemp` there, and uses `setsid` and `timeout` where it finds them.
 """
 
 import contextlib
 import shlex
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +54,10 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 trap : PIPE
 """
-_COPY_IN = """\
+_ROOM = """\
 room=$(mktemp -d "${{TMPDIR:-/tmp}}/whisper.XXXXXXXX") || exit {no_room}
+"""
+_COPY_IN = """\
 mkdir "$room/in" "$room/out" && cd "$room/in" || exit {no_room}
 head -c {size} | tar xf - || {{ echo 'the audio did not arrive whole' >&2; exit {no_room}; }}
 """
@@ -62,10 +66,10 @@ limit=
 command -v timeout >/dev/null 2>&1 && limit='timeout -k 3 {limit}'
 exec 3<&0 </dev/null
 if command -v setsid >/dev/null 2>&1; then
-    setsid $limit {words} >&2 3<&- &
+    setsid $limit {words} >"$room/said" 3<&- &
 else
     set -m
-    $limit {words} >&2 3<&- &
+    $limit {words} >"$room/said" 3<&- &
     set +m
 fi
 program=$!
@@ -79,6 +83,7 @@ echo "{started}$program $room"
 wait "$program"
 code=$?
 echo "$code"
+[ "$code" = 0 ] || {{ tail -c 4096 "$room/said"; exit 0; }}
 """
 _COPY_OUT = """\
 cd "$room/out" && tar cf - .
@@ -87,7 +92,7 @@ cd "$room/out" && tar cf - .
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What runs on the far side: the group of the program, and its folder (empty: none)."""
+    """What runs on the far side: the group of the program, and its folder."""
 
     group: int
     room: str
@@ -119,9 +124,10 @@ def far_script(
     run = _RUN.format(
         limit=max(1, round(timeout_s + _LATER_S)), words=" ".join(words), started=_STARTED.decode()
     )
+    opening = _OPENING + _ROOM.format(no_room=_NO_ROOM)
     if size is None:
-        return _OPENING + run
-    return _OPENING + _COPY_IN.format(size=size, no_room=_NO_ROOM) + run + _COPY_OUT
+        return opening + run
+    return opening + _COPY_IN.format(size=size, no_room=_NO_ROOM) + run + _COPY_OUT
 
 
 def far_names(arguments: Arguments) -> list[str]:
@@ -164,6 +170,9 @@ def run_far(
         try:
             code = _number(link.stdout.readline())
             found = _receive(link.stdout, arguments) if copies and code == 0 else {}
+            if code:
+                sys.stdout.buffer.write(link.stdout.read())
+                sys.stdout.flush()
             over = code is not None
         finally:
             if not over:

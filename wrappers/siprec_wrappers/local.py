@@ -63,7 +63,8 @@ def _transcribe(arguments: Arguments, environment: Mapping[str, str]) -> None:
         with child([program, *command_line(program, arguments, room)]) as running:
             code = running.wait()
         if code:
-            raise Failure("", code if code > 0 else 128 - code)
+            code = code if code > 0 else 128 - code
+            raise Failure(f"{program}: exit code {code}", code)
         found = read_folder(Path(room), wanted(arguments))
     if not found and Path(program).name == "whisper" and shutil.which("ffmpeg") is None:
         raise Failure("openai-whisper reads audio through ffmpeg, which is not on PATH", 127)

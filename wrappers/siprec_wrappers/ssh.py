@@ -31,7 +31,7 @@ environment:
 
 ssh asks nothing (BatchMode): the key, and the host's key in known_hosts, must be there. Your SSH
 configuration decides what else holds; WHISPER_SSH_OPTIONS goes before it. The other host needs
-a POSIX shell, tar, head and mktemp; setsid and timeout are used where they are.
+a POSIX shell, tar, head, tail and mktemp; setsid and timeout are used where they are.
 
 exit codes: the program's own (127: it is not there); 126 when the host is not reached or turns us
 away, and ssh says why; 1 when the connection breaks in mid-run; 124 out of time; 128+n ended by
