@@ -44,7 +44,8 @@ end_program() {
 leave() {
     trap - EXIT
     trap '' HUP INT TERM
-    [ -z "$guard" ] || { kill "$guard"; wait "$guard"; } 2>/dev/null
+    # KILL: a shell that has just forked may lose TERM, and we would wait for it for ever.
+    [ -z "$guard" ] || { kill -KILL "$guard"; wait "$guard"; } 2>/dev/null
     [ -z "$program" ] || end_program
     [ -z "$room" ] || rm -rf "$room"
 }
@@ -169,6 +170,8 @@ def run_far(
         over = False
         try:
             code = _number(link.stdout.readline())
+            with contextlib.suppress(OSError):
+                link.stdin.close()  # the program is over: nothing is left to guard
             found = _receive(link.stdout, arguments) if copies and code == 0 else {}
             if code:
                 sys.stdout.buffer.write(link.stdout.read())
