@@ -39,7 +39,14 @@ from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerCon
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
-from siprec_bridge.transcription import Scheduler, load_provider
+from siprec_bridge.transcription import (
+    Guard,
+    Preparation,
+    Scheduler,
+    SpeechOptions,
+    load_provider,
+    missing_detector,
+)
 
 log = structlog.get_logger()
 
@@ -95,6 +102,8 @@ class Bridge:
             on_done=self.completion.done,
             on_failed=self.completion.failed,
             clock=_now,
+            preparation=Preparation(self.provider.sample_rate, _speech(settings)),
+            guard=Guard(settings.hallucination_guard),
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
         )
@@ -431,6 +440,21 @@ def _media_policy(settings: Settings) -> MediaPolicy:
         srtp=settings.srtp,
         suites=available_suites(),
         sdes_only_over_tls=settings.srtp_sdes_only_over_tls,
+    )
+
+
+def _speech(settings: Settings) -> SpeechOptions | None:
+    """What counts as speech; None where recognisers get whole legs."""
+    if not settings.vad:
+        return None
+    if (cause := missing_detector()) is not None:
+        log.warning("vad.unavailable", cause=cause, effect="recognisers get whole legs")
+        return None
+    return SpeechOptions(
+        threshold=settings.vad_threshold,
+        min_speech_ms=settings.min_speech_duration_ms,
+        max_speech_s=settings.max_speech_duration_s,
+        pad_ms=settings.speech_pad_ms,
     )
 
 

@@ -132,6 +132,7 @@ _CASELESS = (
     "recording_format",
     "rtp_source",
     "srtp",
+    "hallucination_guard",
 )
 
 
@@ -284,6 +285,27 @@ class Settings(BaseModel):
     transcription_retry_delay: Duration = Field(
         timedelta(seconds=5),
         description="wait before the second run; doubles with each further one",
+    )
+    vad: bool = Field(
+        True,
+        description="false: recognisers get whole legs; true: the speech in them, and none without",
+    )
+    vad_threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="probability from which on a moment is taken for speech"
+    )
+    min_speech_duration_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        250, description="speech shorter than this is left out, unless it stands near other speech"
+    )
+    max_speech_duration_s: Annotated[float, Field(ge=1, le=3600)] = Field(
+        30, description="longer speech is divided at its quietest moments"
+    )
+    speech_pad_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        400, description="what is kept before and after speech"
+    )
+    hallucination_guard: Literal["suppress", "flag", "off"] = Field(
+        "suppress",
+        description="text that nobody seems to have said: set aside in the stored transcript, "
+        "or delivered with its doubt, or as any other",
     )
 
     # Delivery

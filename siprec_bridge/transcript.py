@@ -35,6 +35,17 @@ class Segment(Value):
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
+    doubt: str | None = None  # why it may never have been said; the bridge's, not a provider's
+
+
+class Suppressed(Value):
+    """Text of a recogniser that was hardly said, and why: kept, but no part of any text."""
+
+    text: str
+    start: float
+    end: float
+    reason: str  # no_speech, low_confidence, compression, repeated or outside_speech
+    label: str | None = None  # in a Conversation: of its stream
 
 
 class Transcript(Value):
@@ -43,6 +54,8 @@ class Transcript(Value):
     language: str | None = None
     segments: tuple[Segment, ...] = ()
     model: str | None = None  # as the recogniser names itself, where it does
+    suppressed: tuple[Suppressed, ...] = ()
+    speech: float | None = None  # seconds that a voice detector found; None: nobody looked
 
     @property
     def text(self) -> str:
@@ -76,6 +89,8 @@ class Leg(Value):
     audio: str | None = None  # file name below the session's folder
     language: str | None = None
     keys: tuple[KeyPress, ...] = ()
+    # Seconds of detected speech. 0: the recogniser was not asked; None: nobody looked.
+    speech: float | None = None
 
 
 class Utterance(Value):
@@ -93,6 +108,7 @@ class Utterance(Value):
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
+    doubt: str | None = None  # why it may never have been said
 
 
 class RunFacts(Value):
@@ -101,7 +117,7 @@ class RunFacts(Value):
     provider: str
     model: str
     status: str
-    reason: str = "ok"  # short slug: ok, timeout, exit_code, no_output, bad_output, …
+    reason: str = "ok"  # short slug: ok, no_speech, no_audio, timeout, exit_code, no_output, …
     duration: float = 0.0
     exit_code: int | None = None
     stderr_tail: str = ""
@@ -123,6 +139,7 @@ class Conversation(Value):
     participants: tuple[Participant, ...] = ()
     legs: tuple[Leg, ...] = ()
     utterances: tuple[Utterance, ...] = ()
+    suppressed: tuple[Suppressed, ...] = ()
     language: str | None = None  # None: no speech, or the legs differ
     provider: str
     model: str

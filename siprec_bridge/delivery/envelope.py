@@ -117,6 +117,7 @@ class TranscriptSegmentData(Data):
     ends_at: datetime
     text: str
     words: tuple[Word, ...] = ()
+    doubt: str | None = Field(None, description="why it may never have been said")
     provider: str
     model: str
     final: Literal[True] = True
@@ -301,6 +302,7 @@ def transcript_events(
                 ends_at=utterance.ends_at,
                 text=utterance.text,
                 words=utterance.words,
+                doubt=utterance.doubt,
             ),
         )
         for index, utterance in enumerate(conversation.utterances)

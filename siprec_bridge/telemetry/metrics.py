@@ -22,6 +22,7 @@ SESSION_OUTCOMES = ("completed", "abandoned", "recovered", "failed")
 JOB_OUTCOMES = ("done", "retried", "failed")
 DELIVERY_RESULTS = ("delivered", "retried", "returned", "parked")
 RUN_STATUSES = ("success", "error", "timeout")
+DOUBTS = ("no_speech", "low_confidence", "compression", "repeated", "outside_speech")
 
 _SECONDS_OF_A_RUN = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
@@ -196,6 +197,20 @@ class Metrics:
             "whisper_output_format", "recogniser outputs read, by format", ("format",)
         )
         self.whisper_runs_active = gauge("whisper_runs_active", "recogniser runs under way")
+        self.vad_audio_seconds_total = counter(
+            "vad_audio_seconds",
+            "audio that a voice detector heard: kept for the recogniser, or cut as silence",
+            ("verdict",),
+        )
+        self.doubtful_segments_total = counter(
+            "doubtful_segments",
+            "segments that a recogniser gave and that were hardly said, by reason",
+            ("reason",),
+        )
+        for verdict in ("kept", "cut"):
+            self.vad_audio_seconds_total.labels(verdict=verdict)
+        for reason in DOUBTS:
+            self.doubtful_segments_total.labels(reason=reason)
         self.recogniser_available = gauge(
             "recogniser_available", "1: the recogniser can be run; 0: it is missing"
         )

@@ -4,8 +4,22 @@ Refuses to know Whisper, SIP and who gets the transcript. Providers are plug-ins
 entry point group `siprec_bridge.providers`.
 """
 
+from siprec_bridge.transcription.guard import Guard, GuardPolicy
 from siprec_bridge.transcription.merge import RecordedLeg, merge
+from siprec_bridge.transcription.prepare import Preparation
 from siprec_bridge.transcription.registry import load_provider
 from siprec_bridge.transcription.scheduler import Scheduler
+from siprec_bridge.transcription.speech import SpeechOptions
+from siprec_bridge.transcription.vad import missing_detector
 
-__all__ = ["RecordedLeg", "Scheduler", "load_provider", "merge"]
+__all__ = [
+    "Guard",
+    "GuardPolicy",
+    "Preparation",
+    "RecordedLeg",
+    "Scheduler",
+    "SpeechOptions",
+    "load_provider",
+    "merge",
+    "missing_detector",
+]

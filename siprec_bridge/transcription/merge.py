@@ -11,6 +11,7 @@ from siprec_bridge.transcript import (
     Participant,
     RunFacts,
     Segment,
+    Suppressed,
     Transcript,
     Utterance,
     Word,
@@ -81,6 +82,7 @@ def merge(
                 duration=leg.duration,
                 audio=leg.audio,
                 language=heard[leg.label].language if leg.label in heard else None,
+                speech=heard[leg.label].speech if leg.label in heard else None,
                 keys=tuple(
                     key.model_copy(
                         update={
@@ -93,6 +95,12 @@ def merge(
             for leg in legs
         ),
         utterances=tuple(utterances),
+        suppressed=tuple(
+            sorted(
+                (one for leg in legs for one in _suppressed(leg, heard, started_at)),
+                key=lambda one: (one.start, one.end),
+            )
+        ),
         language=spoken.pop() if len(spoken) == 1 else None,
         provider=facts.provider,
         model=next((one.model for one in heard.values() if one.model), facts.model),
@@ -123,7 +131,17 @@ def _utterances(
                 avg_logprob=part.avg_logprob,
                 no_speech_prob=part.no_speech_prob,
                 compression_ratio=part.compression_ratio,
+                doubt=part.doubt,
             )
+
+
+def _suppressed(
+    leg: RecordedLeg, heard: Mapping[str, Transcript], origin: datetime
+) -> Iterator[Suppressed]:
+    seconds = (leg.started_at - origin).total_seconds()
+    for one in heard[leg.label].suppressed if leg.label in heard else ():
+        start, end = round(one.start + seconds, 3), round(one.end + seconds, 3)
+        yield one.model_copy(update={"label": leg.label, "start": start, "end": end})
 
 
 def _by_speaker(

@@ -1,66 +1,194 @@
-"""Audio as a provider wants it: mono 16-bit WAV at its sample rate."""
+"""Audio as a provider wants it: mono 16-bit WAV at its sample rate, and of it only the speech."""
 
 import asyncio
+import os
+import threading
 import wave
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 import soxr
+from av.container import InputContainer
 
-from siprec_bridge.provider import AudioFile
+from siprec_bridge.provider import AudioFile, Job
+from siprec_bridge.transcript import Transcript
+from siprec_bridge.transcription.speech import (
+    Pcm,
+    SpeechMap,
+    SpeechOptions,
+    VoiceDetector,
+    listen,
+    map_speech,
+)
+from siprec_bridge.transcription.vad import SileroDetector
 
-_CHUNK = 1 << 18
-
-Pcm = npt.NDArray[np.int16]
+_CHUNK = 1 << 18  # samples held at once
 
 
-async def prepare(audio: AudioFile, sample_rate: int, folder: Path) -> AudioFile:
-    """The file itself where it fits, else a copy of it in `folder` that does. Raises OSError."""
-    return await asyncio.to_thread(_prepare, audio, sample_rate, folder)
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """What is sent of a job, and by leg where its speech is; nobody looked in legs not named."""
+
+    job: Job
+    maps: Mapping[str, SpeechMap]
+
+    def restore(self, heard: Mapping[str, Transcript]) -> dict[str, Transcript]:
+        """What was heard in what was sent, on the call's time line, and the legs not sent."""
+        silent = {key: Transcript() for key, found in self.maps.items() if not found.pieces}
+        restored = {
+            key: self.maps[key].unpack(one) if key in self.maps else one
+            for key, one in heard.items()
+        }
+        return {
+            key: one.model_copy(update={"speech": _spoken(self.maps[key])})
+            if key in self.maps
+            else one
+            for key, one in (silent | restored).items()
+        }
 
 
-def _prepare(audio: AudioFile, sample_rate: int, folder: Path) -> AudioFile:
-    copy = folder / f"{audio.path.stem}.wav"
-    try:
+class Preparation:
+    """Makes jobs ready for a provider; `speech` says what counts as such, None: send it all."""
+
+    def __init__(
+        self,
+        sample_rate: int,
+        speech: SpeechOptions | None = None,
+        detector: Callable[[], VoiceDetector] = SileroDetector,
+    ) -> None:
+        self._sample_rate = sample_rate
+        self._speech = speech
+        self._new_detector = detector
+        self._idle: list[VoiceDetector] = []  # each costs 50 ms to load
+        # Threads of its own: long legs shall not keep the loop's from short works.
+        self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "prepare")
+
+    async def prepare(self, job: Job, folder: Path) -> PreparedJob:
+        """The job with files of `folder` where its own do not fit. Raises OSError.
+
+        Legs without speech are left out. Memory does not grow with the length of a leg.
+        """
+        stop = threading.Event()
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._prepare, job, folder, stop)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()  # it looks before each block, and is not to write into a folder that is gone
+            await asyncio.gather(work, return_exceptions=True)
+            raise
+
+    def _prepare(self, job: Job, folder: Path, stop: threading.Event) -> PreparedJob:
+        folder.mkdir(exist_ok=True)
+        audio: list[AudioFile] = []
+        maps: dict[str, SpeechMap] = {}
+        for number, one in enumerate(job.audio):
+            try:
+                whole = self._at_rate(one, folder / f"{number}.wav", stop)
+                if self._speech is None:
+                    audio.append(whole)
+                    continue
+                found = maps[one.key] = self._find(whole.path, self._speech, stop)
+                if found.pieces:
+                    audio.append(_pack(whole, found, folder / f"{number}-speech.wav", stop))
+            except (wave.Error, EOFError) as error:
+                raise OSError(f"{one.path.name} is no WAV file: {error}") from error
+            except av.FFmpegError as error:
+                raise OSError(f"{one.path.name} is no FLAC file: {error}") from error
+        return PreparedJob(replace(job, audio=tuple(audio)), maps)
+
+    def _at_rate(self, audio: AudioFile, copy: Path, stop: threading.Event) -> AudioFile:
+        """The file itself where it is a WAV of the provider's rate, else such a copy of it."""
         if audio.path.suffix == ".flac":
             with av.open(str(audio.path), "r", format="flac") as container:
-                _copy(_decoded(container), container.streams.audio[0].rate, copy, sample_rate)
-        else:
-            with wave.open(str(audio.path)) as source:
-                rate = source.getframerate()
-                if rate == sample_rate:
-                    return audio
-                _copy(_read(source), rate, copy, sample_rate)
-    except (wave.Error, EOFError) as error:
-        raise OSError(f"{audio.path.name} is no WAV file: {error}") from error
-    except av.FFmpegError as error:
-        raise OSError(f"{audio.path.name} is no FLAC file: {error}") from error
-    return replace(audio, path=copy)
+                rate = container.streams.audio[0].rate
+                self._copy(_decoded(container, stop), rate, copy)
+            return replace(audio, path=copy)
+        with wave.open(str(audio.path)) as source:
+            if source.getframerate() == self._sample_rate:
+                return audio
+            self._copy(_blocks(source, stop), source.getframerate(), copy)
+        return replace(audio, path=copy)
+
+    def _copy(self, blocks: Iterator[Pcm], rate: int, copy: Path) -> None:
+        with wave.open(str(copy), "wb") as target:
+            _describe(target, self._sample_rate)
+            for out in _resampled(blocks, rate, self._sample_rate):
+                target.writeframes(out.astype("<i2").tobytes())
+
+    def _find(self, path: Path, options: SpeechOptions, stop: threading.Event) -> SpeechMap:
+        try:
+            detector = self._idle.pop()
+        except IndexError:
+            detector = self._new_detector()
+        try:
+            detector.reset()
+            with wave.open(str(path)) as source:
+                rate, total = source.getframerate(), source.getnframes()
+                blocks = _resampled(_blocks(source, stop), rate, detector.sample_rate)
+                speech, loudness = listen(blocks, detector)
+        finally:
+            self._idle.append(detector)
+        frame_s = detector.frame / detector.sample_rate
+        return map_speech(speech, loudness, frame_s, options, rate=rate, total=total)
 
 
-def _copy(chunks: Iterator[Pcm], rate: int, copy: Path, sample_rate: int) -> None:
-    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="int16")
-    with wave.open(str(copy), "wb") as target:
-        target.setnchannels(1)
-        target.setsampwidth(2)
-        target.setframerate(sample_rate)
-        for pcm in chunks:
-            out = pcm if rate == sample_rate else resampler.resample_chunk(pcm)
-            target.writeframes(out.astype("<i2").tobytes())
-        if rate != sample_rate:
-            rest = resampler.resample_chunk(np.zeros(0, np.int16), last=True)
-            target.writeframes(rest.astype("<i2").tobytes())
+def _pack(audio: AudioFile, found: SpeechMap, copy: Path, stop: threading.Event) -> AudioFile:
+    """A file of the pieces alone, or the file itself where that is all of it."""
+    if found.is_whole:
+        return audio
+    with wave.open(str(audio.path)) as source, wave.open(str(copy), "wb") as target:
+        _describe(target, found.rate)
+        for number, (start, end) in enumerate(found.pieces):
+            target.writeframes(bytes(2 * found.guard_before(number)))
+            source.setpos(start)
+            for block in _blocks(source, stop, end - start):
+                target.writeframes(block.astype("<i2").tobytes())
+    return replace(audio, path=copy, duration=found.packed)
 
 
-def _read(source: wave.Wave_read) -> Iterator[Pcm]:
-    while data := source.readframes(_CHUNK):
-        yield np.frombuffer(data, "<i2").astype(np.int16)
+def _blocks(
+    source: wave.Wave_read, stop: threading.Event, most: int | None = None
+) -> Iterator[Pcm]:
+    """The samples from where the file stands: int16, (n,)."""
+    left = source.getnframes() if most is None else most
+    while left > 0:
+        if stop.is_set():
+            raise OSError("stopped")
+        pcm = np.frombuffer(source.readframes(min(left, _CHUNK)), "<i2").astype(np.int16)
+        if not len(pcm):
+            return  # shorter than its header says
+        left -= len(pcm)
+        yield pcm
 
 
-def _decoded(container: "av.container.InputContainer") -> Iterator[Pcm]:
+def _decoded(container: InputContainer, stop: threading.Event) -> Iterator[Pcm]:
     for frame in container.decode(audio=0):
+        if stop.is_set():
+            raise OSError("stopped")
         yield frame.to_ndarray()[0]
+
+
+def _resampled(blocks: Iterator[Pcm], rate: int, wanted: int) -> Iterator[Pcm]:
+    if rate == wanted:
+        yield from blocks
+        return
+    resampler = soxr.ResampleStream(rate, wanted, 1, dtype="int16")
+    for block in blocks:
+        yield resampler.resample_chunk(block)
+    yield resampler.resample_chunk(np.zeros(0, np.int16), last=True)
+
+
+def _describe(target: wave.Wave_write, rate: int) -> None:
+    target.setnchannels(1)
+    target.setsampwidth(2)
+    target.setframerate(rate)
+
+
+def _spoken(found: SpeechMap) -> float:
+    """Seconds of detected speech."""
+    return round(sum(end - start for start, end in found.spoken), 3) if found.pieces else 0.0

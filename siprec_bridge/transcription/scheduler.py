@@ -20,7 +20,8 @@ from siprec_bridge.provider import Job, Provider, ProviderError, ProviderUnavail
 from siprec_bridge.store import Database, JobRow, StoreError, jobs
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import RunFacts, Transcript
-from siprec_bridge.transcription.prepare import prepare
+from siprec_bridge.transcription.guard import Guard
+from siprec_bridge.transcription.prepare import Preparation, PreparedJob
 
 log = structlog.get_logger()
 
@@ -46,6 +47,8 @@ class Scheduler:
         on_done: OnDone,
         on_failed: OnFailed,
         clock: Callable[[], datetime],
+        preparation: Preparation | None = None,
+        guard: Guard | None = None,
         max_attempts: int = 5,
         retry_delay: float = 5.0,
     ) -> None:
@@ -56,6 +59,8 @@ class Scheduler:
         self._on_done = on_done
         self._on_failed = on_failed
         self._clock = clock
+        self._preparation = preparation or Preparation(provider.sample_rate)
+        self._guard = guard or Guard("off")
         self._max_attempts = max_attempts
         self._retry_delay = retry_delay
         self._limit = provider.max_concurrent or _NO_LIMIT
@@ -174,34 +179,59 @@ class Scheduler:
 
     async def _run_batch(self, batch: list[JobRow]) -> None:
         with tempfile.TemporaryDirectory(prefix="siprec-prepare-") as folder:
-            ready: dict[str, Job] = {}
+            ready: dict[str, PreparedJob] = {}
             for row in batch:
-                job = await self._prepare(row, Path(folder) / str(len(ready)))
-                if job is not None:
-                    ready[row.id] = job
+                prepared = await self._prepare(row, Path(folder) / str(len(ready)))
+                if prepared is not None:
+                    ready[row.id] = prepared
             rows = {row.id: row for row in batch if row.id in ready}
-            for row in [row for row in rows.values() if not ready[row.id].audio]:
-                await self._finish(row, {}, self._nothing_to_hear())
+            for row in [row for row in rows.values() if not ready[row.id].job.audio]:
+                reason = "no_speech" if ready[row.id].maps else "no_audio"
+                await self._finish(row, ready[row.id].restore({}), self._nothing_to_hear(reason))
                 del rows[row.id]
             if not rows:
                 return
-            result = await self._provider.transcribe([ready[id] for id in rows])
+            result = await self._provider.transcribe([ready[id].job for id in rows])
         self._observe(result.facts)
+        outcomes = dict(result.outcomes)
         for id, row in rows.items():
-            outcome = result.outcomes.get(id)
-            if isinstance(outcome, ProviderError):
-                self._log_failure(row, ready[id], outcome, result.facts)
-        await self._take(list(rows.values()), result)
+            match outcomes.get(id):
+                case ProviderError() as error:
+                    self._log_failure(row, ready[id].job, error, result.facts)
+                case Mapping() as heard:
+                    outcomes[id] = self._judge(ready[id], heard)
+                case None:
+                    pass  # it is told of below
+        await self._take(list(rows.values()), replace(result, outcomes=outcomes))
 
-    async def _prepare(self, row: JobRow, folder: Path) -> Job | None:
+    async def _prepare(self, row: JobRow, folder: Path) -> PreparedJob | None:
         try:
-            job = await self._load(row)
-            await asyncio.to_thread(folder.mkdir)
-            audio = [await prepare(one, self._provider.sample_rate, folder) for one in job.audio]
+            prepared = await self._preparation.prepare(await self._load(row), folder)
         except (OSError, ValueError, LookupError) as error:
             await self._fail(row, ProviderError("audio_missing", str(error)), None)
             return None
-        return replace(job, audio=tuple(audio))
+        for found in prepared.maps.values():
+            kept = found.packed
+            cut = found.total / found.rate - kept
+            self._metrics.vad_audio_seconds_total.labels(verdict="kept").inc(kept)
+            self._metrics.vad_audio_seconds_total.labels(verdict="cut").inc(cut)
+        return prepared
+
+    def _judge(
+        self, prepared: PreparedJob, heard: Mapping[str, Transcript]
+    ) -> Mapping[str, Transcript]:
+        """What was heard, on the call's time line, without what was hardly said."""
+        judged = {
+            key: self._guard.judge(one, prepared.maps.get(key))
+            for key, one in prepared.restore(heard).items()
+        }
+        for one in judged.values():
+            for reason in [
+                *(text.reason for text in one.suppressed),
+                *(segment.doubt for segment in one.segments if segment.doubt),
+            ]:
+                self._metrics.doubtful_segments_total.labels(reason=reason).inc()
+        return judged
 
     async def _take(self, rows: Sequence[JobRow], result: Run) -> None:
         away: list[JobRow] = []
@@ -293,13 +323,13 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
 
-    def _nothing_to_hear(self) -> RunFacts:
+    def _nothing_to_hear(self, reason: str) -> RunFacts:
         provider = self._provider
         return RunFacts(
             provider=provider.name,
             model=provider.model,
             status="success",
-            reason="no_audio",
+            reason=reason,
             files=0,
         )
 

@@ -12,8 +12,9 @@ from siprec_bridge.media import RecordingFormat, finish_session
 from siprec_bridge.media.audio_file import AudioFile
 from siprec_bridge.media.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.provider import AudioFile as ProviderAudio
+from siprec_bridge.provider import Job
 from siprec_bridge.sdp import Codec
-from siprec_bridge.transcription.prepare import prepare
+from siprec_bridge.transcription.prepare import Preparation
 
 
 def spool(folder: Path, pcm: Pcm, index: int) -> None:
@@ -74,10 +75,11 @@ async def test_a_recogniser_gets_wav_at_its_rate_from_either(
     room = tmp_path / "room"
     room.mkdir()
 
-    ready = await prepare(ProviderAudio("1", tmp_path / leg.file, leg.duration), rate, room)
+    job = Job("j", (ProviderAudio("1", tmp_path / leg.file, leg.duration),))
+    (ready,) = (await Preparation(rate).prepare(job, room)).job.audio
 
     got_rate, pcm = read_wav(ready.path)
-    assert (ready.path.name, got_rate) == ("s-0.wav", rate)
+    assert (ready.path.suffix, got_rate) == (".wav", rate)
     assert len(pcm) == pytest.approx(2 * rate, abs=2)
     assert int(np.abs(pcm.astype(int)).max()) > 14_000
 
@@ -87,7 +89,9 @@ async def test_what_is_no_flac_is_said_to_be_none(tmp_path: Path) -> None:
     broken.write_bytes(b"fLaC, they said")
 
     with pytest.raises(OSError, match=r"s-0\.flac"):
-        await prepare(ProviderAudio("1", broken, 1.0), 16000, tmp_path)
+        await Preparation(16000).prepare(
+            Job("j", (ProviderAudio("1", broken, 1.0),)), tmp_path / "room"
+        )
 
 
 @pytest.mark.parametrize("size", [100, 400_000])

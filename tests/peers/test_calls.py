@@ -143,7 +143,7 @@ async def test_the_stand_in_understands_the_sample_call(tmp_path: Path) -> None:
     said = json.loads((SAMPLE / "transcript.json").read_text())
     standin = str(Path(sys.executable).with_name("whisper-standin"))
     async with (
-        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=standin) as bridge,
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=standin, VAD="on") as bridge,
         listening(bridge) as events,
     ):
         await call(bridge, legs=sample_call(), rate=4.0)
@@ -162,6 +162,27 @@ async def test_the_stand_in_understands_the_sample_call(tmp_path: Path) -> None:
         assert utterance["words"]
     assert data["model"] == "pocketsphinx-en-us, not Whisper"
     assert data["language"] == "en"
+
+
+@pytest.mark.peer
+async def test_a_recogniser_is_not_started_for_a_call_in_which_nobody_speaks(
+    tmp_path: Path,
+) -> None:
+    speaks = recogniser(tmp_path, "speaks")
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=str(speaks), VAD="on") as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge)
+        (final,) = await finals(bridge, events)
+        _, listed = await bridge.get("/api/jobs")
+        _, metrics = await bridge.get("/metrics")
+
+    assert calls(speaks) == []
+    assert (final["data"]["utterances"], final["data"]["text"]) == ([], "")
+    assert [leg["speech"] for leg in final["data"]["legs"]] == [0.0, 0.0]
+    assert json.loads(listed)["jobs"][0]["reason"] == "no_speech"
+    assert 'siprec_vad_audio_seconds_total{verdict="cut"} 4.5' in metrics
 
 
 async def test_waiting_calls_share_a_run_of_the_recogniser(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from siprec_bridge.transcript import (
     Participant,
     RunFacts,
     Segment,
+    Suppressed,
     Transcript,
     Word,
 )
@@ -123,3 +124,24 @@ def test_keys_of_a_leg_are_told_on_the_clock_of_the_session() -> None:
     talk = merged(legs, {})
 
     assert talk.legs[0].keys == (KeyPress(key="5", start=4.5, duration=0.1),)
+
+
+def test_what_was_set_aside_is_in_the_document_and_in_no_text() -> None:
+    phantom = Suppressed(text="Thank you.", start=2, end=3, reason="no_speech")
+    heard = Transcript(suppressed=(phantom,), speech=4.5)
+
+    talk = merged([RecordedLeg("1", later(3), 10)], {"1": heard})
+
+    assert (talk.text, talk.utterances) == ("", ())
+    (kept,) = talk.suppressed
+    assert (kept.label, kept.start, kept.end, kept.reason) == ("1", 5.0, 6.0, "no_speech")
+    assert talk.legs[0].speech == 4.5
+    assert Conversation.model_validate_json(talk.model_dump_json()) == talk
+
+
+def test_a_doubt_stays_with_its_utterance() -> None:
+    segment = Segment(text="Thank you.", start=2, end=3, doubt="no_speech")
+
+    talk = merged([RecordedLeg("1", later(3), 10)], {"1": Transcript(segments=(segment,))})
+
+    assert [one.doubt for one in talk.utterances] == ["no_speech"]

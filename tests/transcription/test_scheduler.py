@@ -1,6 +1,7 @@
 """Jobs on a real database, a provider in the test's hand."""
 
 import asyncio
+import sys
 import wave
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -8,13 +9,19 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from harness.bridge import eventually
+from harness.calls import SAMPLE
 from harness.provider import Outcome, ScriptedProvider, heard
-from siprec_bridge.provider import AudioFile, Job, ProviderError, ProviderUnavailable
+from harness.rtp import read_wav
+from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, ProviderUnavailable
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
 from siprec_bridge.telemetry import Metrics
-from siprec_bridge.transcript import RunFacts, Transcript
-from siprec_bridge.transcription import Scheduler
+from siprec_bridge.transcript import RunFacts, Segment, Suppressed, Transcript, Word
+from siprec_bridge.transcription import Guard, Preparation, Scheduler, SpeechOptions
+from siprec_providers.whisper import WhisperCli
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
@@ -27,6 +34,7 @@ class Office:
         self.folder = folder
         self.done: dict[str, Mapping[str, Transcript]] = {}
         self.failed: dict[str, ProviderError] = {}
+        self.audio: dict[str, tuple[AudioFile, ...]] = {}
         self.disk_full = 0
 
     async def load(self, row: JobRow) -> Job:
@@ -34,6 +42,8 @@ class Office:
             raise FileNotFoundError("no such recording")
         if row.id.startswith("empty"):
             return Job(row.id, ())
+        if row.id in self.audio:
+            return Job(row.id, self.audio[row.id])
         return Job(row.id, (AudioFile("1", wav(self.folder), 1.0),))
 
     async def on_done(self, row: JobRow, result: Mapping[str, Transcript], facts: RunFacts) -> None:
@@ -64,29 +74,51 @@ class Office:
         return {row.id: (row.state, row.attempts, row.solo) for row in rows}
 
 
-def wav(folder: Path) -> Path:
-    path = folder / "leg.wav"
+def wav(folder: Path, pcm: bytes = bytes(16000), name: str = "leg.wav") -> Path:
+    path = folder / name
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(8000)
-        file.writeframes(bytes(16000))
+        file.writeframes(pcm)
     return path
+
+
+def with_silence(folder: Path) -> tuple[AudioFile, ...]:
+    """A call of 90 s: what Alice and Bob say in the sample call, far apart, and a leg of silence."""
+    legs = []
+    for key, places in (("alice", (7.0, 40.0)), ("bob", (20.0, 75.0))):
+        _, sample = read_wav(SAMPLE / f"{key}.wav")
+        whole = np.zeros(90 * 8000, np.int16)
+        for place, half in zip(places, np.split(sample, [64000]), strict=True):
+            whole[round(place * 8000) :][: len(half)] = half
+        legs.append(AudioFile(key, wav(folder, whole.tobytes(), f"{key}.wav"), 90.0))
+    nobody = wav(folder, bytes(2 * 90 * 8000), "nobody.wav")
+    return (*legs, AudioFile("nobody", nobody, 90.0))
 
 
 @asynccontextmanager
 async def office(
-    folder: Path, provider: ScriptedProvider, *ids: str, attempts: int = 3
+    folder: Path,
+    provider: Provider,
+    *ids: str,
+    attempts: int = 3,
+    audio: tuple[AudioFile, ...] | None = None,
+    speech: SpeechOptions | None = None,
+    guard: Guard | None = None,
 ) -> AsyncIterator[tuple[Office, Metrics, Callable[[], None]]]:
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     await database.start()
     here = Office(database, folder)
+    if audio is not None:
+        here.audio = dict.fromkeys(ids, audio)
     await here.add(*ids)
     metrics = Metrics()
     scheduler = Scheduler(
         database, provider, metrics,
         load=here.load, on_done=here.on_done, on_failed=here.on_failed,
         clock=lambda: datetime.now(UTC), max_attempts=attempts, retry_delay=0.01,
+        preparation=Preparation(provider.sample_rate, speech), guard=guard,
     )  # fmt: skip
     running = asyncio.create_task(scheduler.run())
     try:
@@ -224,3 +256,100 @@ async def test_stopping_queues_what_was_running_again_uncounted(tmp_path: Path) 
     (row,) = await database.read(partial(jobs.listing, limit=10))
     await database.stop()
     assert (row.state, row.attempts) == ("queued", 0)
+
+
+async def test_a_call_in_which_nobody_speaks_costs_no_run(tmp_path: Path) -> None:
+    provider = ScriptedProvider()
+    silent = AudioFile("1", wav(tmp_path), 1.0)
+    async with office(tmp_path, provider, "a", audio=(silent,), speech=SpeechOptions()) as (
+        here,
+        metrics,
+        _,
+    ):
+        await eventually(lambda: "a" in here.done, "a result")
+        (row,) = await here.database.read(partial(jobs.listing, limit=10))
+
+    assert provider.runs == []
+    assert (row.state, row.reason) == ("done", "no_speech")
+    assert here.done["a"] == {"1": Transcript(speech=0.0)}
+    cut = metrics.registry.get_sample_value("siprec_vad_audio_seconds_total", {"verdict": "cut"})
+    assert cut == 1.0
+
+
+async def test_a_recogniser_gets_the_speech_alone_and_its_times_are_put_back(
+    tmp_path: Path,
+) -> None:
+    given: list[AudioFile] = []
+
+    def answer(job: Job, company: int) -> Outcome:
+        given.extend(job.audio)
+        end = job.audio[0].duration
+        words = (Word(text="first", start=1, end=2), Word(text="last", start=end - 1, end=end))
+        segment = Segment(text="first last", start=1, end=end, words=words)
+        return {job.audio[0].key: Transcript(segments=(segment,))}
+
+    async with office(
+        tmp_path, ScriptedProvider(answer), "a",
+        audio=with_silence(tmp_path), speech=SpeechOptions(),
+    ) as (here, metrics, _):  # fmt: skip
+        await eventually(lambda: "a" in here.done, "a result")
+
+    assert [one.key for one in given] == ["alice", "bob"]
+    assert all(one.duration < 12 for one in given)
+    first, last = here.done["a"]["alice"].segments
+    assert (first.text, last.text) == ("first", "last")
+    assert 7 < first.start < 13
+    assert 40 < last.start < last.end < 46
+    assert here.done["a"]["nobody"] == Transcript(speech=0.0)
+    kept = metrics.registry.get_sample_value("siprec_vad_audio_seconds_total", {"verdict": "kept"})
+    assert kept == pytest.approx(sum(one.duration for one in given))
+
+
+async def test_what_nobody_said_is_set_aside_and_counted(tmp_path: Path) -> None:
+    def answer(job: Job, company: int) -> Outcome:
+        phantom = Segment(text="Thank you.", start=5, end=6, no_speech_prob=0.9, avg_logprob=-1.5)
+        return {"1": Transcript(segments=(*heard().segments, phantom))}
+
+    async with office(tmp_path, ScriptedProvider(answer), "a", guard=Guard()) as (here, metrics, _):
+        await eventually(lambda: "a" in here.done, "a result")
+
+    assert here.done["a"]["1"].text == "hello"
+    assert here.done["a"]["1"].suppressed == (
+        Suppressed(text="Thank you.", start=5, end=6, reason="no_speech"),
+    )
+    counted = metrics.registry.get_sample_value(
+        "siprec_doubtful_segments_total", {"reason": "no_speech"}
+    )
+    assert counted == 1
+
+
+@pytest.mark.peer
+async def test_a_real_recogniser_hears_the_same_at_the_same_time_in_the_speech_alone(
+    tmp_path: Path,
+) -> None:
+    standin = str(Path(sys.executable).with_name("whisper-standin"))
+    provider = WhisperCli.from_options({"WHISPER_BINARY_PATH": standin, "TMPDIR": str(tmp_path)})
+    results: list[Mapping[str, Transcript]] = []
+    for speech in (None, SpeechOptions()):
+        folder = tmp_path / str(len(results))
+        folder.mkdir()
+        async with office(folder, provider, "a", audio=with_silence(folder), speech=speech) as (
+            here,
+            _,
+            _,
+        ):
+            await eventually(lambda: "a" in here.done, "a result")
+        results.append(here.done["a"])
+
+    whole, packed = results
+    for key in ("alice", "bob", "nobody"):
+        assert packed[key].text == whole[key].text
+        pairs = list(zip(
+            [word for one in whole[key].segments for word in one.words],
+            [word for one in packed[key].segments for word in one.words],
+            strict=True,
+        ))  # fmt: skip
+        assert key == "nobody" or len(pairs) > 10
+        for one, other in pairs:
+            assert other.start == pytest.approx(one.start, abs=0.1)
+            assert other.end == pytest.approx(one.end, abs=0.1)
