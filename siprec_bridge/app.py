@@ -94,6 +94,7 @@ class Bridge:
         self.completion = Completion(
             self.database, metrics, sinks=sinks, clock=_now, deliver=self._deliver
         )
+        self._speech = _speech(settings)
         self.scheduler = Scheduler(
             self.database,
             self.provider,
@@ -102,7 +103,7 @@ class Bridge:
             on_done=self.completion.done,
             on_failed=self.completion.failed,
             clock=_now,
-            preparation=Preparation(self.provider.sample_rate, _speech(settings)),
+            preparation=Preparation(self.provider.sample_rate, self._speech),
             guard=Guard(settings.hallucination_guard),
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
@@ -406,6 +407,7 @@ class Bridge:
             f"recordings in {settings.recordings}",
             f"database {self.database.path} ({stored})",
             f"recogniser {self.provider.describe()}",
+            f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
             f"delivery to WebSocket listeners at ws://{http}/ws/transcripts",
             f"delivery to AMQP at {self.broker.address}"
             if self.broker is not None

@@ -199,7 +199,8 @@ class Scheduler:
                 case ProviderError() as error:
                     self._log_failure(row, ready[id].job, error, result.facts)
                 case Mapping() as heard:
-                    outcomes[id] = self._judge(ready[id], heard)
+                    # Of a long call there are a hundred thousand words.
+                    outcomes[id] = await asyncio.to_thread(self._judge, ready[id], heard)
                 case None:
                     pass  # it is told of below
         await self._take(list(rows.values()), replace(result, outcomes=outcomes))

