@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -99,12 +99,16 @@ async def sample_job(sample_rate: int, id: str = "sample") -> AsyncIterator[Job]
     with tempfile.TemporaryDirectory(prefix="siprec-sample-") as folder:
         audio = []
         for key in sample_words():
-            copy = Path(folder) / f"{key}-given.wav"
-            copy.write_bytes(_sample(f"{key}.wav").read_bytes())
-            audio.append(AudioFile(key, copy, duration))
+            given = Path(folder) / f"{key}-given.wav"
+            given.write_bytes(_sample(f"{key}.wav").read_bytes())
+            audio.append(AudioFile(key, given, duration))
         # Whole, whatever VAD says: it is the provider that is on trial.
         prepared = await Preparation(sample_rate).prepare(Job(id, tuple(audio)), Path(folder))
-        yield prepared.job
+        named = tuple(
+            replace(one, path=one.path.rename(Path(folder) / f"{one.key}.wav"))
+            for one in prepared.job.audio
+        )
+        yield Job(id, named)
 
 
 async def try_provider(vendor: str, options: Mapping[str, str]) -> Trial:
