@@ -361,6 +361,13 @@ def write_ctranslate2(model: Model, tokens: Sequence[bytes], folder: Path) -> No
     _write_tokenizer(written, folder / "tokenizer.json")
 
 
+def make_ctranslate2(folder: Path, text: str, end_s: float = 2.0) -> Path:
+    """Write a model that says `text` into `folder`, for CTranslate2; returns the folder."""
+    tokens, words = vocabulary_of(text)
+    write_ctranslate2(scripted(words, end_s), tokens, folder)
+    return folder
+
+
 def _write_tokenizer(tokens: Sequence[str], path: Path) -> None:
     """The file of Hugging Face's tokenizers: byte-level BPE without merges."""
     level = {
