@@ -192,6 +192,8 @@ class _Connection:
                 raise ValueError("data_length")
             if not 0 <= sizes[1] <= self._transcriber.settings.max_upload:
                 raise ValueError("payload_length")
+            if not isinstance(data, dict):
+                raise TypeError("data")
             if sizes[0]:
                 data = {**data, **json.loads(await self._reader.readexactly(sizes[0]))}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
