@@ -47,6 +47,7 @@ class AsrServer:
     ) -> None:
         self._settings = settings
         self._socket_path = socket_path
+        self._socket_is_ours = False
         self.metrics = Metrics()
         self.cache = ModelCache(
             loader or shelf,
@@ -86,6 +87,7 @@ class AsrServer:
             listening.append(f"http://{settings.host}:{settings.port}")
         if self._socket_path is not None:
             own = _unix_socket(self._socket_path, settings.socket_mode)
+            self._socket_is_ours = True
             await web.SockSite(self._runner, own).start()
             listening.append(f"unix://{self._socket_path}")
         if settings.wyoming_port:
@@ -128,7 +130,7 @@ class AsrServer:
         await self._runner.cleanup()
         if self._sweeping is not None:
             self._sweeping.cancel()
-        if self._socket_path is not None:
+        if self._socket_path is not None and self._socket_is_ours:
             self._socket_path.unlink(missing_ok=True)
         if clean:
             self.cache.close()
