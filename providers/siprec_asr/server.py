@@ -166,9 +166,12 @@ def _unix_socket(path: Path, mode: int) -> socket.socket:
         before = os.umask(0o177)
         try:
             listener.bind(str(path))
+            path.chmod(mode)
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(before)
-        path.chmod(mode)
         listener.setblocking(False)
     except OSError as error:
         raise ConfigurationError(f"ASR_SOCKET={path}: {error.strerror or error}") from error
