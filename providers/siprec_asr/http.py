@@ -32,8 +32,9 @@ def login(token: str | None) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if token is not None and request.path not in _OPEN and not over_unix_socket(request):
             scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            # In bytes: compare_digest refuses text that is not ASCII.
-            same = hmac.compare_digest(given.strip().encode(), token.encode())
+            # In bytes: compare_digest refuses text that is not ASCII. Headers may be no UTF-8.
+            octets = given.strip().encode("utf-8", "surrogateescape")
+            same = hmac.compare_digest(octets, token.encode())
             if scheme.lower() != "bearer" or not same:
                 log.warning("http.unauthorized", path=request.path, peer=request.remote)
                 raise Refused(401, "unauthorized", "a bearer token is needed (ASR_TOKEN)")

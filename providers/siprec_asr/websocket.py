@@ -94,6 +94,9 @@ class WebSocketFront:
             raise
         except ConnectionError:
             log.info("stream.lost", owner=owner)
+        except Exception:
+            log.exception("stream.failed", owner=owner)
+            await self._close(socket, Refused(500, "internal", "the server failed"))
         finally:
             self._tasks.discard(task)
             metrics.streams_active.set(len(self._tasks))

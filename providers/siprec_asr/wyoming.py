@@ -172,6 +172,9 @@ class _Connection:
             return Error(refused.message, refused.code).event()
         except Cancelled:
             return Error("the server is stopping", "stopping").event()
+        except Exception:
+            log.exception("wyoming.failed", owner=self._owner)
+            return Error("the server failed; its log tells how", "internal").event()
 
     async def _read(self) -> Event | None:
         """The next event; None at the end of the stream. Raises _BadEvent.

@@ -319,6 +319,22 @@ async def test_the_token_is_asked_of_tcp_peers_but_not_of_probes(
             assert status == 200
 
 
+async def test_a_token_that_is_no_text_is_wrong_not_a_failure(
+    tmp_path: Path, models_dir: Path
+) -> None:
+    async with serving(tmp_path, models_dir, token="s3cret") as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n\r\n"
+        )
+        async with asyncio.timeout(10):
+            status = await reader.readline()
+        writer.close()
+
+    assert status.startswith(b"HTTP/1.1 40")
+
+
 async def test_operators_load_unload_and_reload(asr: Client) -> None:
     async def act(action: str, model: str) -> tuple[int, list[str]]:
         status, _, answer = await asr.read(

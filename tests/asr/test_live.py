@@ -202,6 +202,40 @@ async def test_who_leaves_frees_worker_and_model(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_an_error_of_ours_ends_the_stream_with_a_word(tmp_path: Path) -> None:
+    loader = PatientLoader()
+    loader.failure = KeyError("somebody's name")
+    async with serving(tmp_path, loader=loader, model="base") as server:
+        (only,) = await stream(server, sound(0.1))
+
+    assert only == {"type": "error", "code": "internal", "message": "the server failed"}
+
+
+async def test_who_talks_faster_than_we_hear_is_held_back(tmp_path: Path) -> None:
+    loader = PatientLoader()
+    alice = read_audio(SAMPLE / "alice.wav", longest_s=60)
+    async with (
+        serving(tmp_path, loader=loader, model="base") as server,
+        aiohttp.ClientSession(server.url) as session,
+        session.ws_connect("/v1/stream") as socket,
+    ):
+        await socket.send_json({"type": "start"})
+        await socket.receive_json(timeout=10)
+
+        async def talk() -> None:
+            for _ in range(100):  # 23 minutes, 45 MB
+                await socket.send_bytes(alice.tobytes())
+
+        talking = asyncio.ensure_future(talk())
+        engine = await asyncio.to_thread(loader.first)
+        done, _ = await asyncio.wait({talking}, timeout=1.0)
+        assert not done
+
+        engine.let_go.set()
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+
+
 async def test_a_stream_too_many_is_429(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, loader=PatientLoader(), model="base", max_streams="1") as server,

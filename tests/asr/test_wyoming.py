@@ -170,3 +170,18 @@ async def test_more_connections_than_allowed_are_told_so(tmp_path: Path) -> None
             error = Error.from_event(await ask(second))
 
     assert error.code == "too_many_streams"
+
+
+async def test_an_error_of_ours_is_told_and_the_connection_goes_on(tmp_path: Path) -> None:
+    loader = PatientLoader()
+    loader.failure, loader.answers_at_once = KeyError("somebody's name"), True
+    async with (
+        serving(tmp_path, loader=loader, model="base") as server,
+        AsyncClient.from_uri(server.wyoming) as client,
+    ):
+        error = Error.from_event(await ask(client, *speech()))
+        loader.failure = None
+        heard = Transcript.from_event(await ask(client, *speech()))
+
+    assert (error.code, "name" in error.text) == ("internal", False)
+    assert heard.text == "base"
