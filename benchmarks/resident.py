@@ -90,7 +90,7 @@ def _measure(folder: Path, calls: int, seconds: float) -> list[dict[str, object]
     out.mkdir()
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "RESIDENT_URL": f"unix://{folder / 'asr.sock'}",
+        "WHISPER_RESIDENT_URL": f"unix://{folder / 'asr.sock'}",
         "ASR_SOCKET": str(folder / "asr.sock"),
         "ASR_PORT": "0",
         "ASR_WYOMING_PORT": "0",

@@ -27,7 +27,7 @@ def run(url: str, *arguments: object, **environment: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         timeout=60,
-        env=os.environ | {"RESIDENT_URL": url} | environment,
+        env=os.environ | {"WHISPER_RESIDENT_URL": url} | environment,
     )
 
 
@@ -100,14 +100,14 @@ def test_two_files_in_one_run_over(
     server: tuple[str, str], tmp_path: Path, audio: list[Path], way: str
 ) -> None:
     done = run(
-        server[way == "tcp"], *audio, "--model", "tiny", "--output_dir", tmp_path / "out",
-        "--output_format", "json", "--language", "en", "--beam_size", "1", "--fp16", "False",
+        server[way == "tcp"], "--vad_filter", "False", *audio, "--model", "tiny", "--output_dir", tmp_path / "out",
+        "--output_format", "json", "--language", "English", "--beam_size", "1", "--fp16", "False",
         "--word_timestamps=True",
-        RESIDENT_TOKEN="s3cret", RESIDENT_SEND="paths" if "path" in way else "",
+        WHISPER_RESIDENT_TOKEN="s3cret", WHISPER_RESIDENT_SEND="paths" if "path" in way else "",
     )  # fmt: skip
 
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert done.stderr == "whisper-resident: ignored: --fp16\n"
+    assert done.stderr == "whisper-resident: ignored: --fp16 False\n"
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == [
         "alice.json", "bob with a space.json",
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_server_without_room_is_asked_again_in_time(tmp_path: Path, audio: lis
     good = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(outputs) + outputs
 
     done = run_at(tmp_path, audio, busy, good)
-    late = run_at(tmp_path, audio, busy, RESIDENT_TIMEOUT="0.9")
+    late = run_at(tmp_path, audio, busy, WHISPER_RESIDENT_TIMEOUT="0.9")
 
     assert (done.returncode, (tmp_path / "out" / "alice.txt").read_text()) == (0, "hello")
     assert (late.returncode, "429 full; no time is left" in late.stderr) == (1, True)
@@ -191,7 +191,7 @@ def test_it_keeps_its_own_deadline_at_a_server_that_never_answers(
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        done = run(url, audio[0], "-o", tmp_path, RESIDENT_TIMEOUT="0.3")
+        done = run(url, audio[0], "-o", tmp_path, WHISPER_RESIDENT_TIMEOUT="0.3s")
 
     assert done.returncode == 1
     assert "in time" in done.stderr
@@ -205,7 +205,7 @@ def test_when_it_is_killed_the_server_sees_the_end_of_the_connection_at_once(
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         process = subprocess.Popen(
             [PROGRAM, str(audio[0]), "-o", str(tmp_path / "out")],
-            env=os.environ | {"RESIDENT_URL": url},
+            env=os.environ | {"WHISPER_RESIDENT_URL": url},
             stderr=subprocess.PIPE,
         )
         connection, _ = listener.accept()
@@ -227,6 +227,7 @@ def test_wrong_arguments_are_exit_code_2(tmp_path: Path, audio: list[Path]) -> N
     assert run("unix:///none", "-o", tmp_path).returncode == 2
     assert run("ftp://host", audio[0], "-o", tmp_path).returncode == 2
     assert run("unix:///none", audio[0], "--beam_size", "many").returncode == 2
+    assert run("unix:///none", audio[0], WHISPER_RESIDENT_TIMEOUT="soon").returncode == 2
     assert run("unix:///none", audio[0], tmp_path / "x" / "alice.wav").returncode == 2
     assert run("unix:///none", tmp_path / "missing.wav").returncode == 1
 

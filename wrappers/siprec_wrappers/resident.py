@@ -3,8 +3,10 @@
 Standard library only, and of that little: this starts once for each run, so it must start fast.
 """
 
+import argparse
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siprec_wrappers.contract import Arguments, parse_arguments
+from siprec_wrappers.languages import code_of
 
 _PROGRAM = "whisper-resident"
 _SOCKETS = ("/run/siprec-asr/asr.sock", "{XDG_RUNTIME_DIR}/siprec-asr.sock")
@@ -24,8 +27,23 @@ _LONGEST_HEAD = 1 << 16
 _UNAVAILABLE = 127
 
 
+def _duration(text: str) -> float:
+    """Seconds of "90s", "20m", "1h30m" or a plain number."""
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+    try:
+        parts = [float(part or 0) for part in found.groups()] if found else []
+    except ValueError:
+        parts = []
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if seconds <= 0:
+        raise ValueError(
+            f"WHISPER_RESIDENT_TIMEOUT={text}: a duration such as 90s or 20m is needed"
+        )
+    return seconds
+
+
 def _truth(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", ""):
+    if text.lower() in ("true", "1", "yes"):
         return True
     if text.lower() in ("false", "0", "no"):
         return False
@@ -65,16 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Python's own answer to TERM is to end at once, which is right: the closed connection tells
     # the server, and outputs are complete or not there. INT would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    own = argparse.ArgumentParser(_PROGRAM, add_help=False, allow_abbrev=False)
+    for name, kind in _HEEDED.items():
+        own.add_argument(f"--{name}", type=kind)
+    heeded, rest = own.parse_known_args(argv)
     arguments = parse_arguments(
         _PROGRAM,
-        "Has a running siprec-asr transcribe. RESIDENT_URL: unix:///path or http://host:port; "
-        "RESIDENT_TOKEN: its ASR_TOKEN; RESIDENT_TIMEOUT: seconds (1200); RESIDENT_SEND: bytes, "
+        "Has a running siprec-asr transcribe. WHISPER_RESIDENT_URL: unix:///path or http://host:port; "
+        "WHISPER_RESIDENT_TOKEN: its ASR_TOKEN; WHISPER_RESIDENT_TIMEOUT: longest run (20m); WHISPER_RESIDENT_SEND: bytes, "
         "or paths where the server reads the same files.",
-        argv,
+        rest,
     )
     try:
-        order = _order(arguments)
-        timeout = float(os.environ.get("RESIDENT_TIMEOUT") or 1200)
+        order = _order(arguments, heeded)
+        timeout = _duration(os.environ.get("WHISPER_RESIDENT_TIMEOUT") or "20m")
         order["deadline"] = timeout
         _write(arguments, _ask_until(time.monotonic() + timeout, order, arguments.audio))
     except _Failed as failed:
@@ -89,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _order(arguments: Arguments) -> dict[str, object]:
+def _order(arguments: Arguments, heeded: argparse.Namespace) -> dict[str, object]:
     stems = [audio.stem for audio in arguments.audio]
     if len(set(stems)) != len(stems):
         raise ValueError("two audio files would have the same output")
@@ -99,20 +121,10 @@ def _order(arguments: Arguments) -> dict[str, object]:
         "formats": arguments.output_formats,
     }
     if arguments.language is not None:
-        order["language"] = arguments.language
-    ignored = list(arguments.ignored)
-    while ignored:
-        option = ignored.pop(0)
-        name, equals, value = option.removeprefix("--").partition("=")
-        if not equals and ignored and not ignored[0].startswith("--"):
-            value = ignored.pop(0)
-        if option.startswith("--") and name in _HEEDED:
-            try:
-                order[name] = _HEEDED[name](value)
-            except ValueError as error:
-                raise ValueError(f"--{name} {value}: {error}") from error
-        else:
-            print(f"{_PROGRAM}: ignored: {option}", file=sys.stderr)
+        order["language"] = code_of(arguments.language)
+    order.update((name, value) for name, value in vars(heeded).items() if value is not None)
+    if arguments.ignored:
+        print(f"{_PROGRAM}: ignored: {' '.join(arguments.ignored)}", file=sys.stderr)
     return order
 
 
@@ -131,7 +143,7 @@ def _ask_until(
 
 def _ask(order: dict[str, object], audio: Sequence[Path], deadline: float) -> list[dict[str, str]]:
     """Send the files, wait for all outputs. Raises _Failed, OSError for a file."""
-    by_path = os.environ.get("RESIDENT_SEND") == "paths"
+    by_path = os.environ.get("WHISPER_RESIDENT_SEND") == "paths"
     files: list[dict[str, object]] = []
     opened = []
     try:
@@ -182,7 +194,7 @@ def _ask(order: dict[str, object], audio: Sequence[Path], deadline: float) -> li
 
 
 def _connect() -> tuple[socket.socket, str, str]:
-    url = os.environ.get("RESIDENT_URL") or _find()
+    url = os.environ.get("WHISPER_RESIDENT_URL") or _find()
     scheme, _, rest = url.partition("://")
     try:
         if scheme == "unix":
@@ -199,7 +211,7 @@ def _connect() -> tuple[socket.socket, str, str]:
             return socket.create_connection(pair, _CONNECT_S), authority, url
     except OSError as error:
         raise _Failed(_UNAVAILABLE, f"{url}: {error.strerror or error}") from error
-    raise ValueError(f"RESIDENT_URL={url}: unix:///path or http://host:port is needed")
+    raise ValueError(f"WHISPER_RESIDENT_URL={url}: unix:///path or http://host:port is needed")
 
 
 def _find() -> str:
@@ -218,7 +230,7 @@ def _request(host: str, length: int) -> bytes:
         f"Content-Length: {length}",
         "Connection: close",
     ]
-    token = os.environ.get("RESIDENT_TOKEN")
+    token = os.environ.get("WHISPER_RESIDENT_TOKEN")
     if token:
         lines.append(f"Authorization: Bearer {token}")
     return "\r\n".join([*lines, "", ""]).encode()
