@@ -7,6 +7,7 @@ import argparse
 import json
 import wave
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ def parse_arguments(
     """
     parser = argparse.ArgumentParser(
         program, description=about, epilog=epilog, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # With a width of its own argparse need not import shutil to ask the terminal's.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )  # fmt: skip
     parser.add_argument("audio", nargs="+", type=Path, help="audio files")
     parser.add_argument("--model", default="base", help="model (default: %(default)s)")

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from siprec_wrappers.contract import Arguments, parse_arguments
@@ -83,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Python's own answer to TERM is to end at once, which is right: the closed connection tells
     # the server, and outputs are complete or not there. INT would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    own = argparse.ArgumentParser(_PROGRAM, add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(
+        _PROGRAM,
+        add_help=False,
+        allow_abbrev=False,
+        formatter_class=partial(argparse.HelpFormatter, width=100),
+    )
     for name, kind in _HEEDED.items():
         own.add_argument(f"--{name}", type=kind)
     heeded, rest = own.parse_known_args(argv)
