@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "providers"), str(ROOT / "wrappers")]
 
 from harness.asr import wav  # noqa: E402 - found by the line above
-from harness.tiny_whisper import write_tiny_whisper  # noqa: E402
+from harness.tiny_whisper import make_ctranslate2  # noqa: E402
 
 _CLIENT = Path(sys.executable).with_name("whisper-resident")
 _SERVER = Path(sys.executable).with_name("siprec-asr")
@@ -78,7 +78,7 @@ def main() -> int:
 
 
 def _measure(folder: Path, calls: int, seconds: float) -> list[dict[str, object]]:
-    model = write_tiny_whisper(folder / "models" / "tiny")
+    model = make_ctranslate2(folder / "models" / "tiny", "Good morning how can I help you")
     script = folder / "per_leg.py"
     script.write_text(_PER_LEG)
     legs = []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.tiny_whisper import write_tiny_whisper
+from harness.tiny_whisper import make_ctranslate2
 
 SAID = "Good morning how can I help you"
 
@@ -13,6 +13,6 @@ SAID = "Good morning how can I help you"
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the models `tiny` and `fine/tuned`, which say different things."""
     folder = tmp_path_factory.mktemp("models")
-    write_tiny_whisper(folder / "tiny", f" {SAID}")
-    write_tiny_whisper(folder / "tuned", " We call from Fine Tuning")
+    make_ctranslate2(folder / "tiny", SAID)
+    make_ctranslate2(folder / "tuned", "We call from Fine Tuning")
     return folder

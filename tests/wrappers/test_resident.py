@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.asr import free_ports, wav
-from harness.tiny_whisper import write_tiny_whisper
+from harness.tiny_whisper import make_ctranslate2
 
 PROGRAM = str(Path(sys.executable).with_name("whisper-resident"))
 SERVER = str(Path(sys.executable).with_name("siprec-asr"))
@@ -35,7 +35,7 @@ def run(url: str, *arguments: object, **environment: str) -> subprocess.Complete
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """A real server process; its Unix and its TCP address."""
     folder = tmp_path_factory.mktemp("asr")
-    write_tiny_whisper(folder / "models" / "tiny", f" {SAID}")
+    make_ctranslate2(folder / "models" / "tiny", SAID)
     (port,) = free_ports(1)
     settings = {
         "ASR_SOCKET": str(folder / "asr.sock"),
