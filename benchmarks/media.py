@@ -4,7 +4,8 @@
     benchmarks/media.py [--streams 200 1000 2000 4000] [--seconds 6] [--rounds 3] [--payload 160]
 
 A real worker process receives 50 packets a second on each stream from rtp_load.c and does all that
-it does in a call: checks, counts, jitter, loss, spool. Then rtp_load.c sweeps and stores the same
+it does in a call: checks, counts, jitter, loss, spool. A first second, in which it learns each
+stream's source, is not counted. Then rtp_load.c sweeps and stores the same
 load, and so on in turn; the median of the rounds counts. Packets sent and received are compared,
 and each spool is read back and compared octet by octet. Writes build/bench/media.json.
 """
@@ -30,6 +31,8 @@ HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "bench"
 _TICK = os.sysconf("SC_CLK_TCK")
 _FIRST_PORT = 20000
+_WARM_UP = 50  # packets of each stream
+_LAST_SWEEPS_S = 0.6
 _GOAL_US, _GOAL_RATIO = 1.8, 1.6
 
 
@@ -113,17 +116,19 @@ async def _worker(load: Path, streams: int, packets: int, payload: int) -> Cost:
                     f"s-{index}", f"s{index}", 0, "1", codecs, folder, "127.0.0.1"
                 )  # fmt: skip
                 ports.append((await engine.open(spec)).rtp_port)
+            await asyncio.to_thread(_send, load, ports, 0, _WARM_UP, payload)
+            await asyncio.sleep(_LAST_SWEEPS_S)
             before = _cpu_seconds(pid)
-            sent, late = await asyncio.to_thread(_send, load, ports, packets, payload)
-            await asyncio.sleep(0.6)  # the last sweeps
+            sent, late = await asyncio.to_thread(_send, load, ports, _WARM_UP, packets, payload)
+            await asyncio.sleep(_LAST_SWEEPS_S)
             spent = _cpu_seconds(pid) - before
             memory = (_memory_kb(pid) - bare) / streams
             reports = await engine.close([f"s-{index}" for index in range(streams)])
         finally:
             await engine.stop()
         for index, port in enumerate(ports):
-            _compare(folder / f"s-{index}.spool", port, index, packets, payload)
-        received = sum(one.packets for one in reports)
+            _compare(folder / f"s-{index}.spool", port, index, _WARM_UP + packets, payload)
+        received = sum(one.packets for one in reports) - _WARM_UP * streams
         drops = sum(one.kernel_drops for one in reports)
         return Cost(sent, received, spent / received * 1e6, drops, late, memory)
 
@@ -139,15 +144,15 @@ def _yardstick(load: Path, streams: int, packets: int, payload: int) -> Cost:
     ):  # fmt: skip
         assert sweep.stdout is not None
         ports = [int(line) for line in iter(sweep.stdout.readline, "ready\n")]
-        sent, late = _send(load, ports, packets, payload)
+        sent, late = _send(load, ports, 0, packets, payload)
         last, _ = sweep.communicate()
         received, cpu, drops = map(int, re.findall(r"\d+", last))
         return Cost(sent, received, cpu / received, drops, late)
 
 
-def _send(load: Path, ports: list[int], packets: int, payload: int) -> tuple[int, int]:
+def _send(load: Path, ports: list[int], first: int, packets: int, payload: int) -> tuple[int, int]:
     done = subprocess.run(
-        [load, "send", str(packets), str(payload)],
+        [load, "send", str(first), str(packets), str(payload)],
         input="\n".join(map(str, ports)), capture_output=True, text=True, check=True,
     )  # fmt: skip
     sent, _, late = map(int, re.findall(r"\d+", done.stdout))

@@ -1,7 +1,9 @@
 /* The load and the yardstick of benchmarks/media.py.
  *
- *   rtp_load send PACKETS PAYLOAD   ports on stdin, a line each: one RTP packet to each every 20 ms,
- *                                   spread over the 20 ms; prints "sent COUNT CPU_US LATE_MS"
+ *   rtp_load send FIRST PACKETS PAYLOAD
+ *                                   ports on stdin, a line each: one RTP packet to each every 20 ms,
+ *                                   spread over the 20 ms, numbered from FIRST; prints
+ *                                   "sent COUNT CPU_US LATE_MS"
  *   rtp_load sweep STREAMS FOLDER   binds STREAMS sockets and prints their ports; every 200 ms takes
  *                                   what waits by recvmmsg with kernel time stamps and appends it to
  *                                   a file a stream; ends at the end of stdin, and prints
@@ -54,7 +56,7 @@ static void fail(const char *what) {
     exit(1);
 }
 
-static int send_all(int packets, int payload) {
+static int send_all(int start, int packets, int payload) {
     static struct sockaddr_in to[MOST_STREAMS];
     static struct mmsghdr messages[MOST_STREAMS];
     static struct iovec vectors[MOST_STREAMS];
@@ -74,7 +76,7 @@ static int send_all(int packets, int payload) {
     }
     int64_t begun = now_ns(), late = 0;
     long sent = 0;
-    for (int n = 0; n < packets; n++) {
+    for (int n = start; n < start + packets; n++) {
         for (int part = 0; part < PARTS; part++) {
             int first = (int64_t)streams * part / PARTS, last = (int64_t)streams * (part + 1) / PARTS;
             for (int i = first; i < last; i++) {
@@ -87,7 +89,7 @@ static int send_all(int packets, int payload) {
                 memcpy(p + 8, &ssrc, 4);
                 memset(p + 12, (n + i) & 0xff, payload);
             }
-            int64_t due = begun + ((int64_t)n * PARTS + part) * (20000000 / PARTS);
+            int64_t due = begun + ((int64_t)(n - start) * PARTS + part) * (20000000 / PARTS);
             if (now_ns() - due > late) late = now_ns() - due;
             sleep_until(due);
             for (int at = first; at < last;) {
@@ -180,8 +182,9 @@ static int sweep(int streams, const char *folder) {
 }
 
 int main(int count, char **words) {
-    if (count == 4 && !strcmp(words[1], "send")) return send_all(atoi(words[2]), atoi(words[3]));
+    if (count == 5 && !strcmp(words[1], "send"))
+        return send_all(atoi(words[2]), atoi(words[3]), atoi(words[4]));
     if (count == 4 && !strcmp(words[1], "sweep")) return sweep(atoi(words[2]), words[3]);
-    fprintf(stderr, "usage: rtp_load send PACKETS PAYLOAD | sweep STREAMS FOLDER\n");
+    fprintf(stderr, "usage: rtp_load send FIRST PACKETS PAYLOAD | sweep STREAMS FOLDER\n");
     return 2;
 }

@@ -25,6 +25,7 @@ RECORD = np.dtype([("kind", "u1"), ("flags", "u1"), ("length", "<u2"), ("arrival
 # a source's clock or its end, in plain text.
 RTP, EVENT, RTCP = 0, 1, 2
 _CHUNK = 1 << 20
+_MOST_PIECES = 1000  # of one system call
 _LONGEST_HEADER = 1 << 20
 _PENDING_LIMIT = 4 << 20  # kept in memory while the disk is full: minutes of G.711
 
@@ -121,14 +122,17 @@ class SpoolWriter:
         os.close(self._file)
 
     def _append(self, pieces: list[memoryview] | list[bytes]) -> str | None:
-        total = sum(map(len, pieces))
+        total = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         if not total:
             return None
         try:
-            written = sum(
-                os.writev(self._file, pieces[start : start + 1000])
-                for start in range(0, len(pieces), 1000)
-            )
+            if len(pieces) <= _MOST_PIECES:
+                written = os.writev(self._file, pieces)
+            else:
+                written = sum(
+                    os.writev(self._file, pieces[start : start + _MOST_PIECES])
+                    for start in range(0, len(pieces), _MOST_PIECES)
+                )
         except OSError as error:
             written, cause = -1, error.strerror
         else:

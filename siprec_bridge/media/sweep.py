@@ -20,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from siprec_bridge.media.spool import RECORD
 
@@ -34,11 +35,14 @@ _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _MSG_TRUNC = 0x20
+_DONTWAIT = int(socket.MSG_DONTWAIT)  # an enum would be converted at each call
+_TRIES = 3  # an ICMP error of something sent comes once, ahead of what waits
 _RECEIVE_BUFFER = 1 << 20
 _RTCP_BUFFER = 1 << 13
 _LARGEST_SKB = 4096  # octets that the kernel counts, at most, for a small datagram
 _MAPPED = np.frombuffer(b"\0\0\xff\xff", np.uint32)[0]  # third word of ::ffff:0:0/96
 
+Ints = npt.NDArray[np.int64]
 Source = tuple[int, int]
 NOBODY: Source = (0, 0)  # is no datagram's source
 
@@ -78,14 +82,47 @@ class Arena:
         self.arrivals_ns = np.zeros(SLOTS, np.int64)
         self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
         self.sources = np.zeros((SLOTS, 2), np.uint64)
+        self._grid = self.data.reshape(SLOTS, _STRIDE)[:, _HEAD:]
         self.heads: npt.NDArray[np.void] = np.ndarray(
             (SLOTS,), RECORD, buffer, offset=_HEAD, strides=(_STRIDE,)
         )
 
-    def record(self, slot: int, length: int) -> memoryview:
-        """A datagram with its head: what goes to the spool."""
-        at = slot * _STRIDE
-        return self.view[at + _HEAD : at + _BODY + length]
+    def pack(self, count: int) -> tuple[memoryview, Ints]:
+        """The first `count` datagrams with their heads, as they go to the spool, end to end.
+
+        Also where each begins, and the last one ends, shape (count + 1,).
+        """
+        sizes = self.lengths[:count] + RECORD.itemsize
+        places = np.zeros(count + 1, np.int64)
+        np.cumsum(sizes, out=places[1:])
+        size = int(sizes[0])
+        if int(places[-1]) == count * size and bool((sizes == size).all()):
+            packed = np.ascontiguousarray(self._grid[:count, :size]).reshape(-1)
+        else:
+            packed = np.empty(int(places[-1]), np.uint8)
+            for size in np.unique(sizes).tolist():
+                some = np.flatnonzero(sizes == size)
+                room = sliding_window_view(packed, size, writeable=True)
+                room[places[some]] = self._grid[some, :size]
+        return packed.data, places
+
+
+class WorkerClock:
+    """The wall clock as it would be if nobody had set it since the worker began.
+
+    A call keeps its length when the wall clock is stepped.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        """Nanoseconds since 1970."""
+        return time.monotonic_ns() + self._offset_ns
+
+    def stepped_ns(self) -> int:
+        """By how much the wall clock, which the kernel stamps with, is ahead of this one."""
+        return time.time_ns() - self.now_ns()
 
 
 class Receiver(Protocol):
@@ -249,18 +286,12 @@ class BatchReceiver:
 
     def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
         """As the protocol says."""
-        taken = 0
-        while start + taken < SLOTS:
-            slot = start + taken
-            count: int = self._recvmmsg(
-                one.fileno(), self._address + 64 * slot, SLOTS - slot, socket.MSG_DONTWAIT, None
-            )
-            if count > 0:
-                taken += count
-                continue  # an error may have cut the batch short: ask until nothing is left
-            if count == 0 or ctypes.get_errno() in (errno.EAGAIN, errno.EINTR):
-                break
-        return taken
+        place, room = self._address + 64 * start, SLOTS - start
+        count: int = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None)
+        tries = _TRIES
+        while count < 0 and tries and ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
+            count, tries = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None), tries - 1
+        return max(0, count)
 
     def complete(self, arena: Arena, count: int) -> None:
         """As the protocol says."""

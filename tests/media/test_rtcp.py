@@ -39,8 +39,7 @@ def worker() -> Iterator[Worker]:
     with ours, theirs:
         one = Worker(theirs)
         yield one
-        one._close(list(one._streams))
-        one._rtcp.close()
+        one.stop()
 
 
 def stream(folder: Path, src: socket.socket, **options: Any) -> StreamSpec:
@@ -56,9 +55,7 @@ def opened(worker: Worker, one: StreamSpec) -> int:
 
 def sweep(worker: Worker, later: float = 0.0) -> None:
     """What the worker does when a sweep is due, so many seconds from now."""
-    worker._sweep(list(worker._streams.values()))
-    worker._read_rtcp()
-    worker._send_reports(time.monotonic() + later)
+    worker.sweep(time.monotonic() + later)
 
 
 def block(packet: bytes) -> tuple[int, ...]:
@@ -129,7 +126,7 @@ def test_not_every_stream_is_due_at_once(
         send(VOICE[:2], port)
     begun = time.monotonic()
 
-    dues = sorted(due - begun for due, _, _ in worker._reports)
+    dues = sorted(due - begun for due, _, _ in worker._feedback._due)
     sweep(worker, later=dues[20])
 
     reported = [one for one in worker._streams.values() if one.has_reported]

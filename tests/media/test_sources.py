@@ -34,8 +34,7 @@ def worker(policy: SourcePolicy, *, fast: bool = True, timeout: float = 30.0) ->
         one = Worker(theirs)
         one._configure(Configuration(20000, 29999, fast, timeout, policy))
         yield one
-        one._close(list(one._streams))
-        one._rtcp.close()
+        one.stop()
 
 
 def opened(worker: Worker, one: StreamSpec) -> int:
@@ -54,8 +53,7 @@ def send(datagrams: list[bytes], port: int, host: str) -> None:
 
 
 def sweep(worker: Worker) -> None:
-    worker._sweep(list(worker._streams.values()))
-    worker._read_rtcp()
+    worker.sweep(time.monotonic())
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["recvmmsg", "plain"])
@@ -111,7 +109,7 @@ def test_in_one_sweep_home_is_told_from_a_stranger_who_was_faster(tmp_path: Path
         send(VOICE[:20], port, HOME)
         sweep(one)
 
-        assert one._counters.strangers == 20
+        assert one._uplink.counters.strangers == 20
         one._close([stream.stream_id])
     assert spooled(stream.spool) == VOICE[:20]
 

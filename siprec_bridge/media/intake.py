@@ -1,0 +1,238 @@
+"""The sweep: what waits at all sockets is taken, checked, counted and appended to the spools.
+
+What is done for each packet is done for all packets of a sweep at once; what is done for each
+stream is a system call to receive and one to write. Only a stream in which something is unusual
+(lost, repeated, a new source, keys) gets more than that.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from siprec_bridge.media.feedback import Feedback
+from siprec_bridge.media.live import LiveStream
+from siprec_bridge.media.quality import clock_rate
+from siprec_bridge.media.sources import Sources
+from siprec_bridge.media.spool import write_records
+from siprec_bridge.media.stream import Ints
+from siprec_bridge.media.sweep import SLOTS, Arena, Receiver, WorkerClock
+from siprec_bridge.media.uplink import Uplink
+from siprec_bridge.rtp import (
+    HEADER_SIZE,
+    Arrivals,
+    Batch,
+    Ledger,
+    NotAuthentic,
+    Replayed,
+    SrtpReceiver,
+    arrivals,
+    read_headers,
+)
+
+Taken = list[tuple[LiveStream, int, int]]  # a stream and its slots, from and to
+
+_ROW = np.dtype([("rate", "f8"), ("drops", "i8"), ("waited", "i8"), ("heard", "f8")])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sweep:
+    """All that came with one sweep, or with as much of it as the arena holds."""
+
+    batch: Batch
+    times: Arrivals
+    lengths: Ints
+    arrivals_ns: Ints
+    dropped: dict[int, int]  # not to be counted as malformed, by the stream's first slot
+    any_rtcp: bool
+    now: float
+
+
+class Intake:
+    """Takes datagrams out of the sockets and puts them where they belong."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        receiver: Receiver,
+        sources: Sources,
+        feedback: Feedback,
+        uplink: Uplink,
+        clock: WorkerClock,
+    ) -> None:
+        self._arena = arena
+        self._receiver = receiver
+        self._sources = sources
+        self._feedback = feedback
+        self._uplink = uplink
+        self._clock = clock
+        self.ledger = Ledger()
+        self._rows = np.zeros(0, _ROW)  # as in the ledger
+
+    def open(self, stream: LiveStream, now: float) -> None:
+        """Get ready for a stream's packets."""
+        if stream.row >= len(self._rows):
+            more = np.zeros(2 * stream.row + 64 - len(self._rows), _ROW)
+            self._rows = np.concatenate((self._rows, more))
+        self._rows[stream.row] = (0.0, stream.drops, 0, now)
+        self.follow(stream)
+
+    def follow(self, stream: LiveStream) -> None:
+        """Take over the clock of its time stamps."""
+        self._rows["rate"][stream.row] = clock_rate(stream.spec.codecs)
+
+    def note_heard(self, stream: LiveStream, now: float) -> None:
+        """Begin to wait for its next packet anew."""
+        self._rows["heard"][stream.row] = now
+
+    def heard_at(self) -> list[float]:
+        """When packets last came, by row; monotonic seconds."""
+        heard: list[float] = self._rows["heard"].tolist()
+        return heard
+
+    def sweep(self, streams: list[LiveStream]) -> None:
+        """Take everything that waits, in as many rounds as the arena needs."""
+        receive, arena = self._receiver.receive, self._arena
+        waiting = streams
+        while waiting:
+            taken: Taken = []
+            used, left = 0, iter(waiting)
+            for stream in left:
+                count = receive(stream.rtp, arena, used)
+                if count:
+                    taken.append((stream, used, used + count))
+                    used += count
+                    if used == SLOTS:
+                        waiting = [stream, *left]
+                        break
+            else:
+                waiting = []
+            if used:
+                self._store(taken, used)
+
+    def _store(self, taken: Taken, used: int) -> None:
+        arena = self._arena
+        self._receiver.complete(arena, used)
+        arena.arrivals_ns[:used] -= self._clock.stepped_ns()
+        rows = np.array([stream.row for stream, _, _ in taken])
+        starts = np.array([start for _, start, _ in taken])
+        counts = np.diff(starts, append=used)
+        of = np.repeat(rows, counts)
+        sweep = self._look(taken, of, used)
+        self._look_for_drops(taken, rows, starts, counts, used)
+        orderly = self.ledger.take(
+            rows, starts, sweep.batch, sweep.times, sweep.lengths, sweep.arrivals_ns
+        )
+        self._rows["heard"][rows[orderly]] = sweep.now
+        self._uplink.counters.packets += int(counts[orderly].sum())
+        self._uplink.counters.octets += int(np.add.reduceat(sweep.lengths, starts)[orderly].sum())
+        write_records(arena.heads[:used], sweep.lengths, sweep.arrivals_ns)
+        packed, places = arena.pack(used)
+        begins, ends = places[starts].tolist(), places[starts + counts].tolist()
+        for (stream, start, stop), passed, begin, end in zip(
+            taken, orderly.tolist(), begins, ends, strict=True
+        ):
+            if passed:
+                self._write(stream, [packed[begin:end]])
+            elif len(slots := self._count(stream, start, stop, sweep)):
+                self._write(stream, [packed[places[one] : places[one + 1]] for one in slots])
+
+    def _look(self, taken: Taken, of: Ints, used: int) -> _Sweep:
+        arena = self._arena
+        lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
+        dropped = {
+            start: self._decrypt(stream, stream.srtp, start, stop)
+            for stream, start, stop in taken
+            if stream.srtp is not None
+        }
+        batch = read_headers(arena.data, arena.offsets[:used], lengths)
+        for start, count in self._sources.turn_away(taken, of, batch, used).items():
+            dropped[start] = dropped.get(start, 0) + count
+        times = arrivals(arrivals_ns, batch.timestamp, batch.ssrc, self._rows["rate"][of])
+        return _Sweep(
+            batch, times, lengths, arrivals_ns, dropped, bool(batch.rtcp.any()), time.monotonic()
+        )
+
+    def _look_for_drops(
+        self, taken: Taken, rows: Ints, starts: Ints, counts: Ints, used: int
+    ) -> None:
+        """Take over the kernel's counts where they have changed. -1: it told none."""
+        told = np.maximum.reduceat(self._arena.drops[:used], starts)
+        before = self._rows["waited"][rows]
+        changed = (told >= 0) & (told != self._rows["drops"][rows])
+        for index in np.flatnonzero(changed).tolist():
+            waiting = max(int(before[index]), int(counts[index]))
+            self._sources.count_drops(taken[index][0], int(told[index]), waiting)
+            self._rows["drops"][rows[index]] = told[index]
+        self._rows["waited"][rows] = counts
+
+    def _count(self, stream: LiveStream, start: int, stop: int, sweep: _Sweep) -> Ints:
+        """Count a stream's packets by themselves; returns the slots of those that are kept."""
+        nothing = np.zeros(0, np.int64)
+        counters = self._uplink.counters
+        reports = 0
+        if sweep.any_rtcp:
+            reports = self._feedback.take_muxed(stream, sweep.batch, start, stop)
+        if stream.paused:
+            return nothing
+        slots: Ints = np.flatnonzero(sweep.batch.valid[start:stop]) + start
+        bad = stop - start - len(slots) - sweep.dropped.get(start, 0) - reports
+        stream.malformed += bad
+        counters.malformed += bad
+        if not len(slots):
+            return nothing
+        self._rows["heard"][stream.row] = sweep.now
+        if stream.first_ns is None:
+            self._uplink.tell_of(stream, "started")
+        elif stream.silent:
+            self._uplink.tell_of(stream, "heard_again")
+        stream.silent = False
+        before = stream.sequence.duplicates
+        octets = stream.count(sweep.batch, slots, sweep.arrivals_ns, sweep.lengths, sweep.times)
+        counters.packets += len(slots)
+        counters.octets += octets
+        counters.duplicates += stream.sequence.duplicates - before
+        return slots
+
+    def _decrypt(self, stream: LiveStream, srtp: SrtpReceiver, start: int, stop: int) -> int:
+        """Put RTP in the place of SRTP; what is none is emptied. Returns how many these were.
+
+        What is no RTP at all stays, and so does RTCP. The order of arrival is kept, and a paused
+        stream is decrypted too: roll-over counters follow what is sent, not what is recorded.
+        """
+        arena, view = self._arena, self._arena.view
+        lengths = arena.lengths[start:stop].tolist()
+        repeated = unauthenticated = 0
+        for slot, at, length in zip(
+            range(start, stop), arena.offsets[start:stop].tolist(), lengths, strict=True
+        ):
+            if length < HEADER_SIZE or view[at] >> 6 != 2 or 192 <= view[at + 1] <= 223:
+                continue
+            try:
+                plain = srtp.unprotect(bytes(view[at : at + length]))
+            except Replayed:
+                repeated += 1
+                plain = b""
+            except NotAuthentic:
+                unauthenticated += 1
+                plain = b""
+            view[at : at + len(plain)] = plain
+            arena.lengths[slot] = len(plain)
+        for ssrc, rollovers in srtp.turned:
+            self._uplink.tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)
+        srtp.turned.clear()
+        if not stream.paused:
+            stream.sequence.duplicates += repeated
+            self._uplink.counters.duplicates += repeated
+        if unauthenticated:
+            if not stream.unauthenticated:
+                self._uplink.tell_of(stream, "not_authentic")
+            stream.unauthenticated += unauthenticated
+            self._uplink.counters.unauthenticated += unauthenticated
+        return repeated + unauthenticated
+
+    def _write(self, stream: LiveStream, records: list[memoryview]) -> None:
+        cause = stream.spool.write(records)
+        if (cause is not None) != stream.write_failed:
+            stream.write_failed = cause is not None
+            self._uplink.tell_of(stream, "write_failed" if cause else "written_again", cause=cause)

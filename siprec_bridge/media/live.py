@@ -1,0 +1,95 @@
+"""A stream as a worker has it: its sockets, its source, its RTCP, its row of the ledger."""
+
+import random
+import socket
+from dataclasses import dataclass, field, replace
+
+from siprec_bridge.media.control import StreamReport, StreamSpec
+from siprec_bridge.media.quality import clock_rate
+from siprec_bridge.media.stream import Ints, ReceivedStream
+from siprec_bridge.media.sweep import NOBODY, Source
+from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpSender
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class LiveStream(ReceivedStream):
+    """What passes the ledger is brought to the stream's own counts before anybody looks at them."""
+
+    rtp: socket.socket
+    rtcp: socket.socket
+    room: int  # for datagrams that wait
+    ledger: Ledger
+    row: int = field(init=False)
+    sender: SrtpSender | None = None
+    target: tuple[str, int] | None = None  # of our RTCP
+    ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
+    clocks: dict[int, tuple[int, int]] = field(default_factory=dict)  # SSRC -> NTP of SR, arrival
+    sender_reports: int = 0
+    said_bye: bool = False
+    reported: Reception | None = None  # with our last report
+    has_reported: bool = False
+    homes: frozenset[Source] = frozenset()  # where the SRC itself says that it is
+    source: Source = NOBODY  # whose packets are taken, besides those from home; nobody's: anyone's
+    guests: frozenset[Source] = frozenset()  # whom the kernel lets through; none: anyone
+    strangers: int = 0  # datagrams dropped
+    waited: int = 0  # datagrams at the last sweep that counted drops
+    drops: int = 0  # the kernel's count, for want of room or by our filter
+    kernel_drops: int = 0  # of these, for want of room
+    silent: bool = False
+    write_failed: bool = False
+
+    def __post_init__(self) -> None:
+        ReceivedStream.__post_init__(self)
+        self.row = self.ledger.open()
+
+    def take_over(self, spec: StreamSpec, now_ns: int) -> None:
+        self._settle()
+        self.ledger.refuse(self.row)
+        ReceivedStream.take_over(self, spec, now_ns)
+
+    def pause(self, paused: bool, at_ns: int) -> None:
+        self._settle()
+        self.ledger.refuse(self.row)
+        ReceivedStream.pause(self, paused, at_ns)
+
+    def count(
+        self, batch: Batch, slots: Ints, arrivals_ns: Ints, lengths: Ints, times: Arrivals
+    ) -> int:
+        self._settle()
+        octets = ReceivedStream.count(self, batch, slots, arrivals_ns, lengths, times)
+        rate = float(clock_rate(self.spec.codecs))
+        self.ledger.expect(self.row, self.sequence, self.jitter, self.payload_type, rate)
+        return octets
+
+    def note_silence(self) -> None:
+        """Take its next packet as a thing to tell."""
+        self.silent = True
+        self.ledger.refuse(self.row)
+
+    def reception(self) -> Reception | None:
+        """What a receiver report tells of the source that is heard now."""
+        self._settle()
+        return self.sequence.reception
+
+    def report(self) -> StreamReport:
+        self._settle()
+        return replace(
+            ReceivedStream.report(self),
+            sender_reports=self.sender_reports,
+            said_bye=self.said_bye,
+            kernel_drops=self.kernel_drops,
+        )
+
+    def close(self) -> None:
+        """Make its spool durable, and give back what it holds."""
+        self._settle()
+        self.ledger.close(self.row)
+        self.rtp.close()
+        self.rtcp.close()
+        self.spool.close()
+
+    def _settle(self) -> None:
+        octets, last_ns = self.ledger.settle(self.row, self.sequence, self.jitter)
+        if octets:
+            self.octets += octets
+            self.last_ns = last_ns
