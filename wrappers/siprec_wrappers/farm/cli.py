@@ -1,0 +1,24 @@
+"""`whisper-farm`: the client, unless the first argument names another part."""
+
+import sys
+from collections.abc import Sequence
+
+_PARTS = ("worker", "status", "dead", "dispatcher", "node", "exporter", "tidy", "token")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the part that the first argument names; anything else is the CLI contract."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _PARTS:
+        from siprec_wrappers.farm.parts import run_part
+
+        return run_part(arguments)
+    from siprec_wrappers.farm.client import main as client
+
+    if arguments in (["--help"], ["-h"]):
+        print(f"Other parts: whisper-farm {{{','.join(_PARTS)}}} --help\n")
+    return client(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

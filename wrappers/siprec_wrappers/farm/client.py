@@ -1,0 +1,288 @@
+"""`whisper-farm AUDIO…`: the CLI contract, done by whichever worker is free."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+import wave
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from siprec_wrappers.contract import Arguments, Segment, Word, parse_arguments, write_outputs
+from siprec_wrappers.farm.job import Job, audio_key, read_failure
+from siprec_wrappers.farm.settings import SettingError, Settings, read_settings
+from siprec_wrappers.farm.store import Store, StoreError, open_store
+
+FAILED, UNAVAILABLE = 1, 127
+_FIRST_LOOK_S = 0.25  # then further apart: the signal is the fast way, the store the sure one
+_LAST_LOOK_S = 3.0
+_RECONNECT_S = 2.0
+
+
+class _Stopped(BaseException):
+    """TERM or INT came."""
+
+
+@dataclass(slots=True)
+class _Order:
+    """One audio of this call and the job that it became."""
+
+    audio: Path
+    job: Job
+    open: bool = True
+
+
+@dataclass(slots=True)
+class _Outcome:
+    errors: list[str] = field(default_factory=list)
+    unavailable: bool = True  # all that failed never ran
+
+    def failed(self, error: str, *, unavailable: bool) -> None:
+        self.errors.append(error)
+        self.unavailable = self.unavailable and unavailable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1: failed; 2: wrong arguments; 127: broker or store are not to be had."""
+    arguments = parse_arguments("whisper-farm", "The CLI contract, done by a farm.", argv)
+    try:
+        settings = read_settings(os.environ)
+        store = open_store(settings.store)
+        store.check()
+    except (SettingError, StoreError) as error:
+        return _say(str(error), UNAVAILABLE)
+    orders: list[_Order] = []
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        return _run(settings, store, arguments, orders)
+    except _Stopped:
+        _cancel(store, orders)
+        return _say("stopped; its jobs are cancelled", FAILED)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # once is enough: what follows cancels the jobs
+    raise _Stopped
+
+
+def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_Order]) -> int:
+    deadline = time.time() + settings.timeout
+    try:
+        for audio in arguments.audio:
+            orders.append(_Order(audio, _job(audio, arguments, deadline)))
+    except OSError as error:
+        return _say(f"{error.filename}: {error.strerror}", FAILED)
+    outcome = _Outcome()
+    try:
+        for order in orders:
+            _look(store, arguments, order, outcome)
+        missing = [one for one in orders if one.open]
+        for order in missing:
+            store.put_file(order.job.audio, order.audio)
+            store.put(order.job.waiting, b"")
+    except OSError as error:
+        return _say(str(error), UNAVAILABLE)
+    if missing:
+        # Here, so that an answer that is there already costs no more than looking.
+        from siprec_wrappers.farm.broker import Broker, BrokerError
+
+        try:
+            broker = Broker(settings)
+            ended: dict[str, bool] = {}
+            broker.declare()
+            broker.listen([one.job.request for one in missing], ended)
+            for order in missing:
+                broker.publish(order.job)
+        except BrokerError as error:
+            _cancel(store, orders)
+            return _say(str(error), UNAVAILABLE)
+        _wait(settings, store, arguments, missing, outcome, broker, ended)
+        _expire(settings, store, missing, outcome)
+    for error_text in outcome.errors:
+        _say(error_text, FAILED)
+    if not outcome.errors:
+        return 0
+    return UNAVAILABLE if outcome.unavailable else FAILED
+
+
+def _job(audio: Path, arguments: Arguments, deadline: float) -> Job:
+    with audio.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Job(
+        audio=audio_key(digest, audio.suffix),
+        model=arguments.model,
+        language=arguments.language,
+        task=arguments.task,
+        extra=arguments.ignored,
+        request=secrets.token_hex(16),
+        deadline=deadline,
+        seconds=_length(audio),
+    )
+
+
+def _length(audio: Path) -> float:
+    """Seconds of a WAV, 0 for anything else: only the farm's estimates need it."""
+    try:
+        with wave.open(str(audio), "rb") as file:
+            return file.getnframes() / (file.getframerate() or 1)
+    except (OSError, EOFError, wave.Error):
+        return 0.0
+
+
+def _wait(
+    settings: Settings,
+    store: Store,
+    arguments: Arguments,
+    orders: list[_Order],
+    outcome: _Outcome,
+    broker: object,
+    ended: dict[str, bool],
+) -> None:
+    """Until all are done or the time is over. Nothing that happens to the broker ends it."""
+    from siprec_wrappers.farm.broker import Broker, BrokerError
+
+    connection: Broker | None = broker if isinstance(broker, Broker) else None
+    deadline = time.monotonic() + settings.timeout
+    look_every = _FIRST_LOOK_S
+    next_look = time.monotonic() + look_every
+    reconnect_at = 0.0
+    while any(one.open for one in orders) and (now := time.monotonic()) < deadline:
+        pause = max(0.0, min(next_look, deadline) - now)
+        if connection is None and now >= reconnect_at:
+            reconnect_at = now + _RECONNECT_S
+            try:
+                connection = Broker(settings)
+                connection.listen([one.job.request for one in orders if one.open], ended)
+                next_look = now  # what ended meanwhile gave its signal to nobody
+                continue
+            except BrokerError:
+                connection = None
+        if connection is None:
+            time.sleep(min(pause, _RECONNECT_S))
+        else:
+            try:
+                connection.wait(pause)
+            except BrokerError:
+                connection.close()
+                connection = None
+        due = time.monotonic() >= next_look
+        for order in orders:
+            if order.open and (due or order.job.request in ended):
+                _try_look(store, arguments, order, outcome, ended)
+        if due:
+            look_every = min(1.5 * look_every, _LAST_LOOK_S)
+            next_look = time.monotonic() + look_every
+    if connection is not None:
+        connection.close()
+
+
+def _try_look(
+    store: Store, arguments: Arguments, order: _Order, outcome: _Outcome, ended: dict[str, bool]
+) -> None:
+    try:
+        _look(store, arguments, order, outcome)
+    except StoreError:
+        return  # it comes back, or our time is over
+    if order.open and ended.pop(order.job.request, False):
+        order.open = False
+        error = f"{order.audio.name}: given up by the broker: each worker that took it was lost"
+        outcome.failed(error, unavailable=False)
+        _forget(store, order.job)
+
+
+def _look(store: Store, arguments: Arguments, order: _Order, outcome: _Outcome) -> None:
+    """See whether a job is over, and write its output if it is done. Raises StoreError."""
+    try:
+        data = store.get(order.job.result)
+    except FileNotFoundError:
+        try:
+            error, unavailable = read_failure(store.get(order.job.failure))
+        except FileNotFoundError:
+            return
+        order.open = False
+        outcome.failed(f"{order.audio.name}: {error}", unavailable=unavailable)
+        return
+    order.open = False
+    try:
+        _write(arguments, order.audio, data)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        outcome.failed(f"{order.audio.name}: {problem}", unavailable=False)
+
+
+def _expire(settings: Settings, store: Store, orders: Sequence[_Order], outcome: _Outcome) -> None:
+    """Cancel what is still open. Where nobody works the job never ran, and may wait."""
+    late = [one for one in orders if one.open]
+    if not late:
+        return
+    from siprec_wrappers.farm.broker import Broker, BrokerError
+
+    _cancel(store, late)
+    try:
+        broker = Broker(settings)
+        _, workers = broker.depth(settings.queue)
+        broker.close()
+        error = "no worker is there" if not workers else "not done"
+    except BrokerError as problem:
+        workers, error = 0, str(problem)
+    for order in late:
+        text = f"{order.audio.name}: {error}, after {settings.timeout:g} s"
+        outcome.failed(text, unavailable=not workers)
+
+
+def _cancel(store: Store, orders: Sequence[_Order]) -> None:
+    for order in orders:
+        if order.open:
+            try:
+                store.put(order.job.cancelled, b"")
+            except OSError as error:
+                _say(f"not cancelled: {error}", FAILED)
+            _forget(store, order.job)
+
+
+def _forget(store: Store, job: Job) -> None:
+    with contextlib.suppress(OSError):  # it grows old and is removed
+        store.delete(job.waiting)
+
+
+def _write(arguments: Arguments, audio: Path, data: bytes) -> None:
+    """The JSON as it is; other formats are made of its segments."""
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    if "json" in arguments.output_formats:
+        target = arguments.output_dir / f"{audio.stem}.json"
+        part = target.with_name(f".{target.name}.part")
+        part.write_bytes(data)
+        part.replace(target)
+    others = tuple(one for one in arguments.output_formats if one != "json")
+    if others:
+        document = json.loads(data)
+        segments = [
+            Segment(
+                text=str(one["text"]).strip(),
+                start=float(one["start"]),
+                end=float(one["end"]),
+                words=tuple(
+                    Word(str(word["word"]), word["start"], word["end"], word.get("probability", 0))
+                    for word in one.get("words", ())
+                ),
+            )
+            for one in document["segments"]
+        ]
+        write_outputs(
+            replace(arguments, output_formats=others),
+            audio,
+            segments,
+            language=str(document.get("language", "")),
+            model=str(document.get("model", arguments.model)),
+        )
+
+
+def _say(text: str, code: int) -> int:
+    print(f"whisper-farm: {text}", file=sys.stderr)
+    return code

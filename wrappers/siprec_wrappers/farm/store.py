@@ -1,0 +1,283 @@
+"""Where audio and results lie: a shared directory, or whatever fsspec has a name for (s3://…).
+
+Blocking. Whoever forks makes a store of its own afterwards: fsspec's remote file systems keep a
+thread, which a fork does not take along.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+# There a put is visible whole or not at all; elsewhere a part is written first, then renamed.
+_WHOLE_PUTS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
+
+
+class StoreError(OSError):
+    """The store cannot be reached or refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object: its name below the folder that was listed, when it was written (Unix time)."""
+
+    name: str
+    modified: float
+    size: int
+
+
+class Store(Protocol):
+    """Objects by key (`folder/name`). Whatever is read was written whole.
+
+    All methods raise StoreError; `get` and `fetch` raise FileNotFoundError for what is not there.
+    """
+
+    def check(self) -> None:
+        """Raise StoreError when the store is not to be reached."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace an object; it survives a crash of this machine once this returns."""
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Write or replace an object with what is in a file."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """What an object holds."""
+        ...
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        """A local file that holds the object: its own, or a copy in `folder`. Not to be written."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry]:
+        """What lies in a folder; none when there is no such folder."""
+        ...
+
+
+def open_store(url: str) -> Store:
+    """The store that a URL names; a plain path is a directory. Raises StoreError."""
+    parts = urlsplit(url)
+    if parts.scheme in ("", "file"):
+        return DirectoryStore(Path(unquote(parts.path)).expanduser().absolute())
+    return RemoteStore(url)
+
+
+class DirectoryStore:
+    """A directory that all see under the same path, or each under its own.
+
+    Not by fsspec: to import it costs a client more CPU than all else that it does.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def check(self) -> None:
+        """See Store. The directory is never made: a mount that is missing must not be hidden."""
+        if not self._root.is_dir():
+            raise StoreError(f"{self._root} is no directory")
+
+    def put(self, key: str, data: bytes) -> None:
+        """See Store."""
+        with self._part(key) as part, part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See Store. Without fsync: should it be lost, its job is lost with it and comes again."""
+        with self._part(key) as part:
+            shutil.copyfile(path, part)
+
+    def get(self, key: str) -> bytes:
+        """See Store."""
+        with _as_store_errors(key):
+            return (self._root / key).read_bytes()
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        """See Store: the object's own file."""
+        with _as_store_errors(key):
+            path = self._root / key
+            path.stat()
+            return path
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        with _as_store_errors(key):
+            try:
+                (self._root / key).stat()
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        with _as_store_errors(key), contextlib.suppress(FileNotFoundError):
+            (self._root / key).unlink()
+
+    def entries(self, folder: str) -> list[Entry]:
+        """See Store."""
+        found = []
+        with _as_store_errors(folder):
+            try:
+                names = list(os.scandir(self._root / folder))
+            except FileNotFoundError:
+                return []
+            for one in names:
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    stat = one.stat()
+                    found.append(Entry(one.name, stat.st_mtime, stat.st_size))
+        return found
+
+    @contextlib.contextmanager
+    def _part(self, key: str) -> Iterator[Path]:
+        target = self._root / key
+        with _as_store_errors(key):
+            self.check()
+            target.parent.mkdir(exist_ok=True)
+            part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+            try:
+                yield part
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+
+class RemoteStore:
+    """Any other file system of fsspec. Credentials and endpoint come from its own settings."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+        except ImportError as error:
+            raise StoreError("a store that is no directory needs siprec-bridge[farm]") from error
+
+        protocol = url.partition(":")[0]
+        try:
+            self._fs: Any = fsspec.filesystem(
+                protocol, use_listings_cache=False, skip_instance_cache=True
+            )
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"{url}: {error}") from error
+        self._root: str = self._fs._strip_protocol(url).rstrip("/")
+        self._whole_puts = protocol in _WHOLE_PUTS
+
+    def check(self) -> None:
+        """See Store."""
+        with _as_store_errors(self._root):
+            if not self._fs.exists(self._root):
+                raise StoreError(f"{self._root} is not there")
+
+    def put(self, key: str, data: bytes) -> None:
+        """See Store."""
+        with self._target(key) as target:
+            self._fs.pipe_file(target, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See Store."""
+        with self._target(key) as target:
+            self._fs.put_file(str(path), target)
+
+    def get(self, key: str) -> bytes:
+        """See Store."""
+        with _as_store_errors(key):
+            data: bytes = self._fs.cat_file(f"{self._root}/{key}")
+            return data
+
+    def fetch(self, key: str, folder: Path) -> Path:
+        """See Store: a copy."""
+        local = folder / key.rpartition("/")[2]
+        with _as_store_errors(key):
+            self._fs.get_file(f"{self._root}/{key}", str(local))
+        return local
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        with _as_store_errors(key):
+            try:
+                self._fs.info(f"{self._root}/{key}")
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        with _as_store_errors(key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{key}")
+
+    def entries(self, folder: str) -> list[Entry]:
+        """See Store."""
+        with _as_store_errors(folder):
+            try:
+                listed = self._fs.ls(f"{self._root}/{folder}", detail=True)
+            except FileNotFoundError:
+                return []
+            return [
+                Entry(name, self._modified(one), int(one.get("size") or 0))
+                for one in listed
+                if one["type"] == "file" and (name := one["name"].rpartition("/")[2])
+            ]
+
+    def _modified(self, info: dict[str, Any]) -> float:
+        for field in ("LastModified", "mtime", "updated", "last_modified", "created"):
+            value = info.get(field)
+            if isinstance(value, int | float):
+                return float(value)
+            if isinstance(value, datetime):
+                return value.timestamp()
+        return time.time()  # unknown: never old enough to be removed
+
+    @contextlib.contextmanager
+    def _target(self, key: str) -> Iterator[str]:
+        with _as_store_errors(key):
+            target = f"{self._root}/{key}"
+            if self._whole_puts:
+                yield target
+                return
+            folder, _, name = target.rpartition("/")
+            self._fs.makedirs(folder, exist_ok=True)
+            part = f"{folder}/.{name}.{secrets.token_hex(4)}.part"
+            yield part
+            self._fs.mv(part, target)
+
+
+@contextlib.contextmanager
+def _as_store_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except OSError as error:
+        raise StoreError(f"store: {what}: {error.strerror or error}") from error
+    except Exception as error:
+        raise StoreError(f"store: {what}: {type(error).__name__}: {error}") from error
+
+
+def tidy(store: Store, older_than: float) -> int:
+    """Remove what was written more than `older_than` seconds ago; returns how many objects."""
+    horizon = time.time() - older_than
+    removed = 0
+    for folder in ("audio", "results", "failures", "cancelled", "waiting", "workers"):
+        for entry in store.entries(folder):
+            if entry.modified < horizon:
+                store.delete(f"{folder}/{entry.name}")
+                removed += 1
+    return removed
