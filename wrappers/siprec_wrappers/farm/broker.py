@@ -24,7 +24,7 @@ _HEARTBEAT_S = 30
 # channel; the broker's default of 30 minutes is less than a long recording takes.
 _LONGEST_JOB_MS = 24 * 3600 * 1000
 # To list the dead is to take them and to give them back, which RabbitMQ 4 by itself allows 20 times.
-_LOOKS_AT_THE_DEAD = 1_000_000
+_DEAD_QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
 
 
 class BrokerError(OSError):
@@ -89,26 +89,28 @@ class Broker:
         """Declare exchanges and queues, which is nothing where they are there."""
         settings, channel = self._settings, self._channel
         with _as_broker_errors():
+            # In one go: the last answer comes after all others, and what is refused ends the wait.
             for exchange in (
                 settings.jobs_exchange,
                 settings.dead_exchange,
                 settings.done_exchange,
             ):
-                channel.exchange_declare(exchange, "topic", durable=True, auto_delete=False)
-            channel.queue_declare(
-                settings.dead_queue,
-                durable=True,
-                auto_delete=False,
-                arguments={"x-queue-type": "quorum", "x-delivery-limit": _LOOKS_AT_THE_DEAD},
-            )
-            channel.queue_bind(settings.dead_queue, settings.dead_exchange, "#")
-            channel.queue_declare(
-                settings.queue,
-                durable=True,
-                auto_delete=False,
-                arguments=queue_arguments(settings),
-            )
-            channel.queue_bind(settings.queue, settings.jobs_exchange, f"{settings.pool}.#")
+                channel.exchange_declare(
+                    exchange, "topic", durable=True, auto_delete=False, nowait=True
+                )
+            for queue, exchange, key, arguments in (
+                (settings.dead_queue, settings.dead_exchange, "#", _DEAD_QUEUE),
+                (
+                    settings.queue,
+                    settings.jobs_exchange,
+                    f"{settings.pool}.#",
+                    queue_arguments(settings),
+                ),
+            ):
+                channel.queue_declare(
+                    queue, durable=True, auto_delete=False, arguments=arguments, nowait=True
+                )
+                channel.queue_bind(queue, exchange, key, nowait=queue != settings.queue)
 
     def listen(self, requests: list[str], ended: dict[str, bool]) -> None:
         """Note the ends of these requests in `ended` from now on: True where the broker gave up."""
@@ -123,8 +125,8 @@ class Broker:
         with _as_broker_errors():
             queue = self._channel.queue_declare(exclusive=True, auto_delete=True).queue
             for request in requests:
-                self._channel.queue_bind(queue, self._settings.done_exchange, f"#.{request}")
-                self._channel.queue_bind(queue, self._settings.dead_exchange, f"#.{request}")
+                for exchange in (self._settings.done_exchange, self._settings.dead_exchange):
+                    self._channel.queue_bind(queue, exchange, f"#.{request}", nowait=True)
             self._channel.basic_consume(queue, no_ack=True, callback=heard)
 
     def publish(self, job: Job) -> None:

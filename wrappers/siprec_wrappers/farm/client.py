@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 import wave
 from collections.abc import Sequence
@@ -48,6 +49,31 @@ class _Outcome:
         self.unavailable = self.unavailable and unavailable
 
 
+class _Upload:
+    """Puts audio into the store while the broker is being connected."""
+
+    def __init__(self, store: Store, orders: Sequence[_Order]) -> None:
+        self._store = store
+        self._orders = orders
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for order in self._orders:
+                self._store.put_file(order.job.audio, order.audio)
+                self._store.put(order.job.waiting, b"")
+        except OSError as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Return when all is there. Raises StoreError."""
+        self._thread.join()
+        if self._error is not None:
+            raise StoreError(str(self._error)) from self._error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1: failed; 2: wrong arguments; 127: broker or store are not to be had."""
     arguments = parse_arguments("whisper-farm", "The CLI contract, done by a farm.", argv)
@@ -83,13 +109,11 @@ def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_O
     try:
         for order in orders:
             _look(store, arguments, order, outcome)
-        missing = [one for one in orders if one.open]
-        for order in missing:
-            store.put_file(order.job.audio, order.audio)
-            store.put(order.job.waiting, b"")
-    except OSError as error:
+    except StoreError as error:
         return _say(str(error), UNAVAILABLE)
+    missing = [one for one in orders if one.open]
     if missing:
+        upload = _Upload(store, missing)
         # Here, so that an answer that is there already costs no more than looking.
         from siprec_wrappers.farm.broker import Broker, BrokerError
 
@@ -98,9 +122,10 @@ def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_O
             ended: dict[str, bool] = {}
             broker.declare()
             broker.listen([one.job.request for one in missing], ended)
+            upload.finish()
             for order in missing:
                 broker.publish(order.job)
-        except BrokerError as error:
+        except (BrokerError, StoreError) as error:
             _cancel(store, orders)
             return _say(str(error), UNAVAILABLE)
         _wait(settings, store, arguments, missing, outcome, broker, ended)

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from siprec_wrappers.farm.job import Job
 from siprec_wrappers.farm.settings import EngineSettings
 
 _TERM_GRACE_S = 3.0
+_ASK_EVERY_S = 0.5
 _LARGEST_OUTPUT = 64 << 20
 _TAIL = 4096
 _NO_PROGRAM = (126, 127)
@@ -73,7 +75,12 @@ class Command:
     """A program in a process group of its own, which ends with it, whatever is left in it."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self._command = tuple(command)
+        # By setpriv (util-linux), if it is there: a child that sets it up itself has to be forked
+        # from all of this process, which takes milliseconds.
+        setpriv = shutil.which("setpriv")
+        guard = (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+        self._preexec = None if setpriv else die_with_parent
+        self._command = (*guard, *command)
 
     def transcribe(self, audio: Path, job: Job, stopped: Callable[[], bool]) -> bytes:
         """See Engine."""
@@ -90,10 +97,10 @@ class Command:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     start_new_session=True,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=self._preexec,
                 )
             except OSError as error:
-                raise RunFailed(f"{arguments[0]}: {error.strerror}", unavailable=True) from error
+                raise RunFailed(f"{error.filename}: {error.strerror}", unavailable=True) from error
             tail = _Tail(child)
             try:
                 _await(child, job, stopped)
@@ -126,16 +133,18 @@ class _Tail:
 
 
 def _await(child: "subprocess.Popen[bytes]", job: Job, stopped: Callable[[], bool]) -> None:
-    pause, asked = 0.002, time.monotonic()
-    while child.poll() is None:
-        time.sleep(pause)
-        pause = min(2 * pause, 0.02 if time.monotonic() - asked < 1 else 0.1)
-        if time.time() > job.deadline:
-            raise Cancelled("its time is over")
-        if time.monotonic() - asked > 0.5:
-            asked = time.monotonic()
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        end = select.poll()
+        end.register(descriptor, select.POLLIN)
+        while not end.poll(1000 * _ASK_EVERY_S):
+            if time.time() > job.deadline:
+                raise Cancelled("its time is over")
             if stopped():
                 raise Cancelled("its client wants it no more")
+    finally:
+        os.close(descriptor)
+    child.wait()
 
 
 def _end_group(child: "subprocess.Popen[bytes]") -> None:

@@ -63,6 +63,7 @@ class Status:
 def read_status(settings: Settings, store: Store, broker: Broker) -> Status:
     """A look at queues and store. Raises BrokerError, StoreError."""
     now = time.time()
+    store.check()  # a missing mount would look like an idle farm
     queued, consumers = broker.depth(settings.queue)
     dead, _ = broker.depth(settings.dead_queue)
     waiting = store.entries("waiting")

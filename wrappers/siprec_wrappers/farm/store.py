@@ -43,8 +43,8 @@ class Store(Protocol):
         """Raise StoreError when the store is not to be reached."""
         ...
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write or replace an object; it survives a crash of this machine once this returns."""
+    def put(self, key: str, data: bytes, *, durable: bool = False) -> None:
+        """Write or replace an object. `durable`: it survives a crash once this returns."""
         ...
 
     def put_file(self, key: str, path: Path) -> None:
@@ -94,12 +94,13 @@ class DirectoryStore:
         if not self._root.is_dir():
             raise StoreError(f"{self._root} is no directory")
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes, *, durable: bool = False) -> None:
         """See Store."""
         with self._part(key) as part, part.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
 
     def put_file(self, key: str, path: Path) -> None:
         """See Store. Without fsync: should it be lost, its job is lost with it and comes again."""
@@ -186,8 +187,8 @@ class RemoteStore:
             if not self._fs.exists(self._root):
                 raise StoreError(f"{self._root} is not there")
 
-    def put(self, key: str, data: bytes) -> None:
-        """See Store."""
+    def put(self, key: str, data: bytes, *, durable: bool = False) -> None:
+        """See Store. What such a store has, it keeps."""
         with self._target(key) as target:
             self._fs.pipe_file(target, data)
 

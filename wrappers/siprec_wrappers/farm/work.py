@@ -33,14 +33,13 @@ class Work:
 
     def succeed(self, job: Job, data: bytes) -> None:
         """Keep the result. Raises StoreError."""
-        self._store.put(job.result, data)
+        self._store.put(job.result, data, durable=True)
         self._close(job)
 
     def fail(self, job: Job, error: str, *, unavailable: bool = False) -> None:
         """Keep why there is none. Raises StoreError."""
-        self._store.put(
-            job.failure, failure_document(error, unavailable=unavailable, host=self._host)
-        )
+        document = failure_document(error, unavailable=unavailable, host=self._host)
+        self._store.put(job.failure, document, durable=True)
         self._close(job)
 
     def drop(self, job: Job) -> None:

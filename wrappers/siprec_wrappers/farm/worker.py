@@ -153,6 +153,7 @@ class _Child:
         self._store = open_store(settings.store)
         self._engine: Engine = make_engine(settings.engine)
         self._work = Work(settings, self._store, name)
+        self._scratch = tempfile.TemporaryDirectory(prefix="whisper-farm-")
         self._note: dict[str, Any] = {
             "pool": settings.pool, "busy": False, "done": 0, "failed": 0, "dead": 0,
             "audio_seconds": 0.0, "busy_seconds": 0.0,
@@ -167,6 +168,7 @@ class _Child:
         self._gone.set()
         self._news.set()
         self._pulse.join(2)
+        self._scratch.cleanup()
         with contextlib.suppress(StoreError):
             self._store.delete(self._key)
 
@@ -214,29 +216,32 @@ class _Child:
             self._news.set()
 
     def _transcribe(self, job: Job) -> None:
-        with tempfile.TemporaryDirectory(prefix="whisper-farm-") as folder:
-            try:
-                audio = self._patiently(job, lambda: self._store.fetch(job.audio, Path(folder)))
-            except FileNotFoundError as error:
-                # This machine may see another directory than the others: one of them has it.
-                log.error("%s: its audio is not in the store as this machine sees it", job.request)
-                time.sleep(_LOOK_AGAIN_S)
-                raise Reject("no audio", requeue=True) from error
-            if audio is None:
-                return  # its time is over
-            try:
-                data = self._engine.transcribe(audio, job, lambda: self._work.cancelled(job))
-            except Cancelled as reason:
-                log.info("%s: %s", job.request, reason)
-                self._patiently(job, lambda: self._work.drop(job))
-                return
-            except RunFailed as error:
-                text, unavailable = str(error), error.unavailable
-                log.warning("%s failed: %s", job.request, text)
-                self._note["failed"] += 1
-                self._patiently(job, lambda: self._work.fail(job, text, unavailable=unavailable))
-                self._signal(job)
-                return
+        scratch = Path(self._scratch.name)
+        try:
+            audio = self._patiently(job, lambda: self._store.fetch(job.audio, scratch))
+        except FileNotFoundError as error:
+            # This machine may see another directory than the others: one of them has it.
+            log.error("%s: its audio is not in the store as this machine sees it", job.request)
+            time.sleep(_LOOK_AGAIN_S)
+            raise Reject("no audio", requeue=True) from error
+        if audio is None:
+            return  # its time is over
+        try:
+            data = self._engine.transcribe(audio, job, lambda: self._work.cancelled(job))
+        except Cancelled as reason:
+            log.info("%s: %s", job.request, reason)
+            self._patiently(job, lambda: self._work.drop(job))
+            return
+        except RunFailed as error:
+            text, unavailable = str(error), error.unavailable
+            log.warning("%s failed: %s", job.request, text)
+            self._note["failed"] += 1
+            self._patiently(job, lambda: self._work.fail(job, text, unavailable=unavailable))
+            self._signal(job)
+            return
+        finally:
+            if audio.parent == scratch:
+                audio.unlink(missing_ok=True)
         self._patiently(job, lambda: self._work.succeed(job, data))
         self._note["done"] += 1
         self._note["audio_seconds"] += job.seconds

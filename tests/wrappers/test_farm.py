@@ -1,0 +1,188 @@
+"""The farm's pieces that need no broker: settings, jobs, store, tokens."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc.jwk import OKPKey
+
+from siprec_wrappers.farm.job import Job, MalformedJob, audio_key, job_of, read_failure
+from siprec_wrappers.farm.settings import SettingError, read_settings
+from siprec_wrappers.farm.status import WorkerState, _eta
+from siprec_wrappers.farm.store import RemoteStore, Store, StoreError, open_store, tidy
+from siprec_wrappers.farm.tokens import Refused, issue, node_of, read_key
+
+REQUIRED = {"WHISPER_FARM_BROKER": "amqp://broker/", "WHISPER_FARM_STORE": "/srv/farm"}
+JOB = Job(
+    audio=audio_key("0" * 64, ".WAV"), model="base", language=None, task="transcribe",
+    extra=("--beam_size", "5"), request="a" * 32, deadline=1e9, seconds=1.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"WHISPER_FARM_BROKER": ""}, "WHISPER_FARM_BROKER is not set"),
+        ({"WHISPER_FARM_STORE_FILE": "/no/such"}, "WHISPER_FARM_STORE_FILE=/no/such"),
+        ({"WHISPER_FARM_TIMEOUT": "soon"}, "WHISPER_FARM_TIMEOUT=soon: a duration"),
+        ({"WHISPER_FARM_TIMEOUT": "0s"}, "longer than nothing"),
+        ({"WHISPER_FARM_KEEP": "30m"}, "at least twice WHISPER_FARM_TIMEOUT"),
+        ({"WHISPER_FARM_POOL": "a.b"}, "WHISPER_FARM_POOL=a.b"),
+        ({"WHISPER_FARM_ATTEMPTS": "0"}, "WHISPER_FARM_ATTEMPTS=0: a number from 1 to 100"),
+        ({"WHISPER_FARM_ENGINE": "magic"}, "command or faster-whisper"),
+        ({"WHISPER_FARM_COMMAND": "whisper 'x"}, "WHISPER_FARM_COMMAND=whisper 'x: "),
+    ],
+)
+def test_a_wrong_setting_is_named(wrong: dict[str, str], complaint: str) -> None:
+    with pytest.raises(SettingError, match="WHISPER_FARM_") as raised:
+        read_settings(REQUIRED | wrong)
+
+    assert complaint in str(raised.value)
+
+
+def test_secrets_may_stand_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("amqps://me:secret@broker/\n")
+
+    settings = read_settings(REQUIRED | {"WHISPER_FARM_BROKER_FILE": str(tmp_path / "url")})
+
+    assert settings.broker == "amqps://me:secret@broker/"
+    assert (settings.timeout, settings.attempts) == (1200.0, 3)
+
+
+def test_equal_wishes_have_one_result_and_each_client_its_own_request() -> None:
+    again = replace(JOB, request="b" * 32, deadline=2e9)
+    others = [
+        replace(JOB, model="large-v3"), replace(JOB, language="en"), replace(JOB, extra=()),
+        replace(JOB, task="translate"), replace(JOB, audio=audio_key("1" * 64, ".wav")),
+    ]  # fmt: skip
+
+    assert JOB.audio == f"audio/{'0' * 64}.wav"
+    assert (again.result, again.failure != JOB.failure) == (JOB.result, True)
+    assert len({one.result for one in [JOB, *others]}) == 6
+    assert Job.from_json(json.loads(json.dumps(JOB.to_json()))) == JOB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"audio": "audio/../../etc/passwd"},
+        {"audio": f"audio/{'0' * 64}.a/b"},
+        {"audio": f"results/{'0' * 64}"},
+        {"request": "../" + "a" * 29},
+        {"request": "A" * 32},
+        {"task": "delete"},
+        {"extra": [1]},
+        {"deadline": "now"},
+    ],
+)
+def test_a_message_that_names_other_files_is_no_job(change: dict[str, object]) -> None:
+    with pytest.raises(MalformedJob):
+        Job.from_json(JOB.to_json() | change)
+
+    assert job_of(json.dumps([[JOB.to_json() | change], {}, {}])) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_of_a_message_or_a_failure_raise(data: bytes) -> None:
+    assert job_of(data) is None
+    text, _ = read_failure(data)
+    assert text
+
+
+@pytest.fixture(params=["directory", "file-url", "fsspec"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    if request.param == "directory":
+        return open_store(str(folder))
+    if request.param == "file-url":
+        return open_store(f"file://{tmp_path}/a%20store")
+    return RemoteStore(f"local://{folder}")
+
+
+def test_a_store_keeps_whole_objects_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    store.check()
+    before = store.entries("audio")
+    store.put_file("audio/a.wav", tmp_path / "a.wav")
+    store.put("audio/b", b"1")
+    store.put("audio/b", b"22")
+    (tmp_path / "local").mkdir()
+
+    assert before == []
+    assert store.fetch("audio/a.wav", tmp_path / "local").read_bytes() == b"sound"
+    assert store.get("audio/b") == b"22"
+    assert [store.exists(key) for key in ("audio/b", "audio/c")] == [True, False]
+    listed = sorted((one.name, one.size) for one in store.entries("audio"))
+    assert listed == [("a.wav", 5), ("b", 2)]
+    store.delete("audio/b")
+    store.delete("audio/b")
+    for read in (lambda: store.get("audio/b"), lambda: store.fetch("audio/b", tmp_path)):
+        with pytest.raises(FileNotFoundError):
+            read()
+
+
+def test_what_is_old_goes_and_what_is_young_stays(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for key in ("audio/old", "results/old", "waiting/old", "audio/young"):
+        store.put(key, b"")
+        if key.endswith("old"):
+            os.utime(tmp_path / key, (time.time() - 3600,) * 2)
+
+    removed = tidy(store, 1800)
+
+    assert removed == 3
+    assert store.entries("results") == store.entries("waiting") == []
+    assert [one.name for one in store.entries("audio")] == ["young"]
+
+
+def test_a_mount_that_is_missing_is_no_empty_store(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "mount"))
+
+    with pytest.raises(StoreError, match="is no directory"):
+        store.check()
+    with pytest.raises(StoreError, match="is no directory"):
+        store.put("results/a", b"")
+    with pytest.raises(StoreError):
+        open_store("nosuch://bucket/farm")
+    assert not (tmp_path / "mount").exists()
+
+
+def test_a_pair_of_keys_signs_tokens_where_the_dispatcher_cannot(tmp_path: Path) -> None:
+    pair = OKPKey.generate_key("Ed25519")
+    (tmp_path / "private").write_text(json.dumps(pair.as_dict(private=True)))
+    (tmp_path / "public").write_text(json.dumps(pair.as_dict(private=False)))
+    private, public = read_key(tmp_path / "private"), read_key(tmp_path / "public")
+    (tmp_path / "secret").write_text(json.dumps(pair.as_dict(private=False))[1:])
+
+    token = issue(private, "gpu-3", 60)
+    # A public key taken for a shared secret: the way to forge where the token chooses.
+    confused = issue(read_key(tmp_path / "secret"), "gpu-3", 60)
+
+    assert node_of(public, token) == "gpu-3"
+    with pytest.raises(SettingError, match="public key signs nothing"):
+        issue(public, "gpu-3", 60)
+    with pytest.raises(Refused):
+        node_of(public, confused)
+
+
+def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    for number, text in enumerate(("short", "{}", '{"kty": "RSA"}', "{")):
+        (tmp_path / str(number)).write_text(text)
+        with pytest.raises(SettingError):
+            read_key(tmp_path / str(number))
+
+
+def test_the_end_is_estimated_by_the_workers_speed_so_far() -> None:
+    worker = WorkerState("w", True, 10, 0, 0, audio_seconds=100.0, busy_seconds=50.0)
+
+    assert _eta(0, 0.0, 0, ()) == 0.0
+    assert _eta(4, 80.0, 2, (worker,)) == 20.0
+    assert _eta(4, 0.0, 2, (worker,)) == 10.0
+    assert _eta(4, 80.0, 0, (worker,)) is None
+    assert _eta(4, 80.0, 2, ()) is None
