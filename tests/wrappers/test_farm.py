@@ -1,22 +1,29 @@
 """The farm's pieces that need no broker: settings, jobs, store, tokens."""
 
+import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import OKPKey
 
+from siprec_wrappers.farm.cli import _PARTS
+from siprec_wrappers.farm.exporter import _metrics
 from siprec_wrappers.farm.job import Job, MalformedJob, audio_key, job_of, read_failure
 from siprec_wrappers.farm.settings import SettingError, read_settings
-from siprec_wrappers.farm.status import WorkerState, _eta
+from siprec_wrappers.farm.status import Status, WorkerState, _eta
 from siprec_wrappers.farm.store import RemoteStore, Store, StoreError, open_store, tidy
 from siprec_wrappers.farm.tokens import Refused, issue, node_of, read_key
 
+ROOT = Path(__file__).parents[2]
 REQUIRED = {"WHISPER_FARM_BROKER": "amqp://broker/", "WHISPER_FARM_STORE": "/srv/farm"}
 JOB = Job(
     audio=audio_key("0" * 64, ".WAV"), model="base", language=None, task="transcribe",
@@ -43,6 +50,40 @@ def test_a_wrong_setting_is_named(wrong: dict[str, str], complaint: str) -> None
         read_settings(REQUIRED | wrong)
 
     assert complaint in str(raised.value)
+
+
+class _Asked(dict[str, str]):
+    """An environment that notes what is looked for."""
+
+    names: ClassVar[set[str]] = set()
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def test_every_setting_is_told_of_and_none_that_is_not() -> None:
+    asked = _Asked(REQUIRED)
+    read_settings(asked)
+    read = {name for name in asked.names if not name.endswith("_FILE")}
+
+    for file in ("config/farm/farm.env", "docs/farm.md"):
+        told = set(re.findall(r"WHISPER_FARM_[A-Z]+\b(?!_)", (ROOT / file).read_text()))
+        assert told == read, file
+
+
+def test_the_examples_ask_for_metrics_and_programs_that_there_are() -> None:
+    keda = yaml.safe_load((ROOT / "config/keda/whisper-farm.yaml").read_text())
+    compose = yaml.safe_load((ROOT / "config/farm/compose.yml").read_text())
+    unit = (ROOT / "config/farm/whisper-farm-worker@.service").read_text()
+    status = Status(1, 2, 3.0, 4.0, 1, 0, 5.0, ())
+    exported = {one.name for one in _metrics(status)}
+
+    asked = [one["metadata"]["query"] for one in keda["spec"]["triggers"]]
+    assert {re.sub(r"sum\((\w+)\)", r"\1", query) for query in asked} <= exported
+    parts = [compose["services"][one]["command"][1] for one in ("worker", "exporter")]
+    assert set(parts) <= set(_PARTS)
+    assert "whisper-farm worker\n" in unit
 
 
 def test_secrets_may_stand_in_a_file(tmp_path: Path) -> None:
@@ -109,17 +150,18 @@ def test_a_store_keeps_whole_objects_and_nothing_else(store: Store, tmp_path: Pa
     (tmp_path / "a.wav").write_bytes(b"sound")
     store.check()
     before = store.entries("audio")
-    store.put_file("audio/a.wav", tmp_path / "a.wav")
+    key = store.add_audio(tmp_path / "a.wav")
     store.put("audio/b", b"1")
     store.put("audio/b", b"22")
     (tmp_path / "local").mkdir()
 
     assert before == []
-    assert store.fetch("audio/a.wav", tmp_path / "local").read_bytes() == b"sound"
+    assert key == audio_key(hashlib.sha256(b"sound").hexdigest(), "wav")
+    assert store.fetch(key, tmp_path / "local").read_bytes() == b"sound"
     assert store.get("audio/b") == b"22"
     assert [store.exists(key) for key in ("audio/b", "audio/c")] == [True, False]
     listed = sorted((one.name, one.size) for one in store.entries("audio"))
-    assert listed == [("a.wav", 5), ("b", 2)]
+    assert listed == [("b", 2), (key.removeprefix("audio/"), 5)]
     store.delete("audio/b")
     store.delete("audio/b")
     for read in (lambda: store.get("audio/b"), lambda: store.fetch("audio/b", tmp_path)):

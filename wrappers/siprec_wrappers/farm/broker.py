@@ -6,6 +6,7 @@ the rest of its work.
 
 import contextlib
 import json
+import secrets
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -86,10 +87,12 @@ class Broker:
             self._channel = self._connection.channel()
 
     def declare(self) -> None:
-        """Declare exchanges and queues, which is nothing where they are there."""
+        """Declare exchanges and queues, which is nothing where they are there.
+
+        Without waiting: what the broker refuses ends the next call that waits.
+        """
         settings, channel = self._settings, self._channel
         with _as_broker_errors():
-            # In one go: the last answer comes after all others, and what is refused ends the wait.
             for exchange in (
                 settings.jobs_exchange,
                 settings.dead_exchange,
@@ -110,7 +113,7 @@ class Broker:
                 channel.queue_declare(
                     queue, durable=True, auto_delete=False, arguments=arguments, nowait=True
                 )
-                channel.queue_bind(queue, exchange, key, nowait=queue != settings.queue)
+                channel.queue_bind(queue, exchange, key, nowait=True)
 
     def listen(self, requests: list[str], ended: dict[str, bool]) -> None:
         """Note the ends of these requests in `ended` from now on: True where the broker gave up."""
@@ -123,11 +126,14 @@ class Broker:
             )
 
         with _as_broker_errors():
-            queue = self._channel.queue_declare(exclusive=True, auto_delete=True).queue
+            queue = f"{self._settings.name}.client.{secrets.token_hex(16)}"
+            self._channel.queue_declare(queue, exclusive=True, auto_delete=True, nowait=True)
             for request in requests:
                 for exchange in (self._settings.done_exchange, self._settings.dead_exchange):
                     self._channel.queue_bind(queue, exchange, f"#.{request}", nowait=True)
-            self._channel.basic_consume(queue, no_ack=True, callback=heard)
+            self._channel.basic_consume(
+                queue, consumer_tag="ends", no_ack=True, nowait=True, callback=heard
+            )
 
     def publish(self, job: Job) -> None:
         """Hand a job to the pool's queue; returns when the broker has it on disk."""
@@ -199,6 +205,11 @@ class Broker:
         self.publish(job)
         with _as_broker_errors():
             self._channel.basic_ack(tag)
+
+    def leave(self) -> None:
+        """Say that we close, and do not wait for the answer; never raises."""
+        with contextlib.suppress(AMQPError, OSError):
+            self._connection.send_method(amqp.spec.Connection.Close, "BsBB", (200, "", 0, 0))
 
     def close(self) -> None:
         """Close the connection; never raises."""

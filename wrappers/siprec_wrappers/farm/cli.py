@@ -10,6 +10,14 @@ _PARTS = ("worker", "status", "dead", "dispatcher", "node", "exporter", "tidy", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the part that the first argument names; anything else is the CLI contract."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"whisper-farm: {error.name} is missing: siprec-bridge[farm] has it", file=sys.stderr)
+        return 127
+
+
+def _run(arguments: list[str]) -> int:
     if arguments and arguments[0] in _PARTS:
         from siprec_wrappers.farm.parts import run_part
 

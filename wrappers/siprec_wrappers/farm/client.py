@@ -1,13 +1,11 @@
 """`whisper-farm AUDIO…`: the CLI contract, done by whichever worker is free."""
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
 import signal
 import sys
-import threading
 import time
 import wave
 from collections.abc import Sequence
@@ -16,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from siprec_wrappers.contract import Arguments, Segment, Word, parse_arguments, write_outputs
-from siprec_wrappers.farm.job import Job, audio_key, read_failure
+from siprec_wrappers.farm.job import Job, read_failure
 from siprec_wrappers.farm.settings import SettingError, Settings, read_settings
 from siprec_wrappers.farm.store import Store, StoreError, open_store
 
@@ -49,31 +47,6 @@ class _Outcome:
         self.unavailable = self.unavailable and unavailable
 
 
-class _Upload:
-    """Puts audio into the store while the broker is being connected."""
-
-    def __init__(self, store: Store, orders: Sequence[_Order]) -> None:
-        self._store = store
-        self._orders = orders
-        self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            for order in self._orders:
-                self._store.put_file(order.job.audio, order.audio)
-                self._store.put(order.job.waiting, b"")
-        except OSError as error:
-            self._error = error
-
-    def finish(self) -> None:
-        """Return when all is there. Raises StoreError."""
-        self._thread.join()
-        if self._error is not None:
-            raise StoreError(str(self._error)) from self._error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1: failed; 2: wrong arguments; 127: broker or store are not to be had."""
     arguments = parse_arguments("whisper-farm", "The CLI contract, done by a farm.", argv)
@@ -100,20 +73,25 @@ def _stop(signum: int, frame: FrameType | None) -> None:
 
 def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_Order]) -> int:
     deadline = time.time() + settings.timeout
-    try:
-        for audio in arguments.audio:
-            orders.append(_Order(audio, _job(audio, arguments, deadline)))
-    except OSError as error:
-        return _say(f"{error.filename}: {error.strerror}", FAILED)
     outcome = _Outcome()
     try:
-        for order in orders:
+        for audio in arguments.audio:
+            with audio.open("rb"):  # whose fault it is, if it is not to be read
+                pass
+    except OSError as error:
+        return _say(f"{error.filename}: {error.strerror}", FAILED)
+    try:
+        for audio in arguments.audio:
+            order = _Order(audio, _job(store, audio, arguments, deadline))
+            orders.append(order)
             _look(store, arguments, order, outcome)
-    except StoreError as error:
+            if order.open:
+                store.put(order.job.waiting, b"")
+    except OSError as error:
+        _cancel(store, orders)
         return _say(str(error), UNAVAILABLE)
     missing = [one for one in orders if one.open]
     if missing:
-        upload = _Upload(store, missing)
         # Here, so that an answer that is there already costs no more than looking.
         from siprec_wrappers.farm.broker import Broker, BrokerError
 
@@ -122,10 +100,9 @@ def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_O
             ended: dict[str, bool] = {}
             broker.declare()
             broker.listen([one.job.request for one in missing], ended)
-            upload.finish()
             for order in missing:
                 broker.publish(order.job)
-        except (BrokerError, StoreError) as error:
+        except BrokerError as error:
             _cancel(store, orders)
             return _say(str(error), UNAVAILABLE)
         _wait(settings, store, arguments, missing, outcome, broker, ended)
@@ -137,11 +114,9 @@ def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_O
     return UNAVAILABLE if outcome.unavailable else FAILED
 
 
-def _job(audio: Path, arguments: Arguments, deadline: float) -> Job:
-    with audio.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _job(store: Store, audio: Path, arguments: Arguments, deadline: float) -> Job:
     return Job(
-        audio=audio_key(digest, audio.suffix),
+        audio=store.add_audio(audio),
         model=arguments.model,
         language=arguments.language,
         task=arguments.task,
@@ -205,7 +180,7 @@ def _wait(
             look_every = min(1.5 * look_every, _LAST_LOOK_S)
             next_look = time.monotonic() + look_every
     if connection is not None:
-        connection.close()
+        connection.leave()
 
 
 def _try_look(

@@ -5,9 +5,11 @@ thread, which a fork does not take along.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
+
+from siprec_wrappers.farm.job import audio_key
 
 # There a put is visible whole or not at all; elsewhere a part is written first, then renamed.
 _WHOLE_PUTS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"})
@@ -47,8 +51,8 @@ class Store(Protocol):
         """Write or replace an object. `durable`: it survives a crash once this returns."""
         ...
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Write or replace an object with what is in a file."""
+    def add_audio(self, path: Path) -> str:
+        """Write an object that is named by its content; returns its key."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -102,10 +106,22 @@ class DirectoryStore:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def put_file(self, key: str, path: Path) -> None:
+    def add_audio(self, path: Path) -> str:
         """See Store. Without fsync: should it be lost, its job is lost with it and comes again."""
-        with self._part(key) as part:
-            shutil.copyfile(path, part)
+        self.check()
+        with _as_store_errors("audio"):
+            (self._root / "audio").mkdir(exist_ok=True)
+            part = self._root / "audio" / f".{secrets.token_hex(8)}.part"
+            try:
+                # At once: either takes as long as all the rest of the client's work.
+                copying = _Copying(path, part)
+                key = audio_key(_digest(path), path.suffix)
+                copying.finish()
+                part.replace(self._root / key)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        return key
 
     def get(self, key: str) -> bytes:
         """See Store."""
@@ -162,6 +178,32 @@ class DirectoryStore:
                 raise
 
 
+class _Copying:
+    """A copy that is being made."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, args=(source, target), daemon=True)
+        self._thread.start()
+
+    def _run(self, source: Path, target: Path) -> None:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            self._error = error
+
+    def finish(self) -> None:
+        """Return when it is made. Raises OSError."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class RemoteStore:
     """Any other file system of fsspec. Credentials and endpoint come from its own settings."""
 
@@ -183,19 +225,23 @@ class RemoteStore:
 
     def check(self) -> None:
         """See Store."""
-        with _as_store_errors(self._root):
-            if not self._fs.exists(self._root):
-                raise StoreError(f"{self._root} is not there")
+        # An object store has no folder before something is in it, but a bucket.
+        place = self._root.partition("/")[0] if self._whole_puts else self._root
+        with _as_store_errors(place):
+            if not self._fs.exists(place):
+                raise StoreError(f"{place} is not there")
 
     def put(self, key: str, data: bytes, *, durable: bool = False) -> None:
         """See Store. What such a store has, it keeps."""
         with self._target(key) as target:
             self._fs.pipe_file(target, data)
 
-    def put_file(self, key: str, path: Path) -> None:
+    def add_audio(self, path: Path) -> str:
         """See Store."""
+        key = audio_key(_digest(path), path.suffix)
         with self._target(key) as target:
             self._fs.put_file(str(path), target)
+        return key
 
     def get(self, key: str) -> bytes:
         """See Store."""

@@ -39,6 +39,7 @@ from siprec_wrappers.farm.work import Work
 log = logging.getLogger("whisper-farm")
 
 HEARTBEAT_S = 5.0
+_NEWS_WAIT_S = 0.2  # short jobs are not disturbed by their own news
 _TIDY_S = 3600.0
 _MODEL_LOAD_S = 600.0
 _LOOK_AGAIN_S = 1.0
@@ -183,8 +184,8 @@ class _Child:
             except StoreError as error:
                 log.warning("heartbeat: %s", error)
             self._news.wait(HEARTBEAT_S)
+            self._gone.wait(_NEWS_WAIT_S)
             self._news.clear()
-            self._gone.wait(0.2)  # short jobs do not make it beat faster than this
 
     def work(self, document: object, deliveries: int) -> None:
         """Do one message's job, or find that it is done. Raises Reject for what nobody can do."""
