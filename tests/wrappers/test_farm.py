@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import OKPKey
 
-from siprec_wrappers.farm.cli import _PARTS
+from siprec_wrappers.farm.cli import _PARTS, main
 from siprec_wrappers.farm.exporter import _metrics
 from siprec_wrappers.farm.job import Job, MalformedJob, audio_key, job_of, read_failure
 from siprec_wrappers.farm.settings import SettingError, read_settings
@@ -84,6 +85,22 @@ def test_the_examples_ask_for_metrics_and_programs_that_there_are() -> None:
     parts = [compose["services"][one]["command"][1] for one in ("worker", "exporter")]
     assert set(parts) <= set(_PARTS)
     assert "whisper-farm worker\n" in unit
+
+
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (REQUIRED | {"WHISPER_FARM_STORE": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "amqp", None)
+    monkeypatch.delitem(sys.modules, "siprec_wrappers.farm.broker", raising=False)
+
+    code = main(["status"])
+
+    assert code == 127
+    assert capsys.readouterr().err == (
+        "whisper-farm: amqp is missing: siprec-bridge[farm] has it\n"
+    )
 
 
 def test_secrets_may_stand_in_a_file(tmp_path: Path) -> None:

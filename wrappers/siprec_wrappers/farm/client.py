@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from siprec_wrappers.contract import Arguments, Segment, Word, parse_arguments, write_outputs
 from siprec_wrappers.farm.job import Job, read_failure
 from siprec_wrappers.farm.settings import SettingError, Settings, read_settings
 from siprec_wrappers.farm.store import Store, StoreError, open_store
+
+if TYPE_CHECKING:
+    from siprec_wrappers.farm.broker import Broker
 
 FAILED, UNAVAILABLE = 1, 127
 _FIRST_LOOK_S = 0.25  # then further apart: the signal is the fast way, the store the sure one
@@ -142,19 +146,19 @@ def _wait(
     arguments: Arguments,
     orders: list[_Order],
     outcome: _Outcome,
-    broker: object,
+    broker: "Broker",
     ended: dict[str, bool],
 ) -> None:
     """Until all are done or the time is over. Nothing that happens to the broker ends it."""
     from siprec_wrappers.farm.broker import Broker, BrokerError
 
-    connection: Broker | None = broker if isinstance(broker, Broker) else None
+    connection: Broker | None = broker
     deadline = time.monotonic() + settings.timeout
     look_every = _FIRST_LOOK_S
     next_look = time.monotonic() + look_every
     reconnect_at = 0.0
     while any(one.open for one in orders) and (now := time.monotonic()) < deadline:
-        pause = max(0.0, min(next_look, deadline) - now)
+        pause = max(0.001, min(next_look, deadline) - now)
         if connection is None and now >= reconnect_at:
             reconnect_at = now + _RECONNECT_S
             try:
