@@ -1,5 +1,6 @@
 """The farm at a real RabbitMQ: workers and brokers that are killed, poison, and nothing lost."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.calls import SAMPLE
+from harness.bridge import listening, running_bridge
+from harness.calls import SAMPLE, call, finals, tones
 from harness.farm import PROGRAM, Farm, audio, farm, until
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import calls, is_alive, recogniser
@@ -68,6 +70,25 @@ def test_the_stand_in_gives_real_text_through_it(one_farm: Farm) -> None:
     expected = " ".join(line["text"] for line in said if line["speaker"] == "alice")
     assert done.returncode == 0, done.stderr
     assert word_error_rate(expected, one_farm.text("alice")) <= 0.2
+
+
+async def test_a_bridge_has_its_calls_transcribed_by_the_farm(
+    tmp_path: Path, one_farm: Farm
+) -> None:
+    speaks = recogniser(tmp_path, "speaks")
+    await asyncio.to_thread(one_farm.worker, speaks)
+    farms = {n: v for n, v in one_farm.environment.items() if n.startswith("WHISPER_FARM_")}
+
+    async with (
+        running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=PROGRAM, **farms) as bridge,
+        listening(bridge) as events,
+    ):
+        await call(bridge, legs=tones(0.5))
+        said = await finals(bridge, events)
+
+    assert len(said) == 1
+    assert json.dumps(said[0]).count("hello there") >= 2
+    assert len(calls(speaks)) == 2
 
 
 def test_a_job_whose_worker_is_killed_is_done_once_by_another(
