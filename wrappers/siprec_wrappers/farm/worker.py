@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from celery.worker.consumer import Consumer
 from kombu import Exchange, Queue
 
 from siprec_wrappers.farm.broker import Broker, BrokerError, queue_arguments
@@ -44,6 +45,17 @@ _TIDY_S = 3600.0
 _MODEL_LOAD_S = 600.0
 _LOOK_AGAIN_S = 1.0
 _T = TypeVar("_T")
+
+
+class LeanConsumer(Consumer):  # type: ignore[misc]
+    """Celery's, without the 28 quorum queues that it makes for delayed tasks: there are none."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """The steps that are left."""
+
+        default_steps: ClassVar[list[str]] = [
+            step for step in Consumer.Blueprint.default_steps if "DelayedDelivery" not in str(step)
+        ]
 
 
 def run_worker(settings: Settings, log_level: str) -> int:
@@ -93,6 +105,7 @@ def make_app(settings: Settings, name: str) -> Celery:
         task_store_errors_even_if_ignored=False,
         result_backend=None,
         accept_content=["json"],
+        worker_consumer=f"{__name__}:LeanConsumer",
         worker_prefetch_multiplier=1,
         worker_proc_alive_timeout=_MODEL_LOAD_S,
         worker_enable_remote_control=False,
