@@ -9,7 +9,7 @@ import sys
 import time
 import wave
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -279,7 +279,15 @@ def _write(arguments: Arguments, audio: Path, data: bytes) -> None:
             for one in document["segments"]
         ]
         write_outputs(
-            replace(arguments, output_formats=others),
+            Arguments(
+                audio=arguments.audio,
+                model=arguments.model,
+                output_dir=arguments.output_dir,
+                output_formats=others,
+                task=arguments.task,
+                language=arguments.language,
+                ignored=arguments.ignored,
+            ),
             audio,
             segments,
             language=str(document.get("language", "")),
