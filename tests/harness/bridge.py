@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 from websockets.asyncio.client import connect
 
+from harness.ports import rtp_ports
+
 PATIENCE_S = 30.0
 
 Event = dict[str, Any]
@@ -107,6 +109,8 @@ async def start_bridge(data: Path, **environment: str) -> Bridge:
         "SIP_HOST": "127.0.0.1",
         "PORTS": "0",
         "HTTP_PORT": "0",
+        "RTP_PORT_MIN": str(rtp_ports()[0]),
+        "RTP_PORT_MAX": str(rtp_ports()[1]),
         "LOG_FORMAT": "json",
         "TMPDIR": str(data / "tmp"),
         "MIN_FREE_DISK": "0",

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Unpack
 
+from harness.ports import rtp_ports
 from siprec_bridge.media import Finisher, MediaEngine
 from siprec_bridge.recording import Archive, Capacity, Desk, Recogniser, RecordingService
 from siprec_bridge.sdp import MediaPolicy
@@ -58,7 +59,7 @@ class Office:
 async def office(
     folder: Path,
     *,
-    ports: tuple[int, int] = (31000, 31999),
+    ports: tuple[int, int] | None = None,
     capacity: Capacity | None = None,
     siprec_only: bool = False,
 ) -> AsyncIterator[Office]:
@@ -67,8 +68,9 @@ async def office(
     database = Database(f"sqlite:///{folder / 'bridge.db'}")
     await database.start()
     finisher = Finisher()
+    first, last = ports or rtp_ports()
     media = MediaEngine(
-        port_min=ports[0], port_max=ports[1],
+        port_min=first, port_max=last,
         metrics=metrics, on_event=lambda event: None,
     )  # fmt: skip
     await media.start()

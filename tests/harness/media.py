@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from harness.bridge import eventually
+from harness.ports import rtp_ports
 from siprec_bridge.media import MediaEngine, MediaEvent, StreamSpec
 from siprec_bridge.media.control import SourcePolicy
 from siprec_bridge.media.spool import Packets, SpoolReader
@@ -18,7 +19,7 @@ SESSION = "s1"
 async def engine(
     *,
     fast: bool = True,
-    ports: tuple[int, int] = (20000, 29999),
+    ports: tuple[int, int] | None = None,
     workers: int = 1,
     rtp_timeout: float = 30.0,
     rtp_source: SourcePolicy = "learned",
@@ -27,9 +28,10 @@ async def engine(
     """An engine, what it told, and its metrics."""
     events: list[MediaEvent] = []
     metrics = Metrics()
+    first, last = ports or rtp_ports()
     media = MediaEngine(
-        port_min=ports[0],
-        port_max=ports[1],
+        port_min=first,
+        port_max=last,
         metrics=metrics,
         on_event=on_event or events.append,
         workers=workers,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.media import SESSION, engine, received, spec, spooled
+from harness.ports import rtp_ports
 from harness.rtp import packets, tone
 from siprec_bridge.media import finish_session
 from siprec_bridge.media.control import Configuration, SourcePolicy, StreamSpec
@@ -32,7 +33,7 @@ def worker(policy: SourcePolicy, *, fast: bool = True, timeout: float = 30.0) ->
     ours, theirs = socket.socketpair()
     with ours, theirs:
         one = Worker(theirs)
-        one._configure(Configuration(20000, 29999, fast, timeout, policy))
+        one._configure(Configuration(*rtp_ports(), fast, timeout, policy))
         yield one
         one.stop()
 

@@ -13,14 +13,15 @@ from structlog.testing import capture_logs
 
 from harness.bridge import eventually
 from harness.media import engine, received, spec, spooled
+from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import MediaUnavailable, NoPortLeft, supervisor
 from siprec_bridge.media.control import SWEEP_S
 from siprec_bridge.media.ports import shares
 from siprec_bridge.media.worker import Worker
 
-PORTS = (20000, 29999)
-HALF = 25000
+PORTS = rtp_ports()
+HALF = (PORTS[0] + PORTS[1] + 1) // 2
 VOICE = packets(tone(440, 4.0))
 
 
