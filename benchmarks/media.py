@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siprec_bridge.media import MediaEngine, StreamSpec
-from siprec_bridge.media.spool import Packets, SpoolReader
+from siprec_bridge.receiver.spool import Packets, SpoolReader
 from siprec_bridge.sdp import Codec
 from siprec_bridge.telemetry import Metrics
 

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from siprec_bridge.media.control import Configuration, StreamSpec
-from siprec_bridge.media.worker import Worker
+from siprec_bridge.receiver.control import Configuration, StreamSpec
+from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpSender, available_suites, build_packet
 from siprec_bridge.sdp import SUITES, Codec, StreamKeys
 

@@ -17,8 +17,8 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from siprec_bridge.media import NoPortLeft, decodable
-from siprec_bridge.media.ports import PortRange, shares
 from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.receiver.ports import PortRange, shares
 from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext

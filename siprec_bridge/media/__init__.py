@@ -5,7 +5,6 @@ in a worker process; the spool that it appends to is the truth of a recording.
 """
 
 from siprec_bridge.media.audio_file import FinishedFile, RecordingFormat
-from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
 from siprec_bridge.media.coverage import Covered
 from siprec_bridge.media.decode import can_decode, decodable
 from siprec_bridge.media.engine import MediaEngine
@@ -18,8 +17,9 @@ from siprec_bridge.media.finish import (
 )
 from siprec_bridge.media.finisher import Finisher
 from siprec_bridge.media.offline import OfflineMedia
-from siprec_bridge.media.ports import NoPortLeft
 from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable
+from siprec_bridge.receiver.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.receiver.ports import NoPortLeft
 
 __all__ = [
     "Covered",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from siprec_bridge.media.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
+from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
 from siprec_bridge.rtp import (
     ClockFault,
     SenderReport,

@@ -6,15 +6,15 @@ from datetime import datetime
 
 import structlog
 
-from siprec_bridge.media.control import (
+from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable, WorkerSupervisor
+from siprec_bridge.receiver.control import (
     Configuration,
     SourcePolicy,
     StreamPort,
     StreamReport,
     StreamSpec,
 )
-from siprec_bridge.media.ports import NoPortLeft, shares
-from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable, WorkerSupervisor
+from siprec_bridge.receiver.ports import NoPortLeft, shares
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()

@@ -28,7 +28,7 @@ from siprec_bridge.media.clocks import WallFault, wall_clocks
 from siprec_bridge.media.coverage import Covered, Levels
 from siprec_bridge.media.likeness import Listened, same_audio
 from siprec_bridge.media.line import UNIT, Line
-from siprec_bridge.media.spool import MalformedSpool, SpoolReader
+from siprec_bridge.receiver.spool import MalformedSpool, SpoolReader
 from siprec_bridge.transcript import KeyPress
 
 DtmfEvents = Literal["keep", "mask", "drop"]

@@ -25,7 +25,7 @@ from siprec_bridge.media.decode import (
     decoder_of,
     plain_width,
 )
-from siprec_bridge.media.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
+from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
 from siprec_bridge.rtp import (
     Batch,
     Frame,

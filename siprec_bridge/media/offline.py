@@ -10,10 +10,10 @@ from datetime import datetime
 
 import numpy as np
 
-from siprec_bridge.media.control import StreamPort, StreamReport, StreamSpec
-from siprec_bridge.media.quality import clock_rate
-from siprec_bridge.media.spool import RECORD, write_records
-from siprec_bridge.media.stream import ReceivedStream, open_spool, srtp_receiver
+from siprec_bridge.receiver.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.receiver.quality import clock_rate
+from siprec_bridge.receiver.spool import RECORD, write_records
+from siprec_bridge.receiver.stream import ReceivedStream, open_spool, srtp_receiver
 from siprec_bridge.rtp import (
     NotAuthentic,
     Replayed,

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from siprec_bridge.media.control import (
+from siprec_bridge.receiver.control import (
     LINE_LIMIT,
     SWEEP_S,
     Configuration,
@@ -24,7 +24,7 @@ from siprec_bridge.media.control import (
     decode,
     encode,
 )
-from siprec_bridge.media.ports import NoPortLeft
+from siprec_bridge.receiver.ports import NoPortLeft
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -270,7 +270,7 @@ class WorkerSupervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "siprec_bridge.media.worker", str(theirs.fileno()),
+                sys.executable, "-m", "siprec_bridge.receiver.worker", str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
             )  # fmt: skip

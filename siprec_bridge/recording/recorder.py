@@ -385,7 +385,9 @@ class Recorder:
         self._over = True
         waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         for event in waiting:
-            if isinstance(event, Instruction) and not event.done.done():
+            if not isinstance(event, Instruction):
+                self._inbox.put_nowait(event)
+            elif not event.done.done():
                 event.done.set_exception(NotRecording())
 
     async def _take_late_answer(self, ack: Request) -> None:

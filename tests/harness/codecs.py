@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from harness.rtp import Pcm, tone
-from siprec_bridge.media.spool import RTP, SpoolHeader, SpoolWriter, _record
+from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.rtp import build_packet, encode_g711
 from siprec_bridge.sdp import Codec
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.bridge import eventually
 from harness.ports import rtp_ports
 from siprec_bridge.media import MediaEngine, MediaEvent, StreamSpec
-from siprec_bridge.media.control import SourcePolicy
-from siprec_bridge.media.spool import Packets, SpoolReader
+from siprec_bridge.receiver.control import SourcePolicy
+from siprec_bridge.receiver.spool import Packets, SpoolReader
 from siprec_bridge.sdp import Codec, StreamKeys
 from siprec_bridge.telemetry import Metrics
 

@@ -10,9 +10,9 @@ import pytest
 from harness.rtp import Pcm, packets, read_wav, tone
 from siprec_bridge.media import RecordingFormat, finish_session
 from siprec_bridge.media.audio_file import AudioFile
-from siprec_bridge.media.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.provider import AudioFile as ProviderAudio
 from siprec_bridge.provider import Job
+from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.sdp import Codec
 from siprec_bridge.transcription.prepare import Preparation
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.rtp import Pcm, packets, read_wav, tone
 from siprec_bridge.media import Covered, FinishedAudio, finish, finish_session
-from siprec_bridge.media.spool import RTP, SpoolHeader, SpoolWriter, _record
+from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.rtp import build_packet
 from siprec_bridge.sdp import Codec
 

@@ -18,8 +18,8 @@ from siprec_bridge.media import (
     NoPortLeft,
     StreamReport,
     finish_session,
-    sweep,
 )
+from siprec_bridge.receiver import sweep
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["recvmmsg", "plain"])

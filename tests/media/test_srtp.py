@@ -11,7 +11,7 @@ from harness.bridge import eventually
 from harness.media import SESSION, engine, received, spec, spooled
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import OfflineMedia, StreamSpec, finish_session
-from siprec_bridge.media.control import decode, encode
+from siprec_bridge.receiver.control import decode, encode
 from siprec_bridge.rtp import SrtpSender
 from siprec_bridge.sdp import StreamKeys
 

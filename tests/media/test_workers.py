@@ -16,9 +16,9 @@ from harness.media import engine, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import MediaUnavailable, NoPortLeft, supervisor
-from siprec_bridge.media.control import SWEEP_S
-from siprec_bridge.media.ports import shares
-from siprec_bridge.media.worker import Worker
+from siprec_bridge.receiver.control import SWEEP_S
+from siprec_bridge.receiver.ports import shares
+from siprec_bridge.receiver.worker import Worker
 
 PORTS = rtp_ports()
 HALF = (PORTS[0] + PORTS[1] + 1) // 2

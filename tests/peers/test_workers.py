@@ -31,7 +31,7 @@ def workers(bridge: Bridge) -> list[int]:
     return [
         int(child)
         for child in children
-        if b"siprec_bridge.media.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"siprec_bridge.receiver.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 

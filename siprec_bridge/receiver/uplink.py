@@ -3,8 +3,8 @@
 import contextlib
 import socket
 
-from siprec_bridge.media.control import Counters, encode
-from siprec_bridge.media.live import LiveStream
+from siprec_bridge.receiver.control import Counters, encode
+from siprec_bridge.receiver.live import LiveStream
 
 
 class Uplink:

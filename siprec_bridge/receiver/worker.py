@@ -1,6 +1,6 @@
 """A media worker: owns RTP and RTCP sockets, sweeps them on a timer, appends to the spools.
 
-`python -m siprec_bridge.media.worker FD`, where FD is its end of a socket pair to the bridge.
+`python -m siprec_bridge.receiver.worker FD`, where FD is its end of a socket pair to the bridge.
 It ends when the other end is gone, after a last sweep.
 """
 
@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 
-from siprec_bridge.media.control import (
+from siprec_bridge.receiver.control import (
     LINE_LIMIT,
     SWEEP_S,
     Configuration,
@@ -20,13 +20,13 @@ from siprec_bridge.media.control import (
     StreamSpec,
     decode,
 )
-from siprec_bridge.media.feedback import Feedback
-from siprec_bridge.media.intake import Intake
-from siprec_bridge.media.live import LiveStream
-from siprec_bridge.media.ports import NoPortLeft, PortRange
-from siprec_bridge.media.sources import Sources
-from siprec_bridge.media.stream import open_spool, srtp_receiver
-from siprec_bridge.media.sweep import (
+from siprec_bridge.receiver.feedback import Feedback
+from siprec_bridge.receiver.intake import Intake
+from siprec_bridge.receiver.live import LiveStream
+from siprec_bridge.receiver.ports import NoPortLeft, PortRange
+from siprec_bridge.receiver.sources import Sources
+from siprec_bridge.receiver.stream import open_spool, srtp_receiver
+from siprec_bridge.receiver.sweep import (
     Arena,
     WorkerClock,
     best_receiver,
@@ -34,7 +34,7 @@ from siprec_bridge.media.sweep import (
     prepare_rtcp,
     room,
 )
-from siprec_bridge.media.uplink import Uplink
+from siprec_bridge.receiver.uplink import Uplink
 
 
 class Worker:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
-from siprec_bridge.media.spool import RECORD
+from siprec_bridge.receiver.spool import RECORD
 
 SLOTS = 4096
 _LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.bridge import eventually
 from harness.rtp import packets, read_wav, tone
 from siprec_bridge.media import finish, finish_session
-from siprec_bridge.media.spool import (
+from siprec_bridge.receiver.spool import (
     MAGIC,
     RTP,
     MalformedSpool,

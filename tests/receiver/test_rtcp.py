@@ -13,7 +13,7 @@ import pytest
 from harness.media import spec
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import StreamSpec, finish_session
-from siprec_bridge.media.worker import Worker
+from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpReceiver, SrtpSender
 from siprec_bridge.sdp import StreamKeys
 

@@ -4,10 +4,10 @@ import random
 import socket
 from dataclasses import dataclass, field, replace
 
-from siprec_bridge.media.control import StreamReport, StreamSpec
-from siprec_bridge.media.quality import clock_rate
-from siprec_bridge.media.stream import Ints, ReceivedStream
-from siprec_bridge.media.sweep import NOBODY, Source
+from siprec_bridge.receiver.control import StreamReport, StreamSpec
+from siprec_bridge.receiver.quality import clock_rate
+from siprec_bridge.receiver.stream import Ints, ReceivedStream
+from siprec_bridge.receiver.sweep import NOBODY, Source
 from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpSender
 
 

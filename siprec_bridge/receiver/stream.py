@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from siprec_bridge.media.control import StreamReport, StreamSpec, from_ns
-from siprec_bridge.media.quality import clock_rate, quality
-from siprec_bridge.media.spool import SpoolHeader, SpoolWriter
+from siprec_bridge.receiver.control import StreamReport, StreamSpec, from_ns
+from siprec_bridge.receiver.quality import clock_rate, quality
+from siprec_bridge.receiver.spool import SpoolHeader, SpoolWriter
 from siprec_bridge.rtp import Arrivals, Batch, Jitter, SequenceTracker, SrtpReceiver
 from siprec_bridge.sdp import EVENTS, NOISE
 

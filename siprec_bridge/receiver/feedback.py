@@ -12,11 +12,11 @@ from ipaddress import ip_address
 
 import numpy as np
 
-from siprec_bridge.media.control import StreamSpec
-from siprec_bridge.media.live import LiveStream
-from siprec_bridge.media.sources import Sources
-from siprec_bridge.media.sweep import Arena, WorkerClock, receive_stamped
-from siprec_bridge.media.uplink import Uplink
+from siprec_bridge.receiver.control import StreamSpec
+from siprec_bridge.receiver.live import LiveStream
+from siprec_bridge.receiver.sources import Sources
+from siprec_bridge.receiver.sweep import Arena, WorkerClock, receive_stamped
+from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     Batch,
     NotAuthentic,

@@ -16,9 +16,9 @@ from harness.media import SESSION, engine, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, tone
 from siprec_bridge.media import finish_session
-from siprec_bridge.media.control import Configuration, SourcePolicy, StreamSpec
-from siprec_bridge.media.sweep import address_of, shield, source_of
-from siprec_bridge.media.worker import Worker
+from siprec_bridge.receiver.control import Configuration, SourcePolicy, StreamSpec
+from siprec_bridge.receiver.sweep import address_of, shield, source_of
+from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpSender
 from siprec_bridge.sdp import StreamKeys
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siprec_bridge.media.feedback import Feedback
-from siprec_bridge.media.live import LiveStream
-from siprec_bridge.media.quality import clock_rate
-from siprec_bridge.media.sources import Sources
-from siprec_bridge.media.spool import write_records
-from siprec_bridge.media.stream import Ints
-from siprec_bridge.media.sweep import SLOTS, Arena, Receiver, WorkerClock
-from siprec_bridge.media.uplink import Uplink
+from siprec_bridge.receiver.feedback import Feedback
+from siprec_bridge.receiver.live import LiveStream
+from siprec_bridge.receiver.quality import clock_rate
+from siprec_bridge.receiver.sources import Sources
+from siprec_bridge.receiver.spool import write_records
+from siprec_bridge.receiver.stream import Ints
+from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock
+from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     HEADER_SIZE,
     Arrivals,
