@@ -333,12 +333,10 @@ class WorkerSupervisor:
 
     async def _reopen_one(self, known: _Open) -> str | None:
         """Returns why it cannot be opened again, or None."""
-        command = _opening(known.spec, known.rollovers) | {"port": known.port.rtp_port}
+        opening = _opening(known.spec, known.rollovers, paused=known.paused)
+        command = opening | {"port": known.port.rtp_port}
         try:
             await self._ask_once(command)
-            if known.paused:
-                now = datetime.now().astimezone().timestamp()
-                await self._ask_once(_pause(known.spec.stream_id, True, now))
         except (NoPortLeft, OSError) as error:
             return str(error)
         return None
@@ -406,8 +404,15 @@ def _event(
     return MediaEvent(name, spec.stream_id, spec.session_id, spec.label, seconds, cause)
 
 
-def _opening(spec: StreamSpec, rollovers: dict[int, int]) -> dict[str, object]:
-    return {"do": "open", "spec": spec.to_json(), "rollovers": list(rollovers.items())}
+def _opening(
+    spec: StreamSpec, rollovers: dict[int, int], *, paused: bool = False
+) -> dict[str, object]:
+    return {
+        "do": "open",
+        "spec": spec.to_json(),
+        "rollovers": list(rollovers.items()),
+        "paused": paused,
+    }
 
 
 def _pause(stream_id: str, paused: bool, at: float) -> dict[str, object]:

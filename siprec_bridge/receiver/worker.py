@@ -110,7 +110,8 @@ class Worker:
                 return self._bind([(str(host), int(port)) for host, port in ports])
             case {"do": "open", "spec": dict(spec), "port": port, "rollovers": list(rollovers)}:
                 wanted = port if isinstance(port, int) else None
-                return self._open(StreamSpec.from_json(spec), wanted, dict(rollovers))
+                paused = command.get("paused") is True
+                return self._open(StreamSpec.from_json(spec), wanted, dict(rollovers), paused)
             case {"do": "update", "spec": dict(spec)}:
                 return self._update(StreamSpec.from_json(spec))
             case {"do": "pause", "stream": str(name), "paused": bool(paused), "at_ns": int(at_ns)}:
@@ -142,7 +143,7 @@ class Worker:
         return {}
 
     def _open(
-        self, spec: StreamSpec, port: int | None, rollovers: dict[int, int]
+        self, spec: StreamSpec, port: int | None, rollovers: dict[int, int], paused: bool
     ) -> dict[str, object]:
         known = self._streams.get(spec.stream_id)
         if known is None:
@@ -169,6 +170,8 @@ class Worker:
             self._intake.open(known, time.monotonic())
             self._sources.open(known)
             self._feedback.open(known)
+            if paused:  # ahead of what waits at the socket: that is not to be kept either
+                known.pause(True, time.time_ns())
         number = known.rtp.getsockname()[1]
         return {"port": [known.spec.host, number, number + 1]}
 

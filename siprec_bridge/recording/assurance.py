@@ -16,16 +16,14 @@ from siprec_bridge.siprec import (
 
 _SHORTEST_S = 1.0  # a stream that was there for less may well be over before its first packet
 _EDGE_S = 2.0  # between the answer and the first packet, the last one and the BYE
-_EDGE_OF_SILENT_S = (
-    30.0  # of a sender that sends nothing in silence, which calls begin and end with
-)
+# The same of a sender that sends nothing in silence, which calls begin and end with.
+_EDGE_OF_SILENT_S = 30.0
 _GAP_S = 2.0  # a sentence is lost
 _LOSS = 0.01  # of the audio, in short gaps: there G.711 falls below a MOS of 4
 _LEAST_LOSS_S = 0.2
 _UNDECODED = 0.01  # of the packets
-_ONE_WAY_S = (
-    10.0  # who says nothing for so long, in a call where the other one speaks, is not heard
-)
+# Who says nothing for so long, in a call where the other one speaks, is not heard.
+_ONE_WAY_S = 10.0
 _NO_SOUND_S = 0.2  # a click is no speech
 _SPEECH_S = 1.0
 _UNEQUAL_S, _UNEQUAL = 5.0, 0.02  # by so much one leg may have less than the other

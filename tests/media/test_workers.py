@@ -117,7 +117,10 @@ async def test_a_killed_worker_is_flagged_to_its_sessions_and_hurts_no_other(
     assert 0.1 <= told.seconds < 10
 
 
-def test_what_comes_while_a_spool_is_looked_through_waits_at_its_port(tmp_path: Path) -> None:
+@pytest.mark.parametrize("paused", [False, True])
+def test_what_comes_while_a_spool_is_looked_through_waits_at_its_port(
+    tmp_path: Path, paused: bool
+) -> None:
     stream = spec(tmp_path)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -125,11 +128,11 @@ def test_what_comes_while_a_spool_is_looked_through_waits_at_its_port(tmp_path: 
         assert worker._do({"do": "bind", "ports": [["127.0.0.1", 29940]]}) == {}
         send(VOICE[:20], 29940)
         opening = {"do": "open", "spec": stream.to_json(), "port": 29940, "rollovers": []}
-        reply = worker._do(opening)
+        reply = worker._do(opening | {"paused": paused})
         worker._close([stream.stream_id])
 
     assert reply == {"port": ["127.0.0.1", 29940, 29941]}
-    assert spooled(stream.spool) == VOICE[:20]
+    assert spooled(stream.spool) == ([] if paused else VOICE[:20])
 
 
 async def test_a_stream_on_hold_misses_nothing_when_its_worker_dies(tmp_path: Path) -> None:
