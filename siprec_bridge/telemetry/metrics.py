@@ -247,6 +247,13 @@ class Metrics:
             "websocket_events_missed", "events that slow listeners were cut off from"
         )
 
+        # Access
+        self.http_refused_total = counter(
+            "http_refused", "HTTP requests and WebSockets that were not let in", ("reason",)
+        )
+        for reason in ("none", "token", "limited", "ticket", "scope", "origin", "listeners"):
+            self.http_refused_total.labels(reason=reason)
+
         # Store and process
         self.database_commit_seconds = histogram(
             "database_commit_seconds", "duration of a commit", _SECONDS_OF_A_COMMIT

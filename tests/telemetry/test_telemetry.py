@@ -69,6 +69,8 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
         ({"url": "amqp://bridge:hunter2@broker/"}, "hunter2"),
         ({"sdp": "a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:c2VjcmV0a2V5"}, "c2VjcmV0a2V5"),
         ({"sdp": "a=crypto:1 AES_CM_128_HMAC_SHA1_80 INLINE:c2VjcmV0a2V5"}, "c2VjcmV0a2V5"),
+        ({"line": "< Authorization: Bearer hunter2"}, "hunter2"),
+        ({"path": f"/ws/transcripts?ticket=siprec_{'Ab-_' * 10}abc&final=true"}, "Ab-_"),
         ({"header": 'Digest response="6629fae49393a05397450978507c4ef1"'}, "6629fae"),
     ],
 )
