@@ -11,10 +11,12 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import structlog
 
 from siprec_bridge import __version__
+from siprec_bridge.access import Gate
 from siprec_bridge.api import Api, Front
 from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket
 from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
@@ -34,7 +36,7 @@ from siprec_bridge.recording import (
 )
 from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import MediaPolicy
-from siprec_bridge.settings import Settings
+from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
 from siprec_bridge.store import Database, StoreError
@@ -52,6 +54,7 @@ log = structlog.get_logger()
 
 _HOUSEKEEPING_S = 10.0
 _RESTART_S = 5.0
+_ACCESS_CHECK_S = 5.0
 _LAG_CHECK_S = 0.1
 
 
@@ -90,7 +93,13 @@ class Bridge:
         metrics.preset(model=self.provider.model, sinks=sinks)
 
         self.relay = Relay(self.database, self.broker, metrics) if self.broker else None
-        self.socket = TranscriptSocket(self.database, metrics)
+        self.gate = Gate(settings.http_tokens, metrics, origins=settings.http_origins)
+        # Given by a file, tokens are added and revoked while calls are running.
+        file = options.get("HTTP_TOKENS_FILE")
+        self._tokens_file = Path(file) if file is not None else None
+        self.socket = TranscriptSocket(
+            self.database, metrics, self.gate, per_client=settings.http_listeners_per_client
+        )
         self.completion = Completion(
             self.database, metrics, sinks=sinks, clock=_now, deliver=self._deliver
         )
@@ -163,6 +172,13 @@ class Bridge:
             if settings.tls_port is not None and settings.tls_cert_path and settings.tls_key_path
             else None
         )
+        self.http_tls = (
+            TlsServerContext(
+                TlsFiles(settings.http_tls_cert_path, settings.http_tls_key_path, prefix="HTTP_")
+            )
+            if settings.http_tls_cert_path and settings.http_tls_key_path
+            else None
+        )
         self.capacity = Capacity(settings.max_calls, settings.min_free_disk, settings.sip_call_rate)
         self.service = RecordingService(
             Desk(
@@ -199,7 +215,10 @@ class Bridge:
             self.health,
             self.service,
             self.retention,
+            self.gate,
             on_retry=self.scheduler.wake,
+            open_metrics=settings.http_open_metrics,
+            secure=self.http_tls is not None,
         )
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 
@@ -220,7 +239,10 @@ class Bridge:
             parts.push_async_callback(self.broker.close)
             self.database.on_commit(self.relay.wake)
             self._run(parts, self.relay.run, "relay to AMQP")
-        await self.socket.start(lambda: self.front.listen(settings.http_host, settings.http_port))
+        tls = self.http_tls.context if self.http_tls is not None else None
+        await self.socket.start(
+            lambda: self.front.listen(settings.http_host, settings.http_port, tls)
+        )
         parts.push_async_callback(self.socket.stop)
         await self.api.start()
         parts.push_async_callback(self.api.stop)
@@ -233,6 +255,7 @@ class Bridge:
         parts.push_async_callback(self.media.stop)
         self._run(parts, self._keep_house, "housekeeping")
         self._run(parts, self._watch_lag, "lag")
+        self._run(parts, self._watch_access, "access")
         self._run(parts, self.retention.run, "retention")
         self._run(
             parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
@@ -368,9 +391,30 @@ class Bridge:
             usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
             self.metrics.spool_disk_free_bytes.set(usage.free)
             self.capacity.free_disk = usage.free
-            if self.tls is not None:
-                await asyncio.to_thread(self.tls.reload)
+            for tls in (self.tls, self.http_tls):
+                if tls is not None:
+                    await asyncio.to_thread(tls.reload)
             await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def _watch_access(self) -> None:
+        """Take over a changed file of tokens, and end what is not allowed any more."""
+        tokens, said = self._settings.http_tokens, None
+        while True:
+            await asyncio.sleep(_ACCESS_CHECK_S)
+            if self._tokens_file is not None:
+                try:
+                    found = await asyncio.to_thread(tokens_of, self._tokens_file)
+                except ConfigurationError as error:
+                    if str(error) != said:
+                        said = str(error)
+                        log.error("access.not_reloaded", cause=said, effect="all stays as it was")
+                else:
+                    said = None
+                    if found != tokens:
+                        tokens = found
+                        self.gate.replace(tokens)
+                        log.info("access.reloaded", clients=[one.name for one in tokens])
+            await self.socket.recheck()
 
     def _tls_choices(self) -> list[str]:
         if self.tls is None:
@@ -391,6 +435,7 @@ class Bridge:
         )
         host, port = self.front.address
         http = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        secure = "s" if self.http_tls is not None else ""
         stored = "embedded SQLite" if settings.database_url is None else "DATABASE_URL"
         chosen = [
             f"SIP on {sip}",
@@ -408,14 +453,26 @@ class Bridge:
             f"database {self.database.path} ({stored})",
             f"recogniser {self.provider.describe()}",
             f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
-            f"delivery to WebSocket listeners at ws://{http}/ws/transcripts",
+            f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",
             f"delivery to AMQP at {self.broker.address}"
             if self.broker is not None
             else "no delivery to AMQP: AMQP_URL is not set",
-            f"page, API, metrics and health at http://{http}/",
+            f"page, API, metrics and health at http{secure}://{http}/, "
+            + (
+                f"with a token ({', '.join(one.name for one in settings.http_tokens)})"
+                if settings.http_tokens
+                else "without a token"
+            ),
         ]
         for line in chosen:
             log.info("bridge.chose", what=line)
+        if settings.http_exposed:
+            log.warning(
+                "http.open",
+                address=http,
+                effect="whoever reaches it hears and deletes recordings",
+                remedy="HTTP_TOKENS (siprec-bridge token new), or HTTP_HOST=127.0.0.1",
+            )
         cause = await self.provider.unavailable()
         if cause is not None:
             log.error("recogniser.unavailable", cause=cause, effect="calls are recorded, jobs wait")

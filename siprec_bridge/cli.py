@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import ssl
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 import typer
 
 from siprec_bridge import __version__
+from siprec_bridge.access import SCOPES, new_secret, read_tokens
 from siprec_bridge.caller import (
     CallError,
     CallPlan,
@@ -65,6 +67,8 @@ app.add_typer(jobs_app, name="jobs")
 app.add_typer(sessions_app, name="sessions")
 recordings_app = typer.Typer(help="Audio files of sessions.", no_args_is_help=True)
 app.add_typer(recordings_app, name="recordings")
+token_app = typer.Typer(help="Tokens for HTTP and WebSocket.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
 
 ConfigFile = Annotated[
     Path | None,
@@ -204,10 +208,24 @@ def listen(
         str, typer.Argument(help="address of the transcript socket")
     ] = "ws://127.0.0.1:8080/ws/transcripts",
     once: Annotated[bool, typer.Option(help="end after the first finished transcript")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SIPREC_TOKEN",
+            show_envvar=True,
+            help="a token with the scope listen; others see arguments, not the environment",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="wss: CAs that the server's certificate must come from")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print conversations as they arrive at a WebSocket listener."""
-    raise typer.Exit(asyncio.run(_listen(url, once, as_json)))
+    tls = None
+    if url.startswith("wss:"):
+        tls = _tls(ca, None) or ssl.create_default_context()
+    raise typer.Exit(asyncio.run(_listen(url, once, as_json, token, tls)))
 
 
 @app.command()
@@ -293,6 +311,39 @@ def replay(
         for line in report_lines(report):
             print(line)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@token_app.command("new")
+def token_new(
+    name: Annotated[str, typer.Argument(help="whose it is, for the log")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(SCOPES)}; repeated. None: read")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="only sessions of this group; repeated")
+    ] = None,
+    participant: Annotated[
+        list[str] | None,
+        typer.Option(help="only sessions with this AoR, such as sip:*@example.com; repeated"),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="only sessions from this SIP address or network; repeated"),
+    ] = None,
+) -> None:
+    """Make a token, and the line to configure. The token itself is shown this once."""
+    secret = new_secret()
+    limits = {"group": group, "participant": participant, "peer": peer}
+    words = [f"{kind}={value}" for kind, values in limits.items() for value in values or ()]
+    hashed = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+    line = " ".join([name, hashed, ",".join(scope or ["read"]), *words])
+    try:
+        if len(read_tokens(line)) != 1 or "#" in line:
+            raise ValueError("no ; # or line break can be part of it")
+    except ValueError as error:
+        raise ConfigurationError("token new", str(error)) from None
+    print(f"token (give it to the client; it is not shown again):\n  {secret}")
+    print(f"line for HTTP_TOKENS or the file of HTTP_TOKENS_FILE:\n  {line}")
 
 
 @jobs_app.command("list")
@@ -580,13 +631,16 @@ async def _print_findings(findings: "AsyncIterator[Finding]", *, as_json: bool) 
     return all(one.ok for one in kept)
 
 
-async def _listen(url: str, once: bool, as_json: bool) -> int:
+async def _listen(
+    url: str, once: bool, as_json: bool, token: str | None, tls: ssl.SSLContext | None
+) -> int:
     from websockets.asyncio.client import connect
-    from websockets.exceptions import WebSocketException
+    from websockets.exceptions import InvalidStatus, WebSocketException
 
     code: Literal[0, 1] = 1 if once else 0
     try:
-        async with connect(url, max_size=None) as socket:
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else None
+        async with connect(url, max_size=None, ssl=tls, additional_headers=headers) as socket:
             async for frame in socket:
                 event = json.loads(frame)
                 if as_json:
@@ -596,6 +650,11 @@ async def _listen(url: str, once: bool, as_json: bool) -> int:
                         print(line, flush=True)
                 if once and event["type"] in ("transcript.final", "transcript.failed"):
                     return 0 if event["type"] == "transcript.final" else 1
+    except InvalidStatus as refusal:
+        answer = refusal.response
+        why = (answer.body or b"").decode(errors="replace").strip() or answer.reason_phrase
+        print(f"siprec-bridge: {url}: {answer.status_code} {why}", file=sys.stderr)
+        return 1
     except (OSError, WebSocketException) as error:
         print(f"siprec-bridge: {url}: {error}", file=sys.stderr)
         return 1

@@ -49,6 +49,12 @@ class Finding:
 async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Examine everything that the settings choose, one piece after the other."""
     yield _ports(settings)
+    yield _access(settings)
+    if settings.http_tls_cert_path is not None and settings.http_tls_key_path is not None:
+        yield _certificates(
+            "http tls",
+            TlsFiles(settings.http_tls_cert_path, settings.http_tls_key_path, prefix="HTTP_"),
+        )
     if settings.tls_port is not None:
         yield examine_tls(settings)
     yield _rtp(settings)
@@ -86,8 +92,25 @@ def _ports(settings: Settings) -> Finding:
     return Finding("ports", True, f"SIP and HTTP can listen ({len(wanted)} ports tried)")
 
 
+def _access(settings: Settings) -> Finding:
+    """Who may hear the recordings."""
+    place = f"{settings.http_host}:{settings.http_port}"
+    if settings.http_exposed:
+        text = (
+            f"{place} takes no token: whoever reaches it hears and deletes recordings; "
+            "set HTTP_TOKENS (siprec-bridge token new), or HTTP_HOST=127.0.0.1"
+        )
+        return Finding("http", True, text, soon=True)
+    if not settings.http_tokens:
+        return Finding("http", True, f"{place} takes no token, and this machine alone reaches it")
+    names = ", ".join(one.name for one in settings.http_tokens)
+    plain = "; tokens cross the network in clear, unless a proxy speaks TLS for us"
+    clear = settings.http_tls_cert_path is None and not settings.http_local
+    return Finding("http", True, f"{place} takes the tokens of {names}{plain * clear}")
+
+
 def examine_tls(settings: Settings) -> Finding:
-    """Load the certificates as the bridge does, and say until when they are good."""
+    """Load SIP's certificates as the bridge does, and say until when they are good."""
     assert settings.tls_cert_path is not None
     assert settings.tls_key_path is not None
     files = TlsFiles(
@@ -96,22 +119,26 @@ def examine_tls(settings: Settings) -> Finding:
         settings.tls_client_ca_path,
         settings.tls_sni_dir,
     )
+    mutual = ", SRCs must show one too" if files.client_ca is not None else ""
+    allowed = f" for {', '.join(settings.tls_client_names)}" if settings.tls_client_names else ""
+    return _certificates("tls", files, mutual + allowed)
+
+
+def _certificates(part: str, files: TlsFiles, note: str = "") -> Finding:
     try:
         certificates = TlsServerContext(files).certificates
     except ConfigurationError as error:
-        return Finding("tls", False, str(error))
+        return Finding(part, False, str(error))
     paths = [*certificates.values(), *([files.client_ca] if files.client_ca is not None else [])]
     until, path = min((_valid_until(path), path) for path in paths)
     left = until - datetime.now(UTC)
     text = f"{path} is valid until {until:%Y-%m-%d}"
     if left < timedelta(0):
-        return Finding("tls", False, f"{text}; renew it")
+        return Finding(part, False, f"{text}; renew it")
     if left < _RENEW_WITHIN:
-        return Finding("tls", True, f"{text}; renew it, the bridge takes it over", soon=True)
+        return Finding(part, True, f"{text}; renew it, the bridge takes it over", soon=True)
     names = f", {len(certificates) - 1} more for the names of clients" * (len(certificates) > 1)
-    mutual = ", SRCs must show one too" if files.client_ca is not None else ""
-    allowed = f" for {', '.join(settings.tls_client_names)}" if settings.tls_client_names else ""
-    return Finding("tls", True, text + names + mutual + allowed)
+    return Finding(part, True, text + names + note)
 
 
 def _valid_until(certificate: Path) -> datetime:

@@ -18,6 +18,7 @@ from typing import Annotated, Literal, Self
 from dotenv import dotenv_values
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from siprec_bridge.access import Token, read_tokens
 from siprec_bridge.provider import ConfigurationError, parse_duration
 from siprec_bridge.sdp import RECORDABLE
 
@@ -90,6 +91,18 @@ def _users(value: object) -> object:
     return users
 
 
+def _tokens(value: object) -> object:
+    return read_tokens(value) if isinstance(value, str) else value
+
+
+def _origins(value: object) -> object:
+    names = _names(value)
+    for name in names if isinstance(names, list) else ():
+        if not re.fullmatch(r"https?://[^/?#@\s]+", name):
+            raise ValueError(f"{name}: an origin such as https://wallboard.example.com is needed")
+    return names
+
+
 def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -115,13 +128,18 @@ NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=
 ExternalList = Annotated[tuple[str, ...], BeforeValidator(_external)]
 HostList = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(min_length=1)]
 Users = Annotated[dict[str, str], BeforeValidator(_users), Field(repr=False)]
+Tokens = Annotated[tuple[Token, ...], BeforeValidator(_tokens), Field(repr=False)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Age = Annotated[timedelta | None, BeforeValidator(_age), Field(gt=timedelta(0))]
 
 
-_SECRETS = ("SIP_AUTH_USERS", "AMQP_URL")  # never shown, not even when they are wrong
+_SECRETS = (
+    "SIP_AUTH_USERS",
+    "AMQP_URL",
+    "HTTP_TOKENS",
+)  # never shown, not even when they are wrong
 _CASELESS = (
     "log_level",
     "log_format",
@@ -320,9 +338,29 @@ class Settings(BaseModel):
     http_host: str = Field(
         "127.0.0.1",
         description="address of API, page, metrics, health and WebSocket; "
-        "no login yet: open it to trusted networks only",
+        "give HTTP_TOKENS before you open it to a network",
     )
     http_port: Port = Field(8080, description="port of the same; 0 picks a free one")
+    http_tokens: Tokens = Field(
+        (),
+        description="who may ask, a line each as `siprec-bridge token new` prints it, or by "
+        "semicolons; none given: anybody who reaches the port",
+    )
+    http_open_metrics: bool = Field(
+        False, description="true: /metrics needs no token, even where there are tokens"
+    )
+    http_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = Field(
+        (), description="origins of other pages that may use API and WebSocket, by commas"
+    )
+    http_tls_cert_path: Path | None = Field(
+        None, description="PEM file of certificate and chain: HTTPS and wss only; renewed as SIP's"
+    )
+    http_tls_key_path: Path | None = Field(None, description="PEM file of its private key")
+    http_listeners_per_client: Annotated[int, Field(ge=0)] = Field(
+        100,
+        description="WebSocket listeners of one token at once, without tokens of one address; "
+        "0: no limit",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level that is logged"
     )
@@ -354,6 +392,8 @@ class Settings(BaseModel):
             raise ValueError("PORTS: at least one UDP, TCP or TLS port is needed")
         if self.tls_port is not None and not (self.tls_cert_path and self.tls_key_path):
             raise ValueError("TLS_PORT needs TLS_CERT_PATH and TLS_KEY_PATH")
+        if (self.http_tls_cert_path is None) != (self.http_tls_key_path is None):
+            raise ValueError("HTTP_TLS_CERT_PATH and HTTP_TLS_KEY_PATH go together")
         if self.tls_client_names and self.tls_client_ca_path is None:
             raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
         for name in self.tls_client_names:
@@ -401,6 +441,19 @@ class Settings(BaseModel):
     def worker_count(self) -> int:
         """Processes that are to receive RTP."""
         return self.media_workers or len(os.sched_getaffinity(0))
+
+    @property
+    def http_exposed(self) -> bool:
+        """Whether anybody but this machine may reach the HTTP port, and no token is asked for."""
+        return not (self.http_tokens or self.http_local)
+
+    @property
+    def http_local(self) -> bool:
+        """Whether this machine alone reaches the HTTP port."""
+        try:
+            return ip_address(self.http_host).is_loopback
+        except ValueError:
+            return self.http_host == "localhost"
 
     @property
     def recordings(self) -> Path:
@@ -464,6 +517,14 @@ def from_environment(toml_file: Path | None = None) -> tuple[Settings, dict[str,
     return load(options), options
 
 
+def tokens_of(file: Path) -> tuple[Token, ...]:
+    """The tokens of HTTP_TOKENS_FILE, which may change while we run. Raises ConfigurationError."""
+    try:
+        return read_tokens(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"HTTP_TOKENS_FILE={file}", str(error)) from error
+
+
 def _flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in table.items():
@@ -494,10 +555,15 @@ def _read_secrets(options: Mapping[str, str]) -> dict[str, str]:
     resolved = dict(options)
     for name, path in options.items():
         target = name.removesuffix("_FILE")
-        if target == name or target.lower() not in Settings.model_fields or target in options:
+        if target == name or target.lower() not in Settings.model_fields:
+            continue
+        if target in options:
+            del resolved[name]  # the value itself outranks the file
             continue
         try:
             resolved[target] = Path(path).read_text(encoding="utf-8").strip()
+            if not resolved[target]:  # unset, it would let in whom it was to keep out
+                raise ConfigurationError(f"{name}={path}", "is empty")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{name}={path}", f"cannot be read: {error}") from error
     return resolved

@@ -5,12 +5,14 @@ rule. After the first line the connection belongs to its real protocol; nothing 
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from siprec_bridge.provider import ConfigurationError
 
 _FIRST_LINE_TIMEOUT_S = 15.0
 _LONGEST_LINE = 8192
+_TLS_HANDSHAKE_TIMEOUT_S = 15.0
 
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
@@ -23,12 +25,19 @@ class Front:
         self._http = http
         self.address = ("", 0)
 
-    async def listen(self, host: str, port: int) -> asyncio.Server:
-        """Raises ConfigurationError when the address cannot be bound."""
+    async def listen(
+        self, host: str, port: int, tls: ssl.SSLContext | None = None
+    ) -> asyncio.Server:
+        """With `tls`, nothing else is spoken. Raises ConfigurationError when the address cannot be bound."""
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(
-                lambda: _FirstLine(self._choose), host, port, reuse_address=True
+                lambda: _FirstLine(self._choose),
+                host,
+                port,
+                reuse_address=True,
+                ssl=tls,
+                ssl_handshake_timeout=_TLS_HANDSHAKE_TIMEOUT_S if tls is not None else None,
             )
         except OSError as error:
             raise ConfigurationError(

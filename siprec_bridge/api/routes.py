@@ -1,5 +1,6 @@
 """What can be asked over HTTP. Answers are JSON; errors too: `{"error": …}`."""
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -10,8 +11,10 @@ from typing import Any, TypeVar, get_args
 
 import structlog
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from sqlalchemy import Connection
 
+from siprec_bridge.access import COOKIE, LOGIN_S, TICKET_S, Client, Gate, Refused, Scope
 from siprec_bridge.recording import InUse, NotRecording, RecordingService, Retention, UnderHold
 from siprec_bridge.siprec import PauseOrder, Verdict
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
@@ -23,12 +26,18 @@ log = structlog.get_logger()
 
 _PAGE = 50
 _LARGEST_PAGE = 500
+_MOST_LOOKED_AT = 5000  # rows for one page of a client that may not see all of them
 _JOB_STATES = ("queued", "running", "done", "failed")
 _VERDICTS = get_args(Verdict)
 _SESSION_STATES = ("recording", "finishing", "finished", "failed")
 
 Model = TypeVar("Model", bound=BaseModel)
+Cursor = tuple[datetime, str]
+Row = TypeVar("Row", SessionRow, JobRow)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_CLIENT: web.RequestKey[Client] = web.RequestKey("client", Client)
+_SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Why(BaseModel):
@@ -47,10 +56,19 @@ class Target(Why):
     participant: str | None = Field(None, description="the id of one who is to be muted")
 
 
-class Api:
-    """The routes over a store and the running calls.
+class Login(BaseModel):
+    """A token, for the page."""
 
-    `on_retry` is called when a job was queued again.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    token: SecretStr = Field(max_length=1000)
+
+
+class Api:
+    """The routes over a store and the running calls; `gate` says who may use them.
+
+    `on_retry` is called when a job was queued again. `open_metrics`: no token is needed for them.
+    `secure`: we are reached over TLS.
     """
 
     def __init__(
@@ -60,15 +78,21 @@ class Api:
         health: Health,
         calls: RecordingService,
         retention: Retention,
+        gate: Gate,
         *,
         on_retry: Callable[[], None] = lambda: None,
+        open_metrics: bool = False,
+        secure: bool = False,
     ) -> None:
         self._database = database
         self._metrics = metrics
         self._health = health
         self._calls = calls
         self._retention = retention
+        self._gate = gate
         self._on_retry = on_retry
+        self._open_metrics = open_metrics
+        self._secure = secure
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -90,30 +114,80 @@ class Api:
         assert server is not None
         return server()
 
+    def routes(self) -> list[tuple[str, str, Handler, Scope | None]]:
+        """Method, path, handler, and the scope that it takes; None: anybody may ask."""
+        return [
+            ("GET", "/", self._page, None),
+            ("GET", "/health/live", self._live, None),
+            ("GET", "/health/ready", self._ready, None),
+            ("GET", "/metrics", self._render_metrics, None if self._open_metrics else "metrics"),
+            ("GET", "/api/login", self._who, None),
+            ("POST", "/api/login", self._log_in, None),
+            ("DELETE", "/api/login", self._log_out, None),
+            ("POST", "/api/tickets", self._ticket, "listen"),
+            ("GET", "/api/sessions", self._sessions, "read"),
+            ("GET", "/api/sessions/{id}", self._session, "read"),
+            ("DELETE", "/api/sessions/{id}", self._delete, "operate"),
+            ("PUT", "/api/sessions/{id}/hold", self._hold, "operate"),
+            ("DELETE", "/api/sessions/{id}/hold", self._release, "operate"),
+            ("GET", "/api/sessions/{id}/transcript", self._transcript, "read"),
+            ("GET", "/api/sessions/{id}/ladder", self._ladder, "read"),
+            ("GET", "/api/sessions/{id}/audio/{name}", self._audio, "read"),
+            ("POST", "/api/sessions/{id}/pause", self._pause, "operate"),
+            ("POST", "/api/sessions/{id}/resume", self._resume, "operate"),
+            ("GET", "/api/jobs", self._jobs, "read"),
+            ("POST", "/api/jobs/{id}/retry", self._retry, "operate"),
+        ]
+
     def application(self) -> web.Application:
         """All routes."""
         app = web.Application(middlewares=[_errors_as_json], client_max_size=1 << 16)
-        app.add_routes(
-            [
-                web.get("/", self._page),
-                web.get("/health/live", self._live),
-                web.get("/health/ready", self._ready),
-                web.get("/metrics", self._render_metrics),
-                web.get("/api/sessions", self._sessions),
-                web.get("/api/sessions/{id}", self._session),
-                web.delete("/api/sessions/{id}", self._delete),
-                web.put("/api/sessions/{id}/hold", self._hold),
-                web.delete("/api/sessions/{id}/hold", self._release),
-                web.get("/api/sessions/{id}/transcript", self._transcript),
-                web.get("/api/sessions/{id}/ladder", self._ladder),
-                web.get("/api/sessions/{id}/audio/{name}", self._audio),
-                web.post("/api/sessions/{id}/pause", self._pause),
-                web.post("/api/sessions/{id}/resume", self._resume),
-                web.get("/api/jobs", self._jobs),
-                web.post("/api/jobs/{id}/retry", self._retry),
-            ]
-        )
+        for method, path, handler, scope in self.routes():
+            admitted = self._admitting(handler, scope)
+            if method == "GET":
+                app.router.add_get(path, admitted)
+            else:
+                app.router.add_route(method, path, admitted)
         return app
+
+    def _admitting(self, handler: Handler, scope: Scope | None) -> Handler:
+        """The handler for those who have this scope."""
+
+        async def admitted(request: web.Request) -> web.StreamResponse:
+            if scope is not None:
+                client = self._client(request)
+                self._gate.require(client, scope)
+                request[_CLIENT] = client
+                if scope == "operate":
+                    log.info(
+                        "api.operated", client=client.name, method=request.method, path=request.path
+                    )
+            elif request.method not in _SAFE:
+                self._check_origin(request, needed=False)
+            answer = await handler(request)
+            # Nothing on the way may keep what the next one is not to see.
+            answer.headers.setdefault("Cache-Control", "private, no-cache")
+            return answer
+
+        return admitted
+
+    def _client(self, request: web.Request) -> Client:
+        """Raises Refused."""
+        cookie = request.headers.get("Cookie")
+        client = self._gate.client(
+            request.remote or "",
+            authorization=request.headers.get("Authorization"),
+            cookie=cookie,
+        )
+        if request.method not in _SAFE:
+            self._check_origin(request, needed=client.login is not None)
+        return client
+
+    def _check_origin(self, request: web.Request, *, needed: bool) -> None:
+        """A page from elsewhere can have a browser send requests, with our cookie or without."""
+        self._gate.check_origin(
+            request.headers.get("Origin"), request.headers.get("Host"), needed=needed
+        )
 
     async def _page(self, _: web.Request) -> web.Response:
         page = files("siprec_bridge.api").joinpath("page/index.html").read_text("utf-8")
@@ -122,38 +196,102 @@ class Api:
             content_type="text/html",
             headers={
                 "Content-Security-Policy": "default-src 'self'; style-src 'unsafe-inline'; "
-                "script-src 'unsafe-inline'; connect-src 'self' ws: wss:"
+                "script-src 'unsafe-inline'; connect-src 'self' ws: wss:; "
+                "form-action 'self'; frame-ancestors 'none'"
             },
         )
 
     async def _live(self, _: web.Request) -> web.Response:
         return web.json_response({"live": True})
 
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _ready(self, request: web.Request) -> web.Response:
+        """For anybody whether; why not, for those who come with any token."""
+        try:
+            self._client(request)
+            known = True
+        except Refused as refused:
+            if refused.reason != "none":
+                raise
+            known = False
         report = await self._health.report()
+        facts = {name: cause or "ok" for name, cause in report.facts.items()}
         return web.json_response(
-            {"ready": report.ready, "facts": {name: cause or "ok" for name, cause in
-                                              report.facts.items()}},
+            {"ready": report.ready} | ({"facts": facts} if known else {}),
             status=200 if report.ready else 503,
-        )  # fmt: skip
+        )
 
     async def _render_metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": METRICS_TYPE})
 
+    async def _who(self, request: web.Request) -> web.Response:
+        client = self._client(request)
+        return web.json_response(
+            {
+                "client": client.name,
+                "scopes": sorted(client.scopes),
+                "restricted": not client.view.whole,
+                "open": self._gate.open,
+            }
+        )
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        """A cookie in place of the token: the page's audio and socket cannot send headers."""
+        login = await _body(request, Login)
+        client = self._gate.by_token(login.token.get_secret_value(), request.remote or "")
+        answer = web.json_response({"client": client.name, "scopes": sorted(client.scopes)})
+        answer.set_cookie(
+            COOKIE,
+            self._gate.log_in(client),
+            max_age=LOGIN_S,
+            httponly=True,
+            samesite="Strict",
+            # A browser says how it reached us, also through a proxy that speaks TLS for us.
+            secure=self._secure or request.headers.get("Origin", "").startswith("https:"),
+        )
+        log.info("access.logged_in", client=client.name, source=request.remote)
+        return answer
+
+    async def _log_out(self, request: web.Request) -> web.Response:
+        with contextlib.suppress(Refused):
+            self._gate.log_out(self._client(request))
+        answer = web.Response(status=204)
+        answer.del_cookie(COOKIE, httponly=True, samesite="Strict", secure=self._secure)
+        return answer
+
+    async def _ticket(self, request: web.Request) -> web.Response:
+        ticket = self._gate.ticket(request[_CLIENT])
+        return web.json_response({"ticket": ticket, "expires_in": TICKET_S}, status=201)
+
     async def _sessions(self, request: web.Request) -> web.Response:
+        view = request[_CLIENT].view
+
+        def page(connection: Connection, limit: int, before: Cursor | None) -> list[SessionRow]:
+            return recordings.listing(
+                connection,
+                limit,
+                before=before,
+                state=state,
+                sip_call_id=call_id,
+                assurance=verdict,
+            )
+
         state = _choice(request, "state", _SESSION_STATES)
-        rows = await self._database.read(
+        call_id = request.query.get("call_id")
+        verdict = _choice(request, "assurance", _VERDICTS)
+        rows, next_ = await self._database.read(
             partial(
-                recordings.listing,
+                _visible,
+                page=page,
+                seen=lambda _, row: view.sees(row.peer, row.document),
+                key=lambda row: (row.started_at, row.id),
+                whole=view.whole,
                 limit=_limit(request),
                 before=_cursor(request),
-                state=state,
-                sip_call_id=request.query.get("call_id"),
-                assurance=_choice(request, "assurance", _VERDICTS),
             )
         )
-        return web.json_response({"sessions": [_session_summary(row) for row in rows],
-                                  "next": _next([(row.started_at, row.id) for row in rows])})  # fmt: skip
+        return web.json_response(
+            {"sessions": [_session_summary(row) for row in rows], "next": next_}
+        )
 
     async def _session(self, request: web.Request) -> web.Response:
         row = await self._find(request)
@@ -169,6 +307,7 @@ class Api:
 
     async def _delete(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
+        await self._check_view(request)
         try:
             if not await self._retention.delete(id):
                 raise web.HTTPNotFound(text="there is no such session")
@@ -250,6 +389,7 @@ class Api:
         """Answered once it holds: what is said from now on is not, or is, recorded."""
         order = await _order(request)
         session_id = request.match_info["id"]
+        await self._check_view(request)
         try:
             paused = await act(session_id, order)
         except NotRecording:
@@ -263,20 +403,34 @@ class Api:
         return web.json_response({"paused": paused})
 
     async def _jobs(self, request: web.Request) -> web.Response:
-        rows = await self._database.read(
+        client = request[_CLIENT]
+        state = _choice(request, "state", _JOB_STATES)
+
+        def page(connection: Connection, limit: int, before: Cursor | None) -> list[JobRow]:
+            return jobs.listing(connection, limit, before=before, state=state)
+
+        rows, next_ = await self._database.read(
             partial(
-                jobs.listing,
+                _visible,
+                page=page,
+                seen=lambda connection, row: _may_see(connection, client, row.session_id),
+                key=lambda row: (row.created_at, row.id),
+                whole=client.view.whole,
                 limit=_limit(request),
                 before=_cursor(request),
-                state=_choice(request, "state", _JOB_STATES),
             )
         )
-        return web.json_response({"jobs": [_job(row) for row in rows],
-                                  "next": _next([(row.created_at, row.id) for row in rows])})  # fmt: skip
+        return web.json_response({"jobs": [_job(row) for row in rows], "next": next_})
 
     async def _retry(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
-        row = await self._database.read(partial(jobs.get, job_id=id))
+        client = request[_CLIENT]
+
+        def find(connection: Connection) -> JobRow | None:
+            row = jobs.get(connection, id)
+            return row if row and _may_see(connection, client, row.session_id) else None
+
+        row = await self._database.read(find)
         if row is None:
             raise web.HTTPNotFound(text="there is no such job")
         if not await self._database.write(partial(jobs.retry, job_id=id)):
@@ -285,12 +439,57 @@ class Api:
         return web.json_response({"queued": id}, status=202)
 
     async def _find(self, request: web.Request) -> SessionRow:
+        """The session, for those who may see it; for others there is none."""
         row = await self._database.read(
             partial(recordings.get, session_id=request.match_info["id"])
         )
-        if row is None:
+        if row is None or not request[_CLIENT].view.sees(row.peer, row.document):
             raise web.HTTPNotFound(text="there is no such session")
         return row
+
+    async def _check_view(self, request: web.Request) -> None:
+        # Whoever may see all must be able to pause a call also while the database does not answer.
+        if not request[_CLIENT].view.whole:
+            await self._find(request)
+
+
+def _visible(
+    connection: Connection,
+    *,
+    page: Callable[[Connection, int, Cursor | None], list[Row]],
+    seen: Callable[[Connection, Row], bool],
+    key: Callable[[Row], Cursor],
+    whole: bool,
+    limit: int,
+    before: Cursor | None,
+) -> tuple[list[Row], str | None]:
+    """The rows that may be seen, and where the next page begins.
+
+    There may be fewer than `limit`, even none, before the last page: one request does not look
+    through years of what a client may not see.
+    """
+    if whole:
+        rows = page(connection, limit, before)
+        return rows, _next(key(rows[-1])) if rows else None
+    found: list[Row] = []
+    for _ in range(_MOST_LOOKED_AT // _LARGEST_PAGE):
+        rows = page(connection, _LARGEST_PAGE, before)
+        for row in rows:
+            before = key(row)
+            if seen(connection, row):
+                found.append(row)
+                if len(found) == limit:
+                    return found, _next(before)
+        if len(rows) < _LARGEST_PAGE:
+            return found, None
+    return found, _next(before) if before is not None else None
+
+
+def _may_see(connection: Connection, client: Client, session_id: str) -> bool:
+    if client.view.whole:
+        return True
+    row = recordings.get(connection, session_id)
+    return row is not None and client.view.sees(row.peer, row.document)
 
 
 async def _order(request: web.Request) -> PauseOrder:
@@ -323,6 +522,10 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
         return web.json_response(
             {"error": error.text or error.reason}, status=error.status, headers=headers
+        )
+    except Refused as refused:
+        return web.json_response(
+            {"error": refused.text}, status=refused.status, headers=refused.headers
         )
     except StoreError as error:
         log.error("api.store_failed", path=request.path, cause=str(error))
@@ -363,7 +566,7 @@ def _limit(request: web.Request) -> int:
     return int(text)
 
 
-def _cursor(request: web.Request) -> tuple[datetime, str] | None:
+def _cursor(request: web.Request) -> Cursor | None:
     text = request.query.get("before")
     if text is None:
         return None
@@ -377,9 +580,9 @@ def _cursor(request: web.Request) -> tuple[datetime, str] | None:
     return when, id
 
 
-def _next(keys: list[tuple[datetime, str]]) -> str | None:
+def _next(last: Cursor) -> str:
     """What `before` of the following page is."""
-    return f"{keys[-1][0].isoformat()}~{keys[-1][1]}" if keys else None
+    return f"{last[0].isoformat()}~{last[1]}"
 
 
 def _choice(request: web.Request, name: str, allowed: tuple[Any, ...]) -> Any:

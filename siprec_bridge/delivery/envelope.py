@@ -20,7 +20,7 @@ from siprec_bridge.transcript import Conversation, Leg, Participant, Utterance, 
 SOURCE: Final = "/siprec-bridge"
 CONTENT_TYPE: Final = "application/json"
 _NAMESPACE = uuid.UUID("6f2b4c1e-52f0-5b8e-9a53-0f4d3f1f7a10")
-_SCHEMA = "urn:siprec-bridge:event:{}:1"
+SCHEMA: Final = "urn:siprec-bridge:event:{}:1"
 
 
 class Stream(BaseModel):
@@ -162,6 +162,9 @@ class CloudEvent(BaseModel):
     datacontenttype: Literal["application/json"] = CONTENT_TYPE
     dataschema: str
     sequence: int = Field(0, description="cursor for `since`; rises, with gaps")
+    subscriptions: str | None = Field(
+        None, description="WebSocket: by commas, which of the listener's subscriptions it is for"
+    )
 
 
 class SessionStarted(CloudEvent):
@@ -356,7 +359,7 @@ def attributes(event: Event) -> dict[str, str | int]:
         "subject": event.session_id,
         "time": event.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         "datacontenttype": CONTENT_TYPE,
-        "dataschema": _SCHEMA.format(event.type),
+        "dataschema": SCHEMA.format(event.type),
         "sequence": event.seq,
     }
 
@@ -370,72 +373,6 @@ def structured(event: Event) -> str:
 def parse(text: str | bytes) -> AnyEvent:
     """Read a structured event back. Raises ValueError for what is none of ours."""
     return _ANY_EVENT.validate_json(text)
-
-
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema (2020-12) of the structured form of every event, by type."""
-    return {
-        kind: {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "$id": _SCHEMA.format(kind),
-            **model.model_json_schema(mode="serialization"),
-        }
-        for kind, model in EVENT_MODELS.items()
-    }
-
-
-def asyncapi() -> dict[str, Any]:
-    """AsyncAPI 3.0 document of both ways to the events."""
-    messages = {
-        kind: {
-            "name": kind,
-            "summary": (model.__doc__ or "").strip().splitlines()[0],
-            "contentType": CONTENT_TYPE,
-            "payload": {"$ref": f"events.schema.json#/{kind}"},
-        }
-        for kind, model in EVENT_MODELS.items()
-    }
-    references = {kind: {"$ref": f"#/components/messages/{kind}"} for kind in messages}
-
-    def operation(channel: str) -> dict[str, Any]:
-        return {
-            "action": "send",
-            "channel": {"$ref": f"#/channels/{channel}"},
-            "messages": [{"$ref": f"#/channels/{channel}/messages/{kind}"} for kind in messages],
-        }
-
-    return {
-        "asyncapi": "3.0.0",
-        "info": {
-            "title": "siprec-bridge events",
-            "version": "1",
-            "description": "CloudEvents 1.0: structured over WebSocket; over AMQP binary, where the "
-            "payload is the schema's `data` and the other members are ce-* headers.",
-        },
-        "channels": {
-            "websocket": {
-                "address": "/ws/transcripts",
-                "messages": references,
-                "bindings": {"ws": {"method": "GET"}},
-            },
-            "amqp": {
-                "address": "{type}.{session_id}",
-                "parameters": {"type": {}, "session_id": {}},
-                "messages": references,
-                "bindings": {
-                    "amqp": {
-                        "is": "routingKey",
-                        "exchange": {"name": "siprec", "type": "topic", "durable": True},
-                    }
-                },
-            },
-        },
-        "operations": {
-            "sendOverWebSocket": operation("websocket"),
-            "sendOverAmqp": operation("amqp"),
-        },
-        "components": {"messages": messages},
-    }
 
 
 def _session(facts: SessionFacts) -> dict[str, Any]:

@@ -1,24 +1,24 @@
 """The WebSocket front: `/ws/transcripts`, one CloudEvent as JSON in each frame.
 
-    ?call_uuid=  session id, or SIP Call-ID, or group id     ?call_id=  SIP Call-ID
-    ?type=transcript.final,session.   beginnings of types     ?participant=  id, name or AoR
-    ?final=true  only what will not change any more           ?since=  sequence to go on after
+    ?session=  ?group=  ?call_id=  ?call_uuid=   one of these three     ?participant=  id, name, AoR
+    ?type=transcript.final,session.   beginnings of types    ?final=true  only what will not change
+    ?since=  sequence to go on after    ?ticket=  in place of a token   ?subscribe=later  by messages
 
 The first frame is `{"type": "listener.ready", "sequence": N}`. Whoever reads too slowly gets
 `listener.lagged` and is cut off: connect again with `since`.
 """
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import structlog
+from sqlalchemy import Connection
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
@@ -26,8 +26,17 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from siprec_bridge.delivery import envelope
-from siprec_bridge.store import Database, Event, StoreError, outbox
+from siprec_bridge.access import Client, Gate, Refused, View
+from siprec_bridge.delivery.subscriptions import (
+    OF_THE_QUERY,
+    Frame,
+    Message,
+    Query,
+    Subscription,
+    parse_message,
+    parse_query,
+)
+from siprec_bridge.store import Database, Event, StoreError, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -36,102 +45,71 @@ PATH = "/ws/transcripts"
 _QUEUE = 1000  # events that may wait for one listener
 _PAGE = 500
 _HANDSHAKE_TIMEOUT_S = 10.0
-_LARGEST_FRAME = 1 << 16  # of a listener, who has nothing to say
+_PING_S = 20.0  # between pings, and for the pong: idle listeners stay, dead ones are noticed
+_CLOSE_S = 10.0  # for a listener to agree to a close
+_LARGEST_FRAME = 1 << 16  # of a listener, who has little to say
+_MOST_SUBSCRIPTIONS = 50  # of one listener
 _LAGGED = 1013  # try again later
-_PARAMETERS = ("call_uuid", "call_id", "type", "participant", "final", "since")
+_NOT_ALLOWED = 1008  # policy violation
 
-
-class Frame:
-    """An event on its way to listeners: its text and data are made once for all of them."""
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-
-    @cached_property
-    def text(self) -> str:
-        """What is sent."""
-        return envelope.structured(self.event)
-
-    @cached_property
-    def data(self) -> Mapping[str, Any]:
-        """The event's data, to filter by."""
-        value = json.loads(self.event.body)
-        return value if isinstance(value, dict) else {}
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """What a listener wants to hear; None or empty: no matter what."""
-
-    call_uuid: str | None = None
-    call_id: str | None = None
-    types: tuple[str, ...] = ()
-    participant: str | None = None
-    final: bool = False
-    since: int | None = None
-
-    def wants(self, frame: Frame) -> bool:
-        """Whether the event passes."""
-        event = frame.event
-        if self.types and not event.type.startswith(self.types):
-            return False
-        if self.call_uuid is not None and self.call_uuid not in (
-            event.session_id,
-            frame.data.get("sip_call_id"),
-            frame.data.get("group_id"),
-        ):
-            return False
-        if self.call_id is not None and frame.data.get("sip_call_id") != self.call_id:
-            return False
-        if self.final and frame.data.get("final") is not True:
-            return False
-        return self.participant is None or self.participant in _names(frame.data)
-
-
-def parse_filter(target: str) -> Filter:
-    """Read a request target's query. Raises ValueError with what is wrong."""
-    query = parse_qs(urlsplit(target).query, keep_blank_values=False, max_num_fields=20)
-    unknown = [name for name in query if name not in _PARAMETERS]
-    if unknown:
-        raise ValueError(f"unknown parameter {unknown[0]}; there are: {', '.join(_PARAMETERS)}")
-    single = {name: values[-1] for name, values in query.items()}
-    since = single.get("since")
-    if since is not None and not (since.isascii() and since.isdecimal() and len(since) < 19):
-        raise ValueError("since must be a sequence number")
-    final = single.get("final", "false").lower()
-    if final not in ("true", "false", "1", "0"):
-        raise ValueError("final must be true or false")
-    kinds = [one.strip() for text in query.get("type", []) for one in text.split(",")]
-    types = tuple(one.removesuffix("*") for one in kinds if one)
-    for kind in types:
-        if not any(known.startswith(kind) for known in envelope.EVENT_MODELS):
-            raise ValueError(f"no type begins with {kind}")
-    return Filter(
-        call_uuid=single.get("call_uuid"),
-        call_id=single.get("call_id"),
-        types=types,
-        participant=single.get("participant"),
-        final=final in ("true", "1"),
-        since=int(since) if since is not None else None,
-    )
+Wanted = tuple[Subscription, ...]
 
 
 @dataclass(eq=False, slots=True)
 class _Listener:
-    wanted: Filter
-    queue: asyncio.Queue[Frame]
+    connection: ServerConnection
+    client: Client
+    query: Query
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)
+    # Events with what they are wanted for, and what the listener says, in the order they came.
+    queue: asyncio.Queue[tuple[Frame, Wanted] | str | bytes] = field(
+        default_factory=lambda: asyncio.Queue(_QUEUE)
+    )
     missed: int = 0  # since its queue was full
+
+    def wanted(self, frame: Frame) -> Wanted:
+        """The subscriptions that an event is for."""
+        return tuple([one for one in self.subscriptions.values() if one.wants(frame)])
+
+    def still(self, wanted: Wanted) -> Wanted:
+        """Of these, the ones that were not ended meanwhile."""
+        return tuple(one for one in wanted if self.subscriptions.get(one.id) is one)
+
+
+class _Sight:
+    """Whose sessions may be seen, for the events of a page: as the database has them then."""
+
+    def __init__(self, rows: dict[str, tuple[str, str]]) -> None:
+        self._rows = rows
+        self._judged: dict[tuple[View, str], bool] = {}
+
+    def sees(self, view: View, session_id: str) -> bool:
+        """A session that is gone cannot be judged: nobody sees it but those who see all."""
+        if view.whole:
+            return True
+        key = view, session_id
+        if key not in self._judged:
+            row = self._rows.get(session_id)
+            self._judged[key] = row is not None and view.sees(*row)
+        return self._judged[key]
 
 
 class TranscriptSocket:
     """All listeners, and the tail of the outbox that feeds them.
 
-    It serves connections that another front door accepted: see `connection`.
+    It serves connections that another front door accepted: see `connection`. `gate` says who may
+    listen; `per_client` is how many listeners a token, or without tokens a source, may have at once
+    (0: no limit).
     """
 
-    def __init__(self, database: Database, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Database, metrics: Metrics, gate: Gate, *, per_client: int = 0
+    ) -> None:
         self._database = database
         self._metrics = metrics
+        self._gate = gate
+        self._per_client = per_client
+        self._counts: Counter[str] = Counter()
         self._listeners: set[_Listener] = set()
         self._news = asyncio.Event()
         self._reading = asyncio.Lock()
@@ -164,36 +142,104 @@ class TranscriptSocket:
         protocol = ServerProtocol(
             extensions=enable_server_permessage_deflate(None), max_size=_LARGEST_FRAME
         )
-        return ServerConnection(protocol, self._server)
+        return ServerConnection(
+            protocol,
+            self._server,
+            ping_interval=_PING_S,
+            ping_timeout=_PING_S,
+            close_timeout=_CLOSE_S,
+        )
+
+    async def recheck(self) -> None:
+        """Close the listeners who would not be let in now, since a token or login has ended."""
+        gone = [one for one in self._listeners if not self._gate.knows(one.client)]
+        for one in gone:
+            log.info("websocket.listener_ended", client=one.client.name, cause="no longer allowed")
+        why = "the token or login is no longer valid"
+        closing = (one.connection.close(_NOT_ALLOWED, why) for one in gone)
+        await asyncio.gather(*closing, return_exceptions=True)
 
     async def _serve(self, connection: ServerConnection) -> None:
         """One connection from its handshake to its end."""
         assert self._server is not None
+        listener: _Listener | None = None
+
+        def check(connection: ServerConnection, request: Request) -> Response | None:
+            nonlocal listener
+            found = self._admit(connection, request)
+            if isinstance(found, Response):
+                return found
+            listener = found
+            return None
+
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
-                await connection.handshake(_check)
-            if connection.protocol.state is not State.OPEN:
+                await connection.handshake(check)
+            if connection.protocol.state is not State.OPEN or listener is None:
                 connection.transport.abort()
                 return
             self._server.all_connections.add(connection)
             connection.start_keepalive()
             async with connection:
-                await self._talk(connection)
+                await self._talk(listener)
         except ConnectionClosed:
             pass
         except Exception as error:  # noqa: BLE001  one listener's trouble is its own
             log.warning("websocket.connection_failed", cause=str(error) or type(error).__name__)
             connection.transport.abort()
         finally:
+            if listener is not None:
+                self._counts[self._counted(listener)] -= 1
+                self._counts += Counter()  # keeps what is above zero
             self._server.all_connections.discard(connection)
             task = asyncio.current_task()
             if task is not None:
                 self._server.handler_tasks.discard(task)
 
-    async def _talk(self, connection: ServerConnection) -> None:
-        assert connection.request is not None
-        wanted = parse_filter(connection.request.path)
-        listener = _Listener(wanted, asyncio.Queue(_QUEUE))
+    def _admit(self, connection: ServerConnection, request: Request) -> _Listener | Response:
+        """A listener who may listen, counted, or the answer in place of the handshake."""
+        if urlsplit(request.path).path != PATH:
+            return connection.respond(HTTPStatus.NOT_FOUND, f"there is only {PATH}\n")
+        try:
+            query = parse_query(request.path)
+        except ValueError as error:
+            return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
+        headers = {
+            name: "; ".join(values) if (values := request.headers.get_all(name)) else None
+            for name in ("Authorization", "Cookie", "Origin", "Host")
+        }
+        try:
+            client = self._gate.client(
+                str(connection.remote_address[0]),
+                authorization=headers["Authorization"],
+                cookie=headers["Cookie"],
+                ticket=query.ticket,
+            )
+            needed = client.login is not None
+            self._gate.check_origin(headers["Origin"], headers["Host"], needed=needed)
+            self._gate.require(client, "listen")
+            listener = _Listener(connection, client, query)
+            if self._per_client and self._counts[self._counted(listener)] >= self._per_client:
+                self._gate.count_refusal("listeners")
+                text = f"{self._per_client} listeners of this client are there already"
+                raise Refused(429, "listeners", text, retry_after=60)
+        except Refused as refused:
+            answer = connection.respond(HTTPStatus(refused.status), f"{refused.text}\n")
+            for name, value in refused.headers.items():
+                answer.headers[name] = value
+            return answer
+        if query.first is not None:
+            listener.subscriptions[OF_THE_QUERY] = query.first
+        self._counts[self._counted(listener)] += 1
+        return listener
+
+    def _counted(self, listener: _Listener) -> str:
+        source = str(listener.connection.remote_address[0])
+        return source if self._gate.open else f"token {listener.client.name}"
+
+    async def _talk(self, listener: _Listener) -> None:
+        connection = listener.connection
+        since = listener.query.since
         async with self._reading:
             if not self._listeners:
                 self._sequence = await self._database.read(outbox.last_seq)
@@ -201,54 +247,102 @@ class TranscriptSocket:
             here = self._sequence
         oldest = await self._database.read(outbox.first_seq)
         self._metrics.websocket_listeners.set(len(self._listeners))
-        log.info("websocket.listener", peer=str(connection.remote_address), since=wanted.since)
+        peer = str(connection.remote_address)
+        log.info("websocket.listener", peer=peer, client=listener.client.name, since=since)
         talk = asyncio.current_task()
         assert talk is not None
-        deaf = asyncio.create_task(_ignore(connection), name="websocket reader")
+        ear = asyncio.create_task(_hear(listener), name="websocket reader")
 
         def gone(_: asyncio.Task[None]) -> None:
             talk.cancel()  # it may be waiting for an event that never comes
 
-        deaf.add_done_callback(gone)
+        ear.add_done_callback(gone)
         try:
             ready = {"type": "listener.ready", "sequence": here, "oldest": oldest or here + 1}
             await connection.send(json.dumps(ready))
-            last = wanted.since if wanted.since is not None else here
-            last = await self._replay(connection, wanted, last, here)
+            last = here
+            if since is not None:
+                await self._replay(listener, tuple(listener.subscriptions.values()), since, here)
+                last = max(since, here)
             while True:
                 if listener.missed and listener.queue.empty():
-                    await self._cut_off(connection, listener, last)
+                    await self._cut_off(listener, last)
                     return
-                frame = await listener.queue.get()
-                if frame.event.seq <= last:
-                    continue  # it asked for what comes after that
-                await connection.send(frame.text)
-                last = frame.event.seq
-                self._metrics.websocket_events_sent_total.inc()
+                match await listener.queue.get():
+                    case (frame, wanted):
+                        # Not what it has been told already, or what it asked to come after.
+                        if frame.event.seq > last and (wanted := listener.still(wanted)):
+                            await self._send(listener, frame, wanted)
+                            last = frame.event.seq
+                    case said:
+                        await self._answer(listener, said)
         finally:
-            deaf.remove_done_callback(gone)
-            deaf.cancel()
+            ear.remove_done_callback(gone)
+            ear.cancel()
             self._listeners.discard(listener)
             self._metrics.websocket_listeners.set(len(self._listeners))
 
-    async def _replay(
-        self, connection: ServerConnection, wanted: Filter, last: int, until: int
-    ) -> int:
-        """Send what was stored before this listener came; returns the sequence it is at."""
-        while last < until:
-            page = await self._database.read(
-                partial(outbox.since, seq=last, limit=_PAGE, types=wanted.types, until=until)
-            )
-            for event in page:
-                frame = Frame(event)
-                if wanted.wants(frame):
-                    await connection.send(frame.text)
-                    self._metrics.websocket_events_sent_total.inc()
-            last = page[-1].seq if len(page) == _PAGE else until
-        return last
+    async def _send(self, listener: _Listener, frame: Frame, wanted: Wanted) -> None:
+        names = ",".join(one.id for one in wanted)
+        # Whoever has made no subscription by a message gets no name that he did not give.
+        plain = listener.subscriptions.keys() <= {OF_THE_QUERY}
+        await listener.connection.send(frame.text if plain else frame.named(names))
+        self._metrics.websocket_events_sent_total.inc()
 
-    async def _cut_off(self, connection: ServerConnection, listener: _Listener, last: int) -> None:
-        missed = listener.missed
+    async def _answer(self, listener: _Listener, said: str | bytes) -> None:
+        """Do what a listener says, or tell it what is wrong with that."""
+        try:
+            message = parse_message(said)
+            async with self._reading:
+                await self._take_new()  # what is stored by now is not news to what comes next
+                self._change(listener, message)
+                here = self._sequence
+        except ValueError as error:
+            wrong = {"type": "listener.error", "error": str(error), "message": str(said[:200])}
+            await listener.connection.send(json.dumps(wrong))
+            return
+        done = "subscribed" if message.subscribe else "unsubscribed"
+        ids = [one.id for one in message.subscribe] or list(message.unsubscribe)
+        note = {"type": f"listener.{done}", "ids": ids, "sequence": here}
+        await listener.connection.send(json.dumps(note))
+        if message.since is not None:
+            await self._replay(listener, message.subscribe, message.since, here)
+
+    def _change(self, listener: _Listener, message: Message) -> None:
+        """Raises ValueError, and then nothing is changed."""
+        subscriptions = listener.subscriptions
+        unknown = [one for one in message.unsubscribe if one not in subscriptions]
+        if unknown:
+            raise ValueError(f"unsubscribe: there is no subscription {unknown[0]}")
+        after = subscriptions.keys() | {one.id for one in message.subscribe}
+        if len(after) > _MOST_SUBSCRIPTIONS:
+            raise ValueError(f"subscribe: {_MOST_SUBSCRIPTIONS} subscriptions at most")
+        for id in message.unsubscribe:
+            subscriptions.pop(id, None)
+        subscriptions.update({one.id: one for one in message.subscribe})
+
+    async def _replay(self, listener: _Listener, wanted: Wanted, last: int, until: int) -> None:
+        """Send what was stored after `last`, up to `until`."""
+        view = listener.client.view
+        types = [kind for one in wanted for kind in one.type] if all(
+            one.type for one in wanted
+        ) else []  # fmt: skip
+        while last < until:
+            page, sight = await self._database.read(
+                partial(
+                    _read, seq=last, types=types, until=until, judged=not view.whole
+                )
+            )  # fmt: skip
+            for event in page:
+                if not sight.sees(view, event.session_id):
+                    continue
+                frame = Frame(event)
+                if matching := tuple(one for one in wanted if one.wants(frame)):
+                    await self._send(listener, frame, matching)
+            last = page[-1].seq if len(page) == _PAGE else until
+
+    async def _cut_off(self, listener: _Listener, last: int) -> None:
+        connection, missed = listener.connection, listener.missed
         self._metrics.websocket_events_missed_total.inc(missed)
         log.warning("websocket.listener_lagged", peer=str(connection.remote_address), missed=missed)
         note = {"type": "listener.lagged", "missed": missed, "sequence": last}
@@ -270,52 +364,49 @@ class TranscriptSocket:
 
     async def _take_new(self) -> None:
         while self._listeners:
-            page = await self._database.read(partial(outbox.since, seq=self._sequence, limit=_PAGE))
+            judged = any(not one.client.view.whole for one in self._listeners)
+            page, sight = await self._database.read(
+                partial(_read, seq=self._sequence, judged=judged)
+            )
             for event in page:
-                self._hand_out(Frame(event))
+                self._hand_out(Frame(event), sight)
             if len(page) < _PAGE:
                 self._sequence = page[-1].seq if page else self._sequence
                 return
             self._sequence = page[-1].seq
 
-    def _hand_out(self, frame: Frame) -> None:
+    def _hand_out(self, frame: Frame, sight: _Sight) -> None:
         for listener in self._listeners:
-            if not listener.wanted.wants(frame):
+            wanted = listener.wanted(frame)
+            if not wanted or not sight.sees(listener.client.view, frame.event.session_id):
                 continue
             if listener.missed:
                 listener.missed += 1
                 continue
             try:
-                listener.queue.put_nowait(frame)
+                listener.queue.put_nowait((frame, wanted))
             except asyncio.QueueFull:
                 listener.missed = 1
 
 
-def _check(connection: ServerConnection, request: Request) -> Response | None:
-    """Refuse a wrong path or query before the handshake."""
-    if urlsplit(request.path).path != PATH:
-        return connection.respond(HTTPStatus.NOT_FOUND, f"there is only {PATH}\n")
+def _read(
+    connection: Connection,
+    *,
+    seq: int,
+    judged: bool,
+    types: Sequence[str] = (),
+    until: int | None = None,
+) -> tuple[list[Event], _Sight]:
+    """A page of events, with their sessions where somebody may not see all of them."""
+    page = outbox.since(connection, seq, _PAGE, types=types, until=until)
+    ids = {event.session_id for event in page} if judged else ()
+    return page, _Sight(recordings.faces(connection, ids))
+
+
+async def _hear(listener: _Listener) -> None:
+    """Take what a listener says, and notice that it is gone."""
     try:
-        parse_filter(request.path)
-    except ValueError as error:
-        return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
-    return None
-
-
-async def _ignore(connection: ServerConnection) -> None:
-    """Read what a listener says, so that its closing is noticed, and make nothing of it."""
-    with contextlib.suppress(ConnectionClosed):
-        async for _ in connection:
-            pass
-
-
-def _names(data: Mapping[str, Any]) -> set[object]:
-    """Every id, name and AoR of the participants in an event's data."""
-    people = [data.get("participant"), *(data.get("participants") or ())]
-    return {
-        value
-        for one in people
-        if isinstance(one, dict)
-        for value in (one.get("id"), one.get("name"), one.get("aor"))
-        if value
-    }
+        async for said in listener.connection:
+            await listener.queue.put(said)
+    except ConnectionClosed:
+        pass

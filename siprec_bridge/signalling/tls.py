@@ -28,6 +28,7 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
     sni: Path | None = None
+    prefix: str = ""  # of the settings that name these files
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ class TlsServerContext:
 
     def _pairs(self) -> Iterator[_Pair]:
         files = self._files
-        setting = f"TLS_CERT_PATH={files.certificate}, TLS_KEY_PATH={files.key}"
+        prefix = files.prefix
+        setting = f"{prefix}TLS_CERT_PATH={files.certificate}, {prefix}TLS_KEY_PATH={files.key}"
         yield _Pair("", files.certificate, files.key, setting)
         if files.sni is None:
             return

@@ -1,6 +1,7 @@
 """Recording sessions: one row each, from the answer to the INVITE to the archived audio."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypedDict, Unpack
@@ -76,6 +77,15 @@ def get(connection: Connection, session_id: str) -> SessionRow | None:
     """The session of this id."""
     found = connection.execute(_GET, {"this": session_id}).mappings()
     return next(map(row_of, found), None)
+
+
+def faces(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Peer and document of those of these sessions that there are, by id."""
+    if not ids:
+        return {}
+    wanted = sa.select(sessions.c.id, sessions.c.peer, sessions.c.document)
+    rows = connection.execute(wanted.where(sessions.c.id.in_(ids)))
+    return {id: (peer, document) for id, peer, document in rows}
 
 
 def unfinished(connection: Connection) -> list[SessionRow]:

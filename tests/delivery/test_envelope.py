@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery import contract, envelope
 from siprec_bridge.store import Event
 from siprec_bridge.transcript import Conversation, Participant, RunFacts, Utterance, Word
 
@@ -49,8 +49,8 @@ def test_the_published_documents_are_what_the_code_makes() -> None:
     schema = json.loads((DOCS / "events.schema.json").read_text())
     asyncapi = json.loads((DOCS / "asyncapi.json").read_text())
 
-    assert schema == json.loads(json.dumps(envelope.json_schemas())), "run scripts/make-event-docs"
-    assert asyncapi == json.loads(json.dumps(envelope.asyncapi())), "run scripts/make-event-docs"
+    assert schema == json.loads(json.dumps(contract.json_schemas())), "run scripts/make-event-docs"
+    assert asyncapi == json.loads(json.dumps(contract.asyncapi())), "run scripts/make-event-docs"
 
 
 @pytest.mark.parametrize("event", every_event(), ids=lambda event: event.type)

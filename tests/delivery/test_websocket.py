@@ -13,6 +13,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from harness.bridge import eventually
+from harness.tokens import given
+from siprec_bridge.access import Gate, Token
 from siprec_bridge.api import Front
 from siprec_bridge.delivery import TranscriptSocket, envelope, websocket
 from siprec_bridge.store import Database, Event, SessionRow, outbox, recordings
@@ -24,7 +26,8 @@ ALICE = Participant(id="p1", name="Alice", aor="sip:alice@example.com")
 
 
 def event(session: str = "s1", number: int = 0) -> Event:
-    facts = envelope.SessionFacts(session, f"{session}@pbx", NOW, participants=(ALICE,))
+    group = session.replace("s", "g")
+    facts = envelope.SessionFacts(session, f"{session}@pbx", NOW, group, participants=(ALICE,))
     return envelope.session_updated(facts, number)
 
 
@@ -36,31 +39,40 @@ def ended(session: str = "s1") -> Event:
 class Newsroom:
     """A socket with its outbox."""
 
-    def __init__(self, database: Database, url: str, metrics: Metrics) -> None:
+    def __init__(self, database: Database, url: str, gate: Gate, socket: TranscriptSocket) -> None:
         self.database = database
         self.url = url
-        self.metrics = metrics
+        self.gate = gate
+        self.socket = socket
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        return self.gate.metrics.registry.get_sample_value(name, labels)
 
     async def publish(self, *events: Event) -> None:
         await self.database.write(lambda connection: outbox.append(connection, events, []))
 
 
 @asynccontextmanager
-async def newsroom(folder: Path) -> AsyncIterator[Newsroom]:
+async def newsroom(
+    folder: Path, tokens: tuple[Token, ...] = (), per_client: int = 0
+) -> AsyncIterator[Newsroom]:
     database = Database(f"sqlite:///{folder / 'events.db'}")
     await database.start()
 
     def insert(connection: Any) -> None:
-        for id in ("s1", "s2"):
-            recordings.insert(connection, SessionRow(id, "c", "finished", NOW, "p", "f", "{}"))
+        for id, group in (("s1", "g1"), ("s2", "g2")):
+            document = json.dumps({"group_id": group})
+            recordings.insert(connection, SessionRow(id, "c", "finished", NOW, "p", "f", document))
 
     await database.write(insert)
     metrics = Metrics()
-    socket = TranscriptSocket(database, metrics)
+    gate = Gate(tokens, metrics, origins=["https://wallboard.example.com"])
+    socket = TranscriptSocket(database, metrics, gate, per_client=per_client)
     front = Front(websocket=socket.connection, http=asyncio.Protocol)
     await socket.start(lambda: front.listen("127.0.0.1", 0))
     try:
-        yield Newsroom(database, f"ws://127.0.0.1:{front.address[1]}/ws/transcripts", metrics)
+        url = f"ws://127.0.0.1:{front.address[1]}/ws/transcripts"
+        yield Newsroom(database, url, gate, socket)
     finally:
         await socket.stop()
         await database.stop()
@@ -98,6 +110,8 @@ async def test_each_event_is_a_frame_of_its_own_in_order(tmp_path: Path) -> None
         ("?call_uuid=s2", [3, 4]),
         ("?call_uuid=s2@pbx", [3, 4]),
         ("?call_id=s1@pbx", [1, 2]),
+        ("?session=s2", [3, 4]),
+        ("?group=g2", [3]),
         ("?type=session.ended", [2, 4]),
         ("?type=session.*,transcript.", [1, 2, 3, 4]),
         ("?participant=Alice", [1, 3]),
@@ -140,6 +154,9 @@ async def test_resuming_leaves_nothing_out_and_repeats_nothing(tmp_path: Path) -
         ("?colour=red", 400, "unknown parameter colour"),
         ("?type=weather.", 400, "no type begins with weather."),
         ("?final=perhaps", 400, "final must be true or false"),
+        ("?session=s1&token=x", 400, "unknown parameter token"),
+        ("?subscribe=now", 400, "subscribe can be later only"),
+        ("?subscribe=later&since=3", 400, "goes with no filter and no since"),
         ("/else", 404, "there is only /ws/transcripts"),
     ],
 )
@@ -168,7 +185,7 @@ async def test_a_listener_that_does_not_read_is_told_what_it_missed_and_cut_off(
             frames += await take(listener, 1)
         with pytest.raises(ConnectionClosed) as closed:
             await listener.recv()
-        missed = news.metrics.registry.get_sample_value("siprec_websocket_events_missed_total")
+        missed = news.counted("siprec_websocket_events_missed_total")
 
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1013
@@ -184,7 +201,7 @@ async def test_a_listener_that_leaves_is_forgotten(tmp_path: Path) -> None:
             await hello(listener)
 
         await eventually(
-            lambda: news.metrics.registry.get_sample_value("siprec_websocket_listeners") == 0,
+            lambda: news.counted("siprec_websocket_listeners") == 0,
             "an empty room",
         )
 
@@ -198,3 +215,270 @@ async def test_listeners_are_told_when_the_bridge_goes_away(tmp_path: Path) -> N
         await listener.recv()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1001
+
+
+async def say(listener: ClientConnection, message: object) -> dict[str, Any]:
+    """Send it and take the next frame."""
+    await listener.send(json.dumps(message))
+    return (await take(listener, 1))[0]
+
+
+async def test_several_subscriptions_share_a_connection_and_events_tell_whose_they_are(
+    tmp_path: Path,
+) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url + "?subscribe=later") as listener:
+        await hello(listener)
+        await news.publish(event("s1"))  # nobody has asked for it
+        first = await say(listener, {"subscribe": {"id": "a", "session": "s1"}})
+        both = [{"id": "b", "group": "g2"}, {"id": "ends", "type": "session.ended"}]
+        second = await say(listener, {"subscribe": both})
+        await news.publish(event("s1", 1), event("s2", 2), ended("s1"), ended("s2"))
+        frames = await take(listener, 4)
+        third = await say(listener, {"unsubscribe": ["a", "ends"]})
+        await news.publish(event("s1", 3), ended("s1"), event("s2", 4))
+        (last,) = await take(listener, 1)
+
+    assert first == {"type": "listener.subscribed", "ids": ["a"], "sequence": 1}
+    assert (second["ids"], third["type"]) == (["b", "ends"], "listener.unsubscribed")
+    assert [(one["sequence"], one["subscriptions"]) for one in frames] == [
+        (2, "a"), (3, "b"), (4, "a,ends"), (5, "ends"),
+    ]  # fmt: skip
+    assert (last["subject"], last["subscriptions"]) == ("s2", "b")
+    for frame in [*frames, last]:
+        assert envelope.parse(json.dumps(frame)).subscriptions == frame["subscriptions"]
+
+
+async def test_the_filter_of_the_address_is_a_subscription_too(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url + "?session=s1") as listener:
+        await hello(listener)
+        await news.publish(event("s1"))
+        (alone,) = await take(listener, 1)
+        await say(listener, {"subscribe": {"id": "a", "session": "s2"}})
+        await news.publish(event("s1", 1))
+        (named,) = await take(listener, 1)
+        await say(listener, {"unsubscribe": "query"})
+        await news.publish(event("s1", 2), event("s2", 3))
+        (other,) = await take(listener, 1)
+
+    assert "subscriptions" not in alone
+    assert (named["subscriptions"], other["subscriptions"]) == ("query", "a")
+
+
+async def test_a_subscription_may_begin_with_what_was_stored(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url + "?subscribe=later") as listener:
+        await hello(listener)
+        await news.publish(*(event("s1", number) for number in range(700)), ended("s2"))
+        wanted = [{"id": "a", "session": "s1"}, {"id": "b", "session": "s2"}]
+        reply = await say(listener, {"subscribe": wanted, "since": 100})
+        await news.publish(event("s1", 700))
+        frames = await take(listener, 602)
+
+    assert reply["type"] == "listener.subscribed"
+    assert [one["sequence"] for one in frames] == list(range(101, 703))
+    assert [one["subscriptions"] for one in frames[-3:]] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("hello", "Invalid JSON"),
+        (b"bytes", "a text frame is needed"),
+        ("[]", "Input should be an object"),
+        ("{}", "either subscribe or unsubscribe"),
+        ('{"subscribe": {"id": "a b"}}', "subscribe.0.id: String should match"),
+        ('{"subscribe": {"session": "s1"}}', "subscribe.0.id: Field required"),
+        ('{"subscribe": {"id": "a", "colour": "red"}}', "subscribe.0.colour: Extra inputs"),
+        ('{"subscribe": {"id": "a", "type": "weather."}}', "subscribe.0.type: no type begins with"),
+        ('{"subscribe": {"id": "a", "type": [1]}}', "subscribe.0.type: a type or a list"),
+        ('{"subscribe": [{"id": "a"}, {"id": "a"}]}', "two subscriptions have the same id"),
+        ('{"subscribe": {"id": "a"}, "since": -1}', "since: Input should be greater"),
+        ('{"unsubscribe": "x"}', "there is no subscription x"),
+        ('{"unsubscribe": "query", "since": 1}', "since goes with subscribe"),
+    ],
+)
+async def test_a_wrong_message_is_told_what_is_wrong_and_changes_nothing(
+    tmp_path: Path, message: str | bytes, reason: str
+) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+        await hello(listener)
+        await listener.send(message)
+        (error,) = await take(listener, 1)
+        await news.publish(event())
+        (frame,) = await take(listener, 1)
+
+    assert error["type"] == "listener.error"
+    assert reason in error["error"]
+    assert "subscriptions" not in frame
+
+
+async def test_a_listener_has_only_so_many_subscriptions(tmp_path: Path) -> None:
+    many = [{"id": f"a{number}"} for number in range(50)]
+    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+        await hello(listener)
+        refused = await say(listener, {"subscribe": many})
+        taken = await say(listener, {"subscribe": many[1:]})
+
+    assert refused["error"] == "subscribe: 50 subscriptions at most"
+    assert len(taken["ids"]) == 49
+
+
+WALL = given("wall", "listen")
+GROUP = given("group", "listen", "group=g1")
+READER = given("reader", "read")
+
+
+async def refusal(url: str, **headers: str) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(url, additional_headers=headers)
+    answer = refused.value.response
+    return answer.status_code, (answer.body or b"").decode().strip()
+
+
+async def test_listeners_need_a_token_with_their_scope(tmp_path: Path) -> None:
+    async with newsroom(tmp_path, (WALL.token, READER.token)) as news:
+        without = await refusal(news.url)
+        wrong = await refusal(news.url, Authorization="Bearer wrong")
+        reader = await refusal(news.url, **READER.headers)
+        async with connect(news.url, additional_headers=WALL.headers) as listener:
+            await hello(listener)
+
+    assert without == (401, "a token is needed")
+    assert wrong == (401, "the token is wrong")
+    assert reader == (403, "the token lacks the scope listen")
+
+
+async def test_a_ticket_opens_one_connection(tmp_path: Path) -> None:
+    async with newsroom(tmp_path, (WALL.token,)) as news:
+        ticket = news.gate.ticket(news.gate.by_token(WALL.secret, "127.0.0.1"))
+        async with connect(f"{news.url}?ticket={ticket}&session=s1") as listener:
+            await hello(listener)
+            again = await refusal(f"{news.url}?ticket={ticket}")
+
+    assert again == (401, "the ticket was used, is too old, or none")
+
+
+@pytest.mark.parametrize("tokens", [(), (WALL.token,)], ids=["open", "with tokens"])
+async def test_pages_from_elsewhere_cannot_listen(
+    tmp_path: Path, tokens: tuple[Token, ...]
+) -> None:
+    async with newsroom(tmp_path, tokens) as news:
+        foreign = await refusal(news.url, Origin="http://evil.example.com", **WALL.headers)
+        own = news.url.replace("ws:", "http:").removesuffix("/ws/transcripts")
+        for origin in (own, "https://wallboard.example.com"):
+            headers = WALL.headers | {"Origin": origin}
+            async with connect(news.url, additional_headers=headers) as listener:
+                await hello(listener)
+
+    assert foreign == (403, "this origin is not allowed: see HTTP_ORIGINS")
+
+
+@pytest.mark.parametrize("tokens", [(), (WALL.token,)], ids=["by source", "by token"])
+async def test_a_client_has_only_so_many_listeners(
+    tmp_path: Path, tokens: tuple[Token, ...]
+) -> None:
+    async with newsroom(tmp_path, tokens, per_client=2) as news:
+        first = await connect(news.url, additional_headers=WALL.headers)
+        async with connect(news.url, additional_headers=WALL.headers) as second:
+            await hello(second)
+            third = await refusal(news.url, **WALL.headers)
+            counted = news.counted("siprec_http_refused_total", reason="listeners")
+        await eventually(
+            lambda: news.counted("siprec_websocket_listeners") == 1, "one listener fewer"
+        )
+        async with connect(news.url, additional_headers=WALL.headers) as fourth:
+            await hello(fourth)
+        await first.close()
+
+    assert third == (429, "2 listeners of this client are there already")
+    assert counted == 1
+
+
+async def test_a_limited_token_hears_its_own_sessions_live_and_stored(tmp_path: Path) -> None:
+    async with newsroom(tmp_path, (WALL.token, GROUP.token)) as news:
+        async with (
+            connect(news.url, additional_headers=GROUP.headers) as limited,
+            connect(news.url, additional_headers=WALL.headers) as whole,
+        ):
+            await hello(limited)
+            await hello(whole)
+            # `ended` names neither group nor people: the session itself is what counts.
+            await news.publish(event("s2"), event("s1"), ended("s2"), ended("gone"), ended("s1"))
+            live = await take(limited, 2)
+            everything = await take(whole, 5)
+            own = await say(limited, {"subscribe": {"id": "a", "session": "s2"}, "since": 0})
+            await news.publish(event("s2", 1), event("s1", 2))
+            (after,) = await take(limited, 1)
+        async with connect(news.url + "?since=0", additional_headers=GROUP.headers) as late:
+            await hello(late)
+            stored = await take(late, 3)
+
+    assert [one["sequence"] for one in live] == [2, 5]
+    assert len(everything) == 5
+    assert own["type"] == "listener.subscribed"
+    assert (after["sequence"], after["subscriptions"]) == (7, "query")
+    assert [one["sequence"] for one in stored] == [2, 5, 7]
+
+
+async def test_a_session_that_comes_into_view_is_heard_from_then_on(tmp_path: Path) -> None:
+    async with (
+        newsroom(tmp_path, (GROUP.token,)) as news,
+        connect(news.url, additional_headers=GROUP.headers) as limited,
+    ):
+        await hello(limited)
+        await news.publish(event("s2"))
+        await say(limited, {"subscribe": {"id": "past-that", "session": "none"}})
+        document = json.dumps({"group_id": "g1"})
+
+        def join(connection: Any) -> None:
+            recordings.update(connection, "s2", document=document)
+            outbox.append(connection, [event("s2", 1)], [])
+
+        await news.database.write(join)
+        (heard,) = await take(limited, 1)
+
+    assert heard["sequence"] == 2
+
+
+async def test_a_listener_whose_token_is_taken_away_is_told_and_cut_off(tmp_path: Path) -> None:
+    async with (
+        newsroom(tmp_path, (WALL.token, GROUP.token)) as news,
+        connect(news.url, additional_headers=WALL.headers) as wall,
+        connect(news.url, additional_headers=GROUP.headers) as group,
+    ):
+        await hello(wall)
+        await hello(group)
+        news.gate.replace([GROUP.token])
+
+        await news.socket.recheck()
+        with pytest.raises(ConnectionClosed) as closed:
+            await wall.recv()
+        await news.publish(event("s1"))
+        (heard,) = await take(group, 1)
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert closed.value.rcvd.reason == "the token or login is no longer valid"
+    assert heard["subject"] == "s1"
+
+
+async def test_a_dead_listener_is_noticed_by_its_missing_pong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_PING_S", 1.0)
+    monkeypatch.setattr(websocket, "_CLOSE_S", 0.5)
+    async with newsroom(tmp_path) as news, connect(news.url) as living:
+        await hello(living)
+        host, port = news.url.removeprefix("ws://").partition("/")[0].split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"GET /ws/transcripts HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        await reader.readuntil(b"listener.ready")
+        await eventually(
+            lambda: news.counted("siprec_websocket_listeners") == 1, "only the living one"
+        )
+        writer.close()
+        await news.publish(event())
+        assert (await take(living, 1))[0]["sequence"] == 1

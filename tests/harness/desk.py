@@ -62,8 +62,9 @@ async def office(
     ports: tuple[int, int] | None = None,
     capacity: Capacity | None = None,
     siprec_only: bool = False,
+    receiving: bool = True,
 ) -> AsyncIterator[Office]:
-    """A recording service on a data folder; stopped at the end."""
+    """A recording service on a data folder; stopped at the end. Calls need `receiving`."""
     metrics = Metrics()
     database = Database(f"sqlite:///{folder / 'bridge.db'}")
     await database.start()
@@ -73,7 +74,8 @@ async def office(
         port_min=first, port_max=last,
         metrics=metrics, on_event=lambda event: None,
     )  # fmt: skip
-    await media.start()
+    if receiving:
+        await media.start()
     archive = Archive(
         database, finisher, Recogniser("whisper", "base", 16000), metrics,
         sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
@@ -94,6 +96,7 @@ async def office(
         yield Office(service, phone, database, media, archive, metrics, recordings)
     finally:
         await service.stop(0.5)
-        await media.stop()
+        if receiving:
+            await media.stop()
         await finisher.stop()
         await database.stop()

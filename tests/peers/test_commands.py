@@ -70,7 +70,7 @@ async def test_the_doctor_finds_a_healthy_house_healthy(tmp_path: Path, rabbitmq
 
     lines = out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "ports", "rtp", "codecs", "recordings", "database", "recogniser", "broker", "clock",
+        "ports", "http", "rtp", "codecs", "recordings", "database", "recogniser", "broker", "clock",
     ]  # fmt: skip
     assert all(line.startswith("ok ") for line in lines), out
     assert code == 0

@@ -1,0 +1,305 @@
+"""Every route of the API asks for its scope, and shows a limited token its own sessions only."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+
+from harness.desk import office
+from harness.tokens import Given, given
+from siprec_bridge.access import COOKIE, Gate
+from siprec_bridge.api import Api
+from siprec_bridge.api import routes as routes_module
+from siprec_bridge.recording import Keep, Retention
+from siprec_bridge.store import JobRow, SessionRow, jobs, recordings
+from siprec_bridge.telemetry import Health
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+# A route that is missing here, or asks for something else, fails the first test.
+SCOPES = {
+    "GET /": None,
+    "GET /health/live": None,
+    "GET /health/ready": None,
+    "GET /metrics": "metrics",
+    "GET /api/login": None,
+    "POST /api/login": None,
+    "DELETE /api/login": None,
+    "POST /api/tickets": "listen",
+    "GET /api/sessions": "read",
+    "GET /api/sessions/{id}": "read",
+    "DELETE /api/sessions/{id}": "operate",
+    "PUT /api/sessions/{id}/hold": "operate",
+    "DELETE /api/sessions/{id}/hold": "operate",
+    "GET /api/sessions/{id}/transcript": "read",
+    "GET /api/sessions/{id}/ladder": "read",
+    "GET /api/sessions/{id}/audio/{name}": "read",
+    "POST /api/sessions/{id}/pause": "operate",
+    "POST /api/sessions/{id}/resume": "operate",
+    "GET /api/jobs": "read",
+    "POST /api/jobs/{id}/retry": "operate",
+}
+GUARDED = {route: scope for route, scope in SCOPES.items() if scope is not None}
+OF_A_SESSION = sorted(
+    (one for one in SCOPES if "{id}" in one), key="DELETE /api/sessions/{id}".__eq__
+)
+EVERYTHING = given("root", "read,listen,operate,metrics")
+TOKENS = {scope: given(scope, scope) for scope in ("read", "listen", "operate", "metrics")}
+SALES = given("sales", "read,listen,operate", "participant=sip:*@sales.example.com")
+
+
+def session(id: str, number: int, domain: str) -> SessionRow:
+    people = [{"id": "p", "name": None, "aor": f"sip:agent@{domain}"}]
+    return SessionRow(
+        id, f"{id}@pbx", "finished", NOW + timedelta(minutes=number), "udp:192.0.2.1:5060", "/none",
+        json.dumps({"session_id": id, "participants": people}), ended_at=NOW,
+        audio=json.dumps({"legs": [{"file": "a.wav"}], "stereo": None}),
+    )  # fmt: skip
+
+
+@dataclass
+class Desk:
+    api: Api
+    url: str
+    http: aiohttp.ClientSession
+
+    async def ask(
+        self, route: str, headers: Mapping[str, str], id: str = "s1", body: object = None
+    ) -> tuple[int, Any]:
+        method, path = route.split()
+        path = path.replace("{id}", f"{id}.1" if "jobs" in path else id).replace("{name}", "a.wav")
+        sent = None if body is None and method == "GET" else body or {}
+        async with self.http.request(method, self.url + path, headers=headers, json=sent) as answer:
+            text = await answer.text()
+            is_json = answer.content_type == "application/json"
+            return answer.status, json.loads(text) if is_json else text
+
+
+@asynccontextmanager
+async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
+    async with office(folder, receiving=False) as place:
+        gate = Gate([one.token for one in tokens], place.metrics)
+        retention = Retention(place.database, place.metrics, Keep(), clock=lambda: NOW)
+        api = Api(place.database, place.metrics, Health(), place.service, retention, gate)
+
+        def insert(connection: Any) -> None:
+            for number, (id, domain) in enumerate(
+                [("s1", "sales.example.com"), ("s2", "example.com"), ("s3", "sales.example.com")]
+            ):
+                recordings.insert(connection, session(id, number, domain))
+                created = NOW + timedelta(minutes=number)
+                jobs.insert(connection, JobRow(f"{id}.1", id, "whisper", 1.0, created, "failed"))
+
+        await place.database.write(insert)
+        async with TestServer(api.application()) as server, aiohttp.ClientSession() as http:
+            yield Desk(api, str(server.make_url("")).rstrip("/"), http)
+
+
+async def test_each_route_asks_for_the_scope_that_this_table_says(tmp_path: Path) -> None:
+    async with desk(tmp_path, EVERYTHING) as place:
+        there = {f"{method} {path}": scope for method, path, _, scope in place.api.routes()}
+        served = {
+            f"{route.method} {route.resource.canonical}"
+            for route in place.api.application().router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+
+    assert there == SCOPES
+    assert served == set(SCOPES)
+
+
+async def test_without_a_token_only_open_routes_answer(tmp_path: Path) -> None:
+    async with desk(tmp_path, EVERYTHING) as place:
+        guarded = {route: (await place.ask(route, {}))[0] for route in GUARDED}
+        wrong = await place.ask("GET /api/sessions", {"Authorization": "Bearer wrong"})
+        live = await place.ask("GET /health/live", {})
+        ready = await place.ask("GET /health/ready", {})
+        facts = await place.ask("GET /health/ready", EVERYTHING.headers)
+        page = await place.ask("GET /", {})
+        who = await place.ask("GET /api/login", {})
+
+    assert guarded == dict.fromkeys(GUARDED, 401)
+    assert wrong == (401, {"error": "the token is wrong"})
+    assert (live[0], page[0], who[0]) == (200, 200, 401)
+    assert ready == (200, {"ready": True})
+    assert facts == (200, {"ready": True, "facts": {}})
+
+
+@pytest.mark.parametrize("scope", TOKENS)
+async def test_a_token_opens_the_routes_of_its_scope_and_no_other(
+    tmp_path: Path, scope: str
+) -> None:
+    async with desk(tmp_path, *TOKENS.values()) as place:
+        answers = {
+            route: (await place.ask(route, TOKENS[scope].headers, id="none"))[0]
+            for route in GUARDED
+        }
+
+    assert {route for route, status in answers.items() if status == 403} == {
+        route for route, wanted in GUARDED.items() if wanted != scope
+    }
+    opened = {status for route, status in answers.items() if GUARDED[route] == scope}
+    assert opened <= {200, 201, 404}
+
+
+async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path, SALES, EVERYTHING) as place:
+        others = {route: await place.ask(route, SALES.headers, id="s2") for route in OF_A_SESSION}
+        nothing = {route: await place.ask(route, SALES.headers, id="no") for route in OF_A_SESSION}
+        own = {route: (await place.ask(route, SALES.headers, id="s1"))[0] for route in OF_A_SESSION}
+
+    assert others == nothing  # nor does it learn that there is one
+    assert {status for status, _ in others.values()} == {404}
+    assert own == {
+        "GET /api/sessions/{id}": 200,
+        "PUT /api/sessions/{id}/hold": 200,
+        "DELETE /api/sessions/{id}/hold": 200,
+        "GET /api/sessions/{id}/transcript": 404,  # there is none
+        "GET /api/sessions/{id}/ladder": 200,
+        "GET /api/sessions/{id}/audio/{name}": 404,  # nor that
+        "POST /api/sessions/{id}/pause": 409,  # it is over
+        "POST /api/sessions/{id}/resume": 409,
+        "POST /api/jobs/{id}/retry": 202,
+        "DELETE /api/sessions/{id}": 409,  # it waits for its transcription, again
+    }
+
+
+async def test_a_limited_token_turns_the_pages_of_its_own_sessions(tmp_path: Path) -> None:
+    async with desk(tmp_path, SALES) as place:
+        _, first = await place.ask("GET /api/sessions?limit=1", SALES.headers)
+        _, second = await place.ask(
+            f"GET /api/sessions?limit=1&before={first['next']}", SALES.headers
+        )
+        _, third = await place.ask(
+            f"GET /api/sessions?limit=1&before={second['next']}", SALES.headers
+        )
+        _, work = await place.ask("GET /api/jobs", SALES.headers)
+
+    assert [one["id"] for one in first["sessions"]] == ["s3"]
+    assert [one["id"] for one in second["sessions"]] == ["s1"]
+    assert (third["sessions"], third["next"]) == ([], None)
+    assert [one["session_id"] for one in work["jobs"]] == ["s3", "s1"]
+
+
+async def test_a_page_without_a_session_of_ones_own_says_where_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes_module, "_LARGEST_PAGE", 1)
+    monkeypatch.setattr(routes_module, "_MOST_LOOKED_AT", 1)
+    pages = []
+    async with desk(tmp_path, SALES) as place:
+        path = "GET /api/sessions?limit=1"
+        while True:
+            _, page = await place.ask(path, SALES.headers)
+            pages.append([one["id"] for one in page["sessions"]])
+            if page["next"] is None:
+                break
+            path = f"GET /api/sessions?limit=1&before={page['next']}"
+
+    assert pages == [["s3"], [], ["s1"], []]
+
+
+async def test_a_login_gives_a_cookie_that_scripts_cannot_read(tmp_path: Path) -> None:
+    async with desk(tmp_path, SALES) as place:
+        async with place.http.post(
+            place.url + "/api/login", json={"token": SALES.secret}
+        ) as answer:
+            cookie = answer.headers["Set-Cookie"]
+            body = await answer.json()
+        carried = {"Cookie": cookie.partition(";")[0]}
+        origin = {"Origin": place.url}
+        read = await place.ask("GET /api/sessions/{id}", carried)
+        foreign = await place.ask("PUT /api/sessions/{id}/hold", carried | {"Origin": "http://x"})
+        nowhere = await place.ask("PUT /api/sessions/{id}/hold", carried)
+        held = await place.ask("PUT /api/sessions/{id}/hold", carried | origin)
+        _, who = await place.ask("GET /api/login", carried)
+        out = await place.ask("DELETE /api/login", carried | origin)
+        after = await place.ask("GET /api/sessions/{id}", carried)
+
+    attributes = {part.strip().partition("=")[0] for part in cookie.split(";")}
+    assert attributes == {COOKIE, "HttpOnly", "Max-Age", "Path", "SameSite"}
+    assert "SameSite=Strict" in cookie
+    assert SALES.secret not in cookie
+    assert body == {"client": "sales", "scopes": ["listen", "operate", "read"]}
+    assert who == body | {"restricted": True, "open": False}
+    assert [read[0], held[0], out[0], after[0]] == [200, 200, 204, 401]
+    assert foreign == (403, {"error": "this origin is not allowed: see HTTP_ORIGINS"})
+    assert nowhere == (403, {"error": "an Origin header is needed with the cookie"})
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"token": "wrong"}, 401),
+        ({"token": "x" * 2000}, 400),
+        ({}, 400),
+        ({"token": "t", "more": 1}, 400),
+        ("token", 400),
+    ],
+)
+async def test_a_wrong_login_is_refused_without_repeating_it(
+    tmp_path: Path, body: object, status: int
+) -> None:
+    async with desk(tmp_path, SALES) as place:
+        found, said = await place.ask("POST /api/login", {}, body=body)
+
+    assert found == status
+    assert set(said) == {"error"}
+    assert "xxx" not in said["error"]
+
+
+async def test_behind_a_proxy_that_speaks_tls_the_cookie_is_for_tls_alone(tmp_path: Path) -> None:
+    async with desk(tmp_path, SALES) as place:
+        origin = {"Origin": place.url.replace("http:", "https:")}
+        async with place.http.post(
+            place.url + "/api/login", json={"token": SALES.secret}, headers=origin
+        ) as answer:
+            cookie = answer.headers["Set-Cookie"]
+
+    assert "; Secure" in cookie
+
+
+async def test_wrong_logins_and_wrong_tokens_count_together(tmp_path: Path) -> None:
+    async with desk(tmp_path, SALES) as place:
+        for _ in range(5):
+            await place.ask("POST /api/login", {}, body={"token": "wrong"})
+            await place.ask("GET /api/jobs", {"Authorization": "Bearer wrong"})
+        async with place.http.get(
+            place.url + "/api/sessions", headers={"Authorization": "Bearer wrong"}
+        ) as answer:
+            limited, wait = answer.status, answer.headers["Retry-After"]
+        _, body = await place.ask("POST /api/login", {}, body={"token": SALES.secret})
+        live = await place.ask("GET /health/live", {})
+
+    assert limited == 429
+    assert int(wait) > 0
+    assert body == {"error": "too many wrong tokens from here"}
+    assert live[0] == 200
+
+
+async def test_a_page_from_elsewhere_cannot_act_even_where_no_token_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as place:
+        retry = "POST /api/jobs/{id}/retry"
+        foreign = await place.ask(retry, {"Origin": "http://evil.example.com"})
+        program = await place.ask(retry, {})
+
+    assert (foreign[0], program[0]) == (403, 202)
+
+
+async def test_answers_are_not_for_caches_on_the_way(tmp_path: Path) -> None:
+    async with (
+        desk(tmp_path, SALES) as place,
+        place.http.get(place.url + "/api/sessions", headers=SALES.headers) as answer,
+    ):
+        assert answer.headers["Cache-Control"] == "private, no-cache"
