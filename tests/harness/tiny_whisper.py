@@ -20,6 +20,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -412,12 +413,17 @@ def _write_tokenizer(tokens: Sequence[str], path: Path) -> None:
     path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
 
-def _visible(token: bytes) -> str:
+@lru_cache
+def _letters() -> dict[int, str]:
     """GPT-2's way to write octets: printable ones as they are, the rest from U+0100 on."""
     others = [octet for octet in range(256) if octet not in _PRINTABLE]
     table = {octet: chr(octet) for octet in _PRINTABLE}
-    table |= {octet: chr(256 + number) for number, octet in enumerate(others)}
-    return "".join(table[octet] for octet in token)
+    return table | {octet: chr(256 + number) for number, octet in enumerate(others)}
+
+
+def _visible(token: bytes) -> str:
+    letters = _letters()
+    return "".join(letters[octet] for octet in token)
 
 
 def write_openai(text: str, path: Path, end_s: float) -> None:
