@@ -112,7 +112,7 @@ def test_only_a_token_that_is_ours_and_not_over_gets_in(tmp_path: Path, one_farm
 def test_a_job_whose_node_falls_silent_goes_to_another_when_the_lease_is_over(
     tmp_path: Path, one_farm: Farm
 ) -> None:
-    part, url = dispatcher(one_farm, "--lease", "1s")
+    part, url = dispatcher(one_farm, "--lease", "3s")
     first = token(one_farm, "silent")
     client = one_farm.client(audio(tmp_path / "a.wav"))
     status, body = ask(f"{url}/v1/work", first)
