@@ -83,6 +83,7 @@ class Bridge:
         self.database = Database(
             settings.database,
             on_commit_seconds=metrics.database_commit_seconds.observe,
+            wait=settings.database_wait.total_seconds(),
         )
         self.broker = (
             AmqpSink(settings.amqp_url, metrics, exchange=settings.amqp_exchange)
@@ -229,7 +230,7 @@ class Bridge:
         try:
             await self.database.start()
         except StoreError as error:
-            raise ConfigurationError(f"DATABASE_URL={settings.database}", str(error)) from error
+            raise ConfigurationError("DATABASE_URL", str(error)) from error
         parts.push_async_callback(self.database.stop)
         parts.push_async_callback(self.provider.close)
         parts.push_async_callback(self.finisher.stop)
@@ -450,7 +451,7 @@ class Bridge:
             f"to {settings.rtp_port_max}, received by {self.media.receiver} in {self.media.workers} "
             f"process{'es' * (self.media.workers > 1)}, sources: {settings.rtp_source}",
             f"recordings in {settings.recordings}",
-            f"database {self.database.path} ({stored})",
+            f"database {self.database.place} ({stored})",
             f"recogniser {self.provider.describe()}",
             f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
             f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",

@@ -213,8 +213,8 @@ async def _database(settings: Settings) -> Finding:
     except (StoreError, ConfigurationError) as error:
         return Finding("database", False, f"{error}; correct DATABASE_URL or DATA_DIR")
     if cause is not None:
-        return Finding("database", False, f"{store.path}: {cause}")
-    return Finding("database", True, f"{store.path} takes a transaction")
+        return Finding("database", False, f"{store.place}: {cause}")
+    return Finding("database", True, f"{store.place} takes a transaction")
 
 
 async def _recogniser(options: Mapping[str, str], vendor: str) -> Finding:

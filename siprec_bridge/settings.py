@@ -139,6 +139,7 @@ _SECRETS = (
     "SIP_AUTH_USERS",
     "AMQP_URL",
     "HTTP_TOKENS",
+    "DATABASE_URL",
 )  # never shown, not even when they are wrong
 _CASELESS = (
     "log_level",
@@ -274,9 +275,14 @@ class Settings(BaseModel):
         "wav", description="of finished audio; flac has the same samples in less room"
     )
     database_url: str | None = Field(
-        None, description="database; else SQLite in DATA_DIR/siprec-bridge.db"
+        None,
+        description="postgresql://user:password@host/name, which several bridges may share; "
+        "else SQLite in DATA_DIR/siprec-bridge.db",
     )
-
+    database_wait: Duration = Field(
+        timedelta(seconds=60),
+        description="longest wait for a database server that is away at the start",
+    )
     min_free_disk: Size = Field(
         500_000_000, description="new calls are turned away (503) while less than this is free"
     )

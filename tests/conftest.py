@@ -1,11 +1,13 @@
-"""What several test folders share: a broker, and hypothesis without surprises."""
+"""What several test folders share: a broker, a database server, and hypothesis without surprises."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from harness.postgresql import Postgresql
 from harness.rabbitmq import RabbitMq
 
 settings.register_profile(
@@ -34,3 +36,25 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
     broker.start()
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgresql]:
+    """A real server, the same for all tests; each makes a database of its own."""
+    if Postgresql.programs() is None:
+        pytest.fail("postgresql is not installed: run scripts/setup test")
+    server = Postgresql()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'a.db'}"
+    server: Postgresql = request.getfixturevalue("postgresql")
+    return server.new_database()

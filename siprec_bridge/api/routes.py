@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
@@ -17,7 +18,17 @@ from sqlalchemy import Connection
 from siprec_bridge.access import COOKIE, LOGIN_S, TICKET_S, Client, Gate, Refused, Scope
 from siprec_bridge.recording import InUse, NotRecording, RecordingService, Retention, UnderHold
 from siprec_bridge.siprec import PauseOrder, Verdict
-from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, ladder, recordings
+from siprec_bridge.store import (
+    Database,
+    Found,
+    JobRow,
+    SessionRow,
+    StoreError,
+    jobs,
+    ladder,
+    recordings,
+    search,
+)
 from siprec_bridge.store import transcripts as transcripts_of
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.telemetry.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -33,7 +44,7 @@ _SESSION_STATES = ("recording", "finishing", "finished", "failed")
 
 Model = TypeVar("Model", bound=BaseModel)
 Cursor = tuple[datetime, str]
-Row = TypeVar("Row", SessionRow, JobRow)
+Row = TypeVar("Row", SessionRow, JobRow, Found)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _CLIENT: web.RequestKey[Client] = web.RequestKey("client", Client)
@@ -135,6 +146,7 @@ class Api:
             ("GET", "/api/sessions/{id}/audio/{name}", self._audio, "read"),
             ("POST", "/api/sessions/{id}/pause", self._pause, "operate"),
             ("POST", "/api/sessions/{id}/resume", self._resume, "operate"),
+            ("GET", "/api/search", self._search, "read"),
             ("GET", "/api/jobs", self._jobs, "read"),
             ("POST", "/api/jobs/{id}/retry", self._retry, "operate"),
         ]
@@ -346,6 +358,44 @@ class Api:
         if request.query.get("format") == "text":
             return web.Response(text=found.text + "\n")
         return web.Response(text=found.document, content_type="application/json")
+
+    async def _search(self, request: web.Request) -> web.Response:
+        """Sessions whose latest transcript has what is asked for, and where in it."""
+        view = request[_CLIENT].view
+        since, until = _time(request, "from"), _time(request, "to")
+
+        def page(connection: Connection, limit: int, before: Cursor | None) -> list[Found]:
+            return search.search(
+                connection,
+                limit,
+                text=request.query.get("q", ""),
+                participant=request.query.get("participant", ""),
+                since=since,
+                until=until,
+                before=before,
+            )
+
+        found, next_ = await self._database.read(
+            partial(
+                _visible,
+                page=page,
+                seen=lambda _, one: view.sees(one.session.peer, one.session.document),
+                key=lambda one: (one.session.started_at, one.session.id),
+                whole=view.whole,
+                limit=_limit(request),
+                before=_cursor(request),
+            )
+        )
+        return web.json_response(
+            {
+                "sessions": [
+                    _session_summary(one.session)
+                    | {"matches": one.matches, "hits": [asdict(hit) for hit in one.hits]}
+                    for one in found
+                ],
+                "next": next_,
+            }
+        )
 
     async def _ladder(self, request: web.Request) -> web.Response:
         row = await self._find(request)
@@ -578,6 +628,17 @@ def _cursor(request: web.Request) -> Cursor | None:
     except ValueError:
         raise web.HTTPBadRequest(text="before must be the `next` of the page before") from None
     return when, id
+
+
+def _time(request: web.Request, name: str) -> datetime | None:
+    text = request.query.get(name)
+    if not text:
+        return None
+    try:
+        when = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError:
+        raise web.HTTPBadRequest(text=f"{name} must be a time such as 2026-05-04T12:00Z") from None
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
 def _next(last: Cursor) -> str:

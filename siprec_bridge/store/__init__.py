@@ -4,19 +4,22 @@ Refuses to know what an event says, how audio is made and who listens; callers h
 values and get frozen rows. Audio itself lies in files beside the database.
 """
 
-from siprec_bridge.store import jobs, ladder, outbox, recordings, retention, transcripts
+from siprec_bridge.store import jobs, ladder, outbox, recordings, retention, search, transcripts
 from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow
 from siprec_bridge.store.ladder import SipMessage
 from siprec_bridge.store.outbox import Event, PendingEvent, SinkBacklog
 from siprec_bridge.store.recordings import SessionRow
+from siprec_bridge.store.search import Found, Hit
 from siprec_bridge.store.transcripts import TranscriptRow
 
 __all__ = [
     "Backlog",
     "Database",
     "Event",
+    "Found",
+    "Hit",
     "JobRow",
     "PendingEvent",
     "SessionRow",
@@ -29,5 +32,6 @@ __all__ = [
     "outbox",
     "recordings",
     "retention",
+    "search",
     "transcripts",
 ]

@@ -1,7 +1,7 @@
 """The engine and its transactions: one writer thread that groups commits, a few reader threads.
 
-SQLite lets one writer in at a time and an fsync costs milliseconds: so all works that wait
-share one commit, each in a savepoint of its own, and each caller returns when it is durable.
+SQLite lets one writer in at a time, and an fsync costs milliseconds everywhere: so all works that
+wait share one commit, and each caller returns when it is durable.
 """
 
 import asyncio
@@ -13,24 +13,26 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.store.dialect import backend_of, cause_of, insert_new
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.migrations import upgrade
-from siprec_bridge.store.schema import insert_new, probe
+from siprec_bridge.store.schema import probe
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
 _GROUP_LIMIT = 500  # works that share one commit
 _QUEUE_LIMIT = 10_000  # works that may wait; each has a caller that waits with it
-_BUSY_TIMEOUT_S = 5.0
 _PROBE_TIMEOUT_S = 10.0
+_AWAY_PAUSE_S = 1.0
 _FRESH_S = 5.0  # a commit this recent proves that the database is writable
 
 
@@ -47,7 +49,8 @@ class _Work:
 class Database:
     """Transactions for the event loop that called `start`. Use it from that loop only.
 
-    `on_commit_seconds` gets the duration of every COMMIT, in the writer's thread.
+    `on_commit_seconds` gets the duration of every COMMIT, in the writer's thread. `wait`: seconds
+    for which `start` waits for a server that is away. `place` says where the database is.
     Raises ConfigurationError for a URL that cannot be used.
     """
 
@@ -57,8 +60,12 @@ class Database:
         *,
         on_commit_seconds: Callable[[float], None] | None = None,
         readers: int = 2,
+        wait: float = 0.0,
     ) -> None:
-        self._url, self.path = _sqlite_file(url)
+        self._backend = backend_of(url)
+        self.place = self._backend.place
+        self.shared = self._backend.shared  # with other nodes
+        self._wait_s = wait
         self._on_commit_seconds = on_commit_seconds
         self._reader_count = readers
         self._listeners: list[Callable[[], None]] = []
@@ -72,8 +79,8 @@ class Database:
         """Create or migrate the database, under a lock, and open it. Raises StoreError."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._prepare)
-        self._write_engine = _engine(self._url)
-        self._read_engine = _engine(self._url, readers=self._reader_count)
+        self._write_engine = self._backend.engine()
+        self._read_engine = self._backend.engine(readers=self._reader_count)
         self._readers = ThreadPoolExecutor(self._reader_count, thread_name_prefix="store-read")
         self._open = True
         self._writer = threading.Thread(target=self._run_writer, name="store-write", daemon=True)
@@ -140,23 +147,37 @@ class Database:
         return await self.unwritable() is None
 
     def _prepare(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Without foreign keys: a migration may have to rebuild a table that others refer to.
-            engine = _engine(self._url, foreign_keys=False)
+        deadline = time.monotonic() + self._wait_s
+        told = False
+        while True:
             try:
-                upgrade(engine, self.path)
-            finally:
-                engine.dispose()
-        except (SQLAlchemyError, OSError) as error:
-            raise StoreError(f"{self.path}: {_cause(error)}") from error
+                self._migrate()
+                return
+            except (SQLAlchemyError, OSError) as error:
+                cause = f"{self.place}: {cause_of(error)}"
+                if not self._backend.is_away(error) or time.monotonic() >= deadline:
+                    raise StoreError(cause) from error
+            if not told:
+                log.warning("database.awaited", cause=cause, for_s=self._wait_s)
+                told = True
+            time.sleep(min(_AWAY_PAUSE_S, max(0.0, deadline - time.monotonic())))
+
+    def _migrate(self) -> None:
+        self._backend.make_room()
+        # Without foreign keys: a migration may have to rebuild a table that others refer to.
+        engine = self._backend.engine(foreign_keys=False)
+        try:
+            with self._backend.migrating(engine) as connection:
+                upgrade(connection, self.place)
+        finally:
+            engine.dispose()
 
     def _read_now(self, work: Callable[[Connection], T]) -> T:
         try:
             with self._read_engine.begin() as connection:
                 return work(connection)
         except SQLAlchemyError as error:
-            raise StoreError(_cause(error)) from error
+            raise StoreError(cause_of(error)) from error
 
     def _run_writer(self) -> None:
         while True:
@@ -185,7 +206,7 @@ class Database:
         except Exception as error:  # noqa: BLE001  whatever it is, every caller must hear of it
             self._committed_at = None
             for work in group:
-                work.error = StoreError(_cause(error))
+                work.error = StoreError(cause_of(error))
                 work.error.__cause__ = error
 
     def _commit_as_one(self, group: list[_Work]) -> bool:
@@ -200,7 +221,7 @@ class Database:
             except Exception:  # noqa: BLE001  its turn to tell comes when each is run on its own
                 transaction.rollback()
                 return False
-            self._timed_commit(transaction)
+            self._timed_commit(connection, transaction)
         return True
 
     def _commit_each(self, group: list[_Work]) -> None:
@@ -208,11 +229,20 @@ class Database:
         with self._connection() as connection, connection.begin() as transaction:
             for work in group:
                 _attempt(work, connection)
-            self._timed_commit(transaction)
+            self._timed_commit(connection, transaction)
 
-    def _timed_commit(self, transaction: sa.RootTransaction) -> None:
+    def _timed_commit(self, connection: Connection, transaction: sa.RootTransaction) -> None:
+        mark = self._backend.mark(connection)
         begun = time.perf_counter()
-        transaction.commit()
+        try:
+            transaction.commit()
+        except DBAPIError as error:
+            # The answer was lost, not necessarily the commit: one who does it again does it twice.
+            lost = error.connection_invalidated and mark is not None
+            connection.invalidate()
+            connection.close()
+            if not lost or not self._backend.was_committed(self._write_engine, mark or 0):
+                raise
         if self._on_commit_seconds is not None:
             self._on_commit_seconds(time.perf_counter() - begun)
 
@@ -229,7 +259,10 @@ class Database:
             connection.invalidate()
             connection.close()
             raise
-        self._connected = connection
+        if connection.closed or connection.invalidated:
+            connection.close()
+        else:
+            self._connected = connection
 
     def _resolve(self, group: list[_Work]) -> None:
         """Hand the outcomes to the callers, some of whom may have gone. In the event loop."""
@@ -255,7 +288,7 @@ def _attempt(work: _Work, connection: Connection) -> None:
         work.value = work.do(connection)
     except SQLAlchemyError as error:
         savepoint.rollback()
-        work.error = StoreError(_cause(error))
+        work.error = StoreError(cause_of(error))
         work.error.__cause__ = error
     except StopIteration as error:  # a future cannot carry it
         savepoint.rollback()
@@ -272,51 +305,3 @@ def _touch_probe(connection: Connection) -> None:
     at = datetime.now(UTC)
     connection.execute(insert_new(connection, probe).values(id=1, at=at))
     connection.execute(probe.update().values(at=at))
-
-
-def _cause(error: Exception) -> str:
-    """One line without SQL and without the values in it, which are callers' data."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return " ".join(str(cause).split()) or type(cause).__name__
-
-
-def _sqlite_file(url: str) -> tuple[sa.URL, Path]:
-    try:
-        parsed = sa.make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError("DATABASE_URL", "is not a URL such as sqlite:///PATH") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise ConfigurationError(
-            f"DATABASE_URL={parsed.get_backend_name()}", "only sqlite:///PATH is supported"
-        )
-    if not parsed.database or parsed.database == ":memory:":
-        raise ConfigurationError("DATABASE_URL", "needs a file: sqlite:///PATH")
-    path = Path(parsed.database).absolute()
-    return parsed.set(drivername="sqlite+pysqlite", database=str(path)), path
-
-
-def _engine(url: sa.URL, *, readers: int = 0, foreign_keys: bool = True) -> Engine:
-    """An engine for SQLite with one writing connection, or with so many that only read."""
-    engine = sa.create_engine(
-        url,
-        poolclass=sa.QueuePool,
-        pool_size=readers or 1,
-        max_overflow=0,
-        hide_parameters=True,
-        connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_S},
-    )
-
-    def prepare(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # the driver begins transactions late: we do it
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
-        connection.execute(f"PRAGMA query_only = {'ON' if readers else 'OFF'}")
-
-    def begin(connection: Connection) -> None:
-        # A writer takes its lock at once: a transaction that begins by reading could not wait.
-        connection.exec_driver_sql("BEGIN" if readers else "BEGIN IMMEDIATE")
-
-    sa.event.listen(engine, "connect", prepare)
-    sa.event.listen(engine, "begin", begin)
-    return engine

@@ -12,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from siprec_bridge.store.schema import deliveries, events, insert_new, values_of
+from siprec_bridge.store.dialect import insert_new, number_in_order
+from siprec_bridge.store.schema import deliveries, events, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def append(
     """
     if not new_events:
         return []
+    number_in_order(connection)
     now = datetime.now(UTC)
     added = connection.execute(
         insert_new(connection, events).returning(events.c.seq, events.c.id),

@@ -1,7 +1,7 @@
 """Recording sessions: one row each, from the answer to the INVITE to the archived audio."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypedDict, Unpack
@@ -86,6 +86,13 @@ def faces(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, 
     wanted = sa.select(sessions.c.id, sessions.c.peer, sessions.c.document)
     rows = connection.execute(wanted.where(sessions.c.id.in_(ids)))
     return {id: (peer, document) for id, peer, document in rows}
+
+
+def of_ids(connection: Connection, ids: Sequence[str]) -> list[SessionRow]:
+    """The sessions of these ids that exist, in the order of the ids."""
+    rows = _rows(connection, sessions.select().where(sessions.c.id.in_(ids)))
+    found = {row.id: row for row in rows}
+    return [found[id] for id in ids if id in found]
 
 
 def unfinished(connection: Connection) -> list[SessionRow]:

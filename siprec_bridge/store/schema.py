@@ -1,15 +1,13 @@
 """The tables. A change here needs a migration; a test compares the two."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     DateTime,
     Dialect,
     Float,
@@ -23,7 +21,8 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -47,6 +46,30 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+
+class Words(TypeDecorator[Sequence[str]]):
+    """Folded words in order, see `words`: a tsvector, or their text for SQLite's FTS5. Not read."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """A tsvector where there is one."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.TSVECTOR())
+        return dialect.type_descriptor(Text())
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> str | None:
+        """Letters and digits need no escapes, and are not parsed once more."""
+        if value is None:
+            return None
+        if dialect.name == "postgresql":
+            return " ".join(f"'{word}':{place}" for place, word in enumerate(value, 1))
+        return " ".join(value)
+
+
+# A number for each event, for as long as the database is there. SQLite's are of 64 bits anyway.
+_Sequence = Integer().with_variant(BigInteger(), "postgresql")
 
 # Named constraints, so that later migrations can change them on every database.
 metadata = MetaData(
@@ -128,11 +151,25 @@ transcripts = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
+# What finds words is made by the migration alone: a GIN index in PostgreSQL; in SQLite the FTS5
+# table `passages_fts`, which triggers keep like this one.
+passages = Table(
+    "passages",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("session_id", ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),  # of the session
+    Column("words", Words, nullable=False),
+    Column("who", Words, nullable=False),
+    Index("ix_passages_session_id", "session_id"),
+    Index("ix_passages_started_at_session_id", "started_at", "session_id"),
+)
+
 # No foreign key to sessions: what was promised to consumers outlives the session's removal.
 events = Table(
     "events",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
     Column("id", String, nullable=False, unique=True),
     Column("session_id", String, nullable=False),
     Column("type", String, nullable=False),
@@ -189,18 +226,6 @@ probe = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("at", UtcDateTime, nullable=False),
 )
-
-
-def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that leaves rows alone whose key exists. Not standard SQL: one place per dialect."""
-    return _insert_new(connection.dialect.name, table)
-
-
-@lru_cache
-def _insert_new(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
-    if dialect == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return sqlite.insert(table).on_conflict_do_nothing()
 
 
 def values_of(row: Mapping[Any, Any]) -> dict[str, Any]:

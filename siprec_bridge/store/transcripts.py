@@ -6,7 +6,9 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from siprec_bridge.store.schema import insert_new, transcripts, values_of
+from siprec_bridge.store import search
+from siprec_bridge.store.dialect import insert_new
+from siprec_bridge.store.schema import sessions, transcripts, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,13 @@ def save(
     document: str,
     at: datetime,
 ) -> bool:
-    """Store a transcript; False when this version exists, which then stays as it was delivered."""
+    """Store a transcript, the latest to be searched.
+
+    False when this version exists, which then stays as it was delivered.
+    """
+    newest = version > latest_version(connection, session_id)
     added = connection.execute(
-        insert_new(connection, transcripts),
+        insert_new(connection, transcripts).returning(transcripts.c.version),
         {
             "session_id": session_id,
             "version": version,
@@ -41,8 +47,11 @@ def save(
             "document": document,
             "created_at": at,
         },
-    )
-    return added.rowcount == 1
+    ).first()
+    if added is not None and newest:
+        started_at = sa.select(sessions.c.started_at).where(sessions.c.id == session_id)
+        search.index(connection, session_id, connection.execute(started_at).scalar_one(), document)
+    return added is not None
 
 
 def get(

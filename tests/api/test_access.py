@@ -18,7 +18,7 @@ from siprec_bridge.access import COOKIE, Gate
 from siprec_bridge.api import Api
 from siprec_bridge.api import routes as routes_module
 from siprec_bridge.recording import Keep, Retention
-from siprec_bridge.store import JobRow, SessionRow, jobs, recordings
+from siprec_bridge.store import JobRow, SessionRow, jobs, recordings, search
 from siprec_bridge.telemetry import Health
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -43,6 +43,7 @@ SCOPES = {
     "GET /api/sessions/{id}/audio/{name}": "read",
     "POST /api/sessions/{id}/pause": "operate",
     "POST /api/sessions/{id}/resume": "operate",
+    "GET /api/search": "read",
     "GET /api/jobs": "read",
     "POST /api/jobs/{id}/retry": "operate",
 }
@@ -93,7 +94,10 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
             for number, (id, domain) in enumerate(
                 [("s1", "sales.example.com"), ("s2", "example.com"), ("s3", "sales.example.com")]
             ):
-                recordings.insert(connection, session(id, number, domain))
+                row = session(id, number, domain)
+                recordings.insert(connection, row)
+                people = '{"participants": [{"name": "Caller"}]}'
+                search.index(connection, id, row.started_at, people)
                 created = NOW + timedelta(minutes=number)
                 jobs.insert(connection, JobRow(f"{id}.1", id, "whisper", 1.0, created, "failed"))
 
@@ -188,6 +192,15 @@ async def test_a_limited_token_turns_the_pages_of_its_own_sessions(tmp_path: Pat
     assert [one["id"] for one in second["sessions"]] == ["s1"]
     assert (third["sessions"], third["next"]) == ([], None)
     assert [one["session_id"] for one in work["jobs"]] == ["s3", "s1"]
+
+
+async def test_a_limited_token_finds_its_own_sessions_only(tmp_path: Path) -> None:
+    async with desk(tmp_path, SALES, EVERYTHING) as place:
+        _, own = await place.ask("GET /api/search?participant=caller", SALES.headers)
+        _, every = await place.ask("GET /api/search?participant=caller", EVERYTHING.headers)
+
+    assert [one["id"] for one in own["sessions"]] == ["s3", "s1"]
+    assert [one["id"] for one in every["sessions"]] == ["s3", "s2", "s1"]
 
 
 async def test_a_page_without_a_session_of_ones_own_says_where_to_go_on(

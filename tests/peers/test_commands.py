@@ -224,12 +224,16 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
             part = (seek.status, seek.content_type, await seek.read())
         _, unjudged = await bridge.get("/api/sessions?assurance=nothing")
         _, judged = await bridge.get("/api/sessions?assurance=complete")
+        _, found = await bridge.get("/api/search?q=HELLO&participant=alice&from=2026-01-01&limit=2")
+        _, missed = await bridge.get("/api/search?q=goodbye")
+        searched = await command("search", "hello", "there", data=tmp_path / "data")
+        in_vain = await command("search", "--participant", "carol", data=tmp_path / "data")
         refused = [
             await bridge.get(path)
             for path in (
                 "/api/sessions/none", "/api/sessions?limit=0", "/api/sessions?before=x",
                 "/api/jobs?state=odd", "/api/sessions?assurance=odd", f"/api/sessions/{session}/audio/..%2f..%2fsiprec-bridge.db",
-                "/nothing",
+                "/nothing", "/api/search?q=a&from=soon",
             )
         ]  # fmt: skip
 
@@ -241,7 +245,13 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     assert json.loads(detail)["assurance"]["verdict"] == "complete"
     assert json.loads(detail)["document"]["assurance"] == json.loads(detail)["assurance"]
     assert (len(json.loads(judged)["sessions"]), json.loads(unjudged)["sessions"]) == (3, [])
-    assert [status for status, _ in refused] == [404, 400, 400, 400, 400, 404, 404]
+    hits = [hit for one in json.loads(found)["sessions"] for hit in one["hits"]]
+    assert [one["id"] for one in json.loads(found)["sessions"]] == pages[:2]
+    assert [(one["text"], one["marks"]) for one in hits] == [("hello there", [[0, 5]])] * 4
+    assert json.loads(missed) == {"sessions": [], "next": None}
+    assert searched[1].count("Alice: hello there") == 3
+    assert in_vain[:2] == (0, "nothing found\n")
+    assert [status for status, _ in refused] == [404, 400, 400, 400, 400, 404, 404, 400]
     assert all("error" in json.loads(body) for _, body in refused)
 
 
