@@ -39,7 +39,7 @@ from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
-from siprec_bridge.store import Database, StoreError
+from siprec_bridge.store import Database, StoreError, node_id
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import (
     Guard,
@@ -84,6 +84,7 @@ class Bridge:
             settings.database,
             on_commit_seconds=metrics.database_commit_seconds.observe,
             wait=settings.database_wait.total_seconds(),
+            node=_node(settings),
         )
         self.broker = (
             AmqpSink(settings.amqp_url, metrics, exchange=settings.amqp_exchange)
@@ -131,6 +132,7 @@ class Bridge:
             sinks=sinks,
             clock=_now,
             transcribe=self.scheduler.wake,
+            reachable=settings.recordings_shared,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,
@@ -209,6 +211,7 @@ class Bridge:
                 events=settings.keep_events,
             ),
             clock=_now,
+            node=None if settings.recordings_shared else self.database.node,
         )
         self.api = Api(
             self.database,
@@ -451,7 +454,8 @@ class Bridge:
             f"to {settings.rtp_port_max}, received by {self.media.receiver} in {self.media.workers} "
             f"process{'es' * (self.media.workers > 1)}, sources: {settings.rtp_source}",
             f"recordings in {settings.recordings}",
-            f"database {self.database.place} ({stored})",
+            f"database {self.database.place} ({stored})"
+            + (f", as node {self.database.node}" if self.database.node is not None else ""),
             f"recogniser {self.provider.describe()}",
             f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
             f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",
@@ -516,6 +520,19 @@ def _speech(settings: Settings) -> SpeechOptions | None:
         max_speech_s=settings.max_speech_duration_s,
         pad_ms=settings.speech_pad_ms,
     )
+
+
+def _node(settings: Settings) -> str | None:
+    """The name among those that share the database; None: it is ours alone."""
+    if not settings.database.startswith("postgresql"):
+        return None
+    if settings.node_id is not None:
+        return settings.node_id
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return node_id(settings.data_dir)
+    except OSError as error:
+        raise ConfigurationError(f"DATA_DIR={settings.data_dir}", f"{error.strerror}") from error
 
 
 def _now() -> datetime:

@@ -41,6 +41,7 @@ from siprec_bridge.store import (
     TranscriptRow,
     jobs,
     ladder,
+    node_id,
     recordings,
     transcripts,
 )
@@ -509,12 +510,15 @@ def sessions_release(session: SessionId, config: ConfigFile = None) -> None:
 @sessions_app.command("delete")
 def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
     """Delete a session with its audio, its transcript and all that is known of it."""
-    from siprec_bridge.recording import InUse, Keep, Retention, UnderHold
+    from siprec_bridge.recording import Elsewhere, InUse, Keep, Retention, UnderHold
 
     settings, _ = from_environment(config)
 
     async def delete(store: Database) -> bool:
-        retention = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC))
+        node = None
+        if store.shared and not settings.recordings_shared:
+            node = settings.node_id or node_id(settings.data_dir)
+        retention = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC), node=node)
         return await retention.delete(session)
 
     try:
@@ -522,6 +526,8 @@ def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
             _refuse(f"there is no session {session}")
     except UnderHold:
         _refuse(f"{session} is under hold: release it first")
+    except Elsewhere as error:
+        _refuse(f"the audio of {session} is on node {error}: delete it there")
     except InUse:
         _refuse(f"{session} is being recorded or transcribed")
     print(f"{session} is deleted")

@@ -279,6 +279,17 @@ class Settings(BaseModel):
         description="postgresql://user:password@host/name, which several bridges may share; "
         "else SQLite in DATA_DIR/siprec-bridge.db",
     )
+    node_id: str | None = Field(
+        None,
+        pattern=r"^[\w.:-]{1,100}$",
+        description="name of this bridge among those that share the database; "
+        "else one made up for DATA_DIR",
+    )
+    recordings_shared: bool = Field(
+        False,
+        description="true: all nodes have the same RECORDING_DIR at the same path, "
+        "so that any may transcribe what another recorded",
+    )
     database_wait: Duration = Field(
         timedelta(seconds=60),
         description="longest wait for a database server that is away at the start",

@@ -16,7 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from sqlalchemy import Connection
 
 from siprec_bridge.access import COOKIE, LOGIN_S, TICKET_S, Client, Gate, Refused, Scope
-from siprec_bridge.recording import InUse, NotRecording, RecordingService, Retention, UnderHold
+from siprec_bridge.recording import (
+    Elsewhere,
+    InUse,
+    NotRecording,
+    RecordingService,
+    Retention,
+    UnderHold,
+)
 from siprec_bridge.siprec import PauseOrder, Verdict
 from siprec_bridge.store import (
     Database,
@@ -325,6 +332,8 @@ class Api:
                 raise web.HTTPNotFound(text="there is no such session")
         except UnderHold:
             raise web.HTTPConflict(text="the session is under hold") from None
+        except Elsewhere as error:
+            raise web.HTTPConflict(text=f"the audio is on node {error}: delete it there") from None
         except InUse:
             raise web.HTTPConflict(text="the session is being recorded or transcribed") from None
         except OSError as error:
@@ -425,7 +434,10 @@ class Api:
         if name not in known:
             raise web.HTTPNotFound(text="there is no such file")
         kind = "audio/flac" if name.endswith(".flac") else "audio/wav"
-        return web.FileResponse(Path(row.folder) / name, headers={"Content-Type": kind})
+        path = Path(row.folder) / name
+        if row.node != self._database.node and not path.exists():
+            raise web.HTTPNotFound(text=f"the audio is on node {row.node}")
+        return web.FileResponse(path, headers={"Content-Type": kind})
 
     async def _pause(self, request: web.Request) -> web.Response:
         return await self._instruct(request, self._calls.pause)
@@ -444,7 +456,12 @@ class Api:
             paused = await act(session_id, order)
         except NotRecording:
             row = await self._find(request)
-            raise web.HTTPConflict(text=f"the session is {row.state}, not recording") from None
+            where = (
+                f" by node {row.node}, not here" if row.state == "recording" and row.node else ""
+            )
+            raise web.HTTPConflict(
+                text=f"the session is {row.state}{where or ', not recording'}"
+            ) from None
         except LookupError as error:
             raise web.HTTPUnprocessableEntity(text=str(error.args[0])) from None
         except OSError as error:
@@ -598,6 +615,7 @@ def _session_summary(row: SessionRow) -> dict[str, Any]:
         "audio_deleted_at": row.audio_deleted_at.isoformat() if row.audio_deleted_at else None,
         "held": json.loads(row.held) if row.held else None,
         "assurance": document.get("assurance"),
+        "node": row.node,
     }
 
 

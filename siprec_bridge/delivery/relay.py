@@ -151,8 +151,11 @@ class Relay:
         name = self._sink.name
         await self._note()
         await self._sink.connect()
-        while waiting := await self._database.read(
-            lambda connection: outbox.pending(connection, name, _BATCH, self._clock())
+        duty = f"relay {name}"  # of one node: so the order within a session holds
+        while self._database.leads(duty) and (
+            waiting := await self._database.read(
+                lambda connection: outbox.pending(connection, name, _BATCH, self._clock())
+            )
         ):
             await self._deliver(waiting)
             self._all_is_well()

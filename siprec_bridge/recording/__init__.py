@@ -10,7 +10,7 @@ from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
-from siprec_bridge.recording.retention import InUse, Keep, Retention, UnderHold
+from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
 from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Capacity",
     "Completion",
     "Desk",
+    "Elsewhere",
     "InUse",
     "Keep",
     "LadderKeeper",

@@ -50,6 +50,7 @@ class Archive:
         sinks: Sequence[str],
         clock: Callable[[], datetime],
         transcribe: Callable[[], None],
+        reachable: bool = False,
     ) -> None:
         self._database = database
         self._finisher = finisher
@@ -57,6 +58,7 @@ class Archive:
         self._metrics = metrics
         self._sinks = sinks
         self._clock = clock
+        self._reachable = reachable  # by all nodes is the audio
         self._transcribe = transcribe  # tells the scheduler that a job waits
 
     async def end(
@@ -104,6 +106,7 @@ class Archive:
             model=self._recogniser.model,
             audio_seconds=seconds,
             created_at=now,
+            node=None if self._reachable else session.node,
         )
         summary = AUDIO.dump_json(audio).decode()
 

@@ -98,8 +98,8 @@ class Completion:
         )
 
         def store(connection: Connection) -> None:
-            jobs.fail(connection, job.id, error.reason, now, facts)
-            outbox.append(connection, [event], self._sinks)
+            if jobs.fail(connection, job.id, error.reason, now, facts, runner=job.runner):
+                outbox.append(connection, [event], self._sinks)
 
         await self._database.write(store)
         log.error(

@@ -244,6 +244,7 @@ class Recorder:
             folder=str(self._folder),
             document=document.model_dump_json(),
             warnings=document.warnings,
+            node=self._desk.database.node,
         )
         started = envelope.session_started(facts_of(document, self.dialog.call_id, at))
 

@@ -18,14 +18,15 @@ log = structlog.get_logger()
 
 
 async def left_behind(database: Database) -> list[SessionRow]:
-    """What a dead bridge did not finish; its runs of the recogniser are queued again.
+    """What this node did not finish when it died; its runs of the recogniser are queued again.
 
+    Sessions of other nodes are left to them: one that cannot reach the database may well be recording.
     To be called before the first new call is taken.
     """
-    running = await database.write(jobs.requeue_running)
+    running = await database.write(partial(jobs.requeue_running, node=database.node))
     if running:
         log.warning("recovery.runs_queued_again", jobs=running)
-    return await database.read(recordings.unfinished)
+    return await database.read(partial(recordings.unfinished, node=database.node))
 
 
 async def recover(

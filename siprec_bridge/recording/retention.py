@@ -23,10 +23,15 @@ log = structlog.get_logger()
 _ROUND_S = 60.0
 _BATCH = 100
 _EVENTS = 1000
+_TRIES = 10
 
 
 class UnderHold(Exception):
     """Somebody keeps the session from being deleted."""
+
+
+class Elsewhere(Exception):
+    """The audio is on another node, which is the argument."""
 
 
 class InUse(Exception):
@@ -44,11 +49,21 @@ class Keep:
 
 
 class Retention:
-    """Deletes what is too old, or the oldest of what is too much."""
+    """Deletes what is too old, or the oldest of what is too much.
+
+    `node`: whose audio it can reach; None: everybody's.
+    """
 
     def __init__(
-        self, database: Database, metrics: Metrics, keep: Keep, *, clock: Callable[[], datetime]
+        self,
+        database: Database,
+        metrics: Metrics,
+        keep: Keep,
+        *,
+        clock: Callable[[], datetime],
+        node: str | None = None,
     ) -> None:
+        self._node = node
         self._database = database
         self._metrics = metrics
         self._keep = keep
@@ -70,16 +85,16 @@ class Retention:
         if keep.sessions is not None:
             before = now - keep.sessions
             while rows := await self._database.read(
-                partial(retention.ended, limit=_BATCH, before=before)
+                partial(retention.ended, limit=_BATCH, before=before, node=self._node)
             ):
                 await self._delete_sessions(rows, "age")
         if keep.audio is not None:
             before = now - keep.audio
             while rows := await self._database.read(
-                partial(retention.with_audio, limit=_BATCH, before=before)
+                partial(retention.with_audio, limit=_BATCH, before=before, node=self._node)
             ):
                 await self._delete_audio(rows, "age")
-        total = await self._database.read(retention.audio_bytes)
+        total = await self._database.read(partial(retention.audio_bytes, node=self._node))
         if keep.audio_size is not None:
             total = await self._make_room(total, keep.audio_size)
         self._metrics.recordings_bytes.set(total)
@@ -89,7 +104,7 @@ class Retention:
     async def delete(self, session_id: str) -> bool:
         """Delete a session at once, with all that is known of it; False: there is none.
 
-        Raises UnderHold, InUse, StoreError, OSError.
+        Raises UnderHold, InUse, Elsewhere, StoreError, OSError.
         """
 
         def find(connection: Connection) -> tuple[SessionRow | None, bool]:
@@ -103,12 +118,16 @@ class Retention:
             raise UnderHold
         if busy or row.state not in ("finished", "failed"):
             raise InUse
+        if self._node is not None and row.node not in (None, self._node):
+            raise Elsewhere(row.node)
         await self._delete_sessions([row], "request")
         return True
 
     async def _make_room(self, total: int, limit: int) -> int:
         while total > limit:
-            rows = await self._database.read(partial(retention.with_audio, limit=_BATCH))
+            rows = await self._database.read(
+                partial(retention.with_audio, limit=_BATCH, node=self._node)
+            )
             some: list[SessionRow] = []
             for row in rows:
                 if total <= limit:
@@ -122,7 +141,9 @@ class Retention:
         return total
 
     async def _measure(self) -> None:
-        while rows := await self._database.read(partial(retention.unmeasured, limit=_BATCH)):
+        while rows := await self._database.read(
+            partial(retention.unmeasured, limit=_BATCH, node=self._node)
+        ):
             sizes = await asyncio.to_thread(
                 lambda found: [(row.id, _size(Path(row.folder))) for row in found], rows
             )
@@ -172,5 +193,9 @@ def _size(folder: Path) -> int:
 
 def _remove(folders: Sequence[str]) -> None:
     for folder in folders:
-        with contextlib.suppress(FileNotFoundError):  # an earlier round was cut off after this
-            shutil.rmtree(folder)
+        # Gone already: an earlier round was cut off after this. Or another node is at it, too.
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+            if not Path(folder).exists():
+                break

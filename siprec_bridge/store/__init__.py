@@ -9,6 +9,7 @@ from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow
 from siprec_bridge.store.ladder import SipMessage
+from siprec_bridge.store.nodes import node_id
 from siprec_bridge.store.outbox import Event, PendingEvent, SinkBacklog
 from siprec_bridge.store.recordings import SessionRow
 from siprec_bridge.store.search import Found, Hit
@@ -29,6 +30,7 @@ __all__ = [
     "TranscriptRow",
     "jobs",
     "ladder",
+    "node_id",
     "outbox",
     "recordings",
     "retention",

@@ -20,9 +20,10 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from siprec_bridge.store.dialect import backend_of, cause_of, insert_new
+from siprec_bridge.store.dialect import Postgresql, backend_of, cause_of, insert_new
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.migrations import upgrade
+from siprec_bridge.store.nodes import Sentinel
 from siprec_bridge.store.schema import probe
 
 log = structlog.get_logger()
@@ -50,7 +51,8 @@ class Database:
     """Transactions for the event loop that called `start`. Use it from that loop only.
 
     `on_commit_seconds` gets the duration of every COMMIT, in the writer's thread. `wait`: seconds
-    for which `start` waits for a server that is away. `place` says where the database is.
+    for which `start` waits for a server that is away. `node`: who this is among those that share the
+    database; none: a passer-by, such as a command. `place` says where the database is.
     Raises ConfigurationError for a URL that cannot be used.
     """
 
@@ -61,11 +63,18 @@ class Database:
         on_commit_seconds: Callable[[float], None] | None = None,
         readers: int = 2,
         wait: float = 0.0,
+        node: str | None = None,
     ) -> None:
         self._backend = backend_of(url)
         self.place = self._backend.place
         self.shared = self._backend.shared  # with other nodes
         self._wait_s = wait
+        self.node = node if self.shared else None
+        self._sentinel = (
+            Sentinel(self._backend, self.node, self._hear)
+            if self.node is not None and isinstance(self._backend, Postgresql)
+            else None
+        )
         self._on_commit_seconds = on_commit_seconds
         self._reader_count = readers
         self._listeners: list[Callable[[], None]] = []
@@ -79,6 +88,8 @@ class Database:
         """Create or migrate the database, under a lock, and open it. Raises StoreError."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._prepare)
+        if self._sentinel is not None:
+            await asyncio.to_thread(self._sentinel.start)
         self._write_engine = self._backend.engine()
         self._read_engine = self._backend.engine(readers=self._reader_count)
         self._readers = ThreadPoolExecutor(self._reader_count, thread_name_prefix="store-read")
@@ -95,15 +106,21 @@ class Database:
             self._changed.notify()
         await asyncio.to_thread(self._writer.join)
         await asyncio.to_thread(self._readers.shutdown)
+        if self._sentinel is not None:
+            await asyncio.to_thread(self._sentinel.stop)
         self._read_engine.dispose()
         self._write_engine.dispose()
 
     def on_commit(self, listener: Callable[[], None]) -> None:
-        """Call `listener` in the event loop after every group of commits.
+        """Call `listener` in the event loop after every group of commits, and others' events.
 
         It must not lead to a write each time, or the database never rests.
         """
         self._listeners.append(listener)
+
+    def leads(self, duty: str) -> bool:
+        """Whether this is the one, of all that share the database, that has this duty now."""
+        return self._sentinel is None or self._sentinel.leads(duty)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return its result once that is durable.
@@ -130,6 +147,8 @@ class Database:
 
     async def unwritable(self) -> str | None:
         """Why nothing can be stored now (one line), or None. Writes a row unless just written."""
+        if self._sentinel is not None and self._sentinel.trouble is not None:
+            return self._sentinel.trouble
         committed_at = self._committed_at
         if self._open and committed_at is not None and time.monotonic() - committed_at < _FRESH_S:
             return None
@@ -274,8 +293,16 @@ class Database:
             else:
                 work.future.set_result(work.value)
         if any(work.error is None for work in group):
-            for listener in self._listeners:
-                listener()
+            self._tell()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _hear(self) -> None:
+        """Another node committed events. In the sentinel's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is gone
+            self._loop.call_soon_threadsafe(self._tell)
 
 
 def _attempt(work: _Work, connection: Connection) -> None:

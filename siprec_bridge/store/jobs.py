@@ -2,19 +2,26 @@
 
 queued → running (`claim`) → done (`finish`), queued again (`reschedule`, `release`) or failed
 (`fail`) → queued (`retry`). Times are handed in: the store reads no clock.
+
+Where nodes share the database, a running job has a lease, which its runner renews. After it, another
+node takes the job, if it can reach the audio; what the first one says of it then is not heard. Leases
+are in the server's time.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from siprec_bridge.store.dialect import common_time
 from siprec_bridge.store.schema import jobs, values_of
 from siprec_bridge.transcript import RunFacts
 
 JobState = Literal["queued", "running", "done", "failed"]
+
+LEASE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,9 @@ class JobRow:
     stderr_tail: str | None = None
     run_seconds: float | None = None
     temp_bytes: int | None = None
+    node: str | None = None  # that has its audio; None: any
+    runner: str | None = None  # node that runs it, or did
+    lease_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +65,43 @@ _INSERT = jobs.insert()
 _UPDATE = jobs.update().where(jobs.c.id == sa.bindparam("this"))
 _GET = jobs.select().where(jobs.c.id == sa.bindparam("this"))
 _NOW = sa.bindparam("now", type_=jobs.c.started_at.type)
-_CLAIM = (
-    jobs.update()
+_NODE = sa.bindparam("here", type_=jobs.c.node.type)
+_WITHIN_REACH = sa.or_(_NODE.is_(None), jobs.c.node.is_(None), jobs.c.node == _NODE)
+# Of its own: as a subquery, PostgreSQL might run it again for each row, and take more than asked.
+_DUE = (
+    sa.select(jobs.c.id)
     .where(
-        jobs.c.id.in_(
-            sa.select(jobs.c.id)
-            .where(
+        sa.or_(
+            sa.and_(
                 jobs.c.state == "queued",
                 sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW),
-            )
-            .order_by(jobs.c.created_at, jobs.c.id)
-            .limit(sa.bindparam("most", type_=sa.Integer))
-            .with_for_update(skip_locked=True)  # for databases with several writers
-            .scalar_subquery()
-        )
+            ),
+            sa.and_(
+                jobs.c.state == "running",
+                jobs.c.lease_until < sa.bindparam("common", type_=jobs.c.lease_until.type),
+            ),
+        ),
+        _WITHIN_REACH,
     )
-    .values(state="running", attempts=jobs.c.attempts + 1, started_at=_NOW, finished_at=None)
+    .order_by(jobs.c.created_at, jobs.c.id)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+    .cte("due")
+)
+_CLAIM = (
+    jobs.update()
+    .where(jobs.c.id.in_(sa.select(_DUE.c.id)))
+    .values(
+        state="running",
+        attempts=jobs.c.attempts + 1,
+        started_at=_NOW,
+        finished_at=None,
+        runner=_NODE,
+        lease_until=sa.bindparam("until", type_=jobs.c.lease_until.type),
+    )
     .returning(jobs)
 )
+_WAITING = sa.select(sa.func.count()).where(jobs.c.state == "queued", _WITHIN_REACH)
 _BACKLOG = (
     sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
     .where(jobs.c.state.in_(("queued", "running", "failed")))
@@ -82,7 +111,7 @@ _NEXT_DUE = sa.select(
     sa.func.min(
         sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
     )
-).where(jobs.c.state == "queued")
+).where(jobs.c.state == "queued", _WITHIN_REACH)
 
 
 def insert(connection: Connection, row: JobRow) -> None:
@@ -95,15 +124,56 @@ def get(connection: Connection, job_id: str) -> JobRow | None:
     return next(map(_row, connection.execute(_GET, {"this": job_id}).mappings()), None)
 
 
-def claim(connection: Connection, limit: int, now: datetime) -> list[JobRow]:
-    """Take the oldest due jobs: they are running from now on, and the attempt is counted."""
-    taken = connection.execute(_CLAIM, {"most": limit, "now": now}).mappings()
+def claim(
+    connection: Connection,
+    limit: int,
+    now: datetime,
+    node: str | None = None,
+    lease: timedelta = LEASE,
+) -> list[JobRow]:
+    """Take the oldest due jobs: they are running from now on, and the attempt is counted.
+
+    `node`: who takes them, where there are several; jobs of a runner whose lease is over, too.
+    """
+    common = common_time(connection, now)
+    taken = connection.execute(
+        _CLAIM,
+        {
+            "most": limit,
+            "now": now,
+            "here": node,
+            "common": common,
+            "until": common + lease if node is not None else None,
+        },
+    ).mappings()
     return sorted(map(_row, taken), key=lambda job: (job.created_at, job.id))
 
 
+def renew(
+    connection: Connection, job_ids: list[str], now: datetime, node: str, lease: timedelta = LEASE
+) -> set[str]:
+    """Go on running these jobs; returns those that are still this node's to run."""
+    until = common_time(connection, now) + lease
+    kept = connection.execute(
+        jobs.update()
+        .where(jobs.c.id.in_(job_ids), jobs.c.state == "running", jobs.c.runner == node)
+        .values(lease_until=until)
+        .returning(jobs.c.id)
+    )
+    return set(kept.scalars())
+
+
+def waiting(connection: Connection, node: str | None = None) -> int:
+    """How many are queued that this node can run."""
+    return connection.scalar(_WAITING, {"here": node}) or 0
+
+
 def finish(connection: Connection, job_id: str, facts: RunFacts, at: datetime) -> None:
-    """Note that the transcript is committed: call it in the same transaction."""
-    _end_run(connection, job_id, facts, state="done", finished_at=at, reason=facts.reason)
+    """Note that the transcript is committed: call it in the same transaction.
+
+    Whoever made it: there is one now.
+    """
+    _end_run(connection, job_id, facts, None, state="done", finished_at=at, reason=facts.reason)
 
 
 def reschedule(
@@ -114,12 +184,17 @@ def reschedule(
     facts: RunFacts | None = None,
     *,
     solo: bool = False,
-) -> None:
-    """Queue a job again after a failed run that counts. Once solo, it stays solo."""
-    _end_run(
+    runner: str | None = None,
+) -> bool:
+    """Queue a job again after a failed run that counts. Once solo, it stays solo.
+
+    False: it is not this runner's any more.
+    """
+    return _end_run(
         connection,
         job_id,
         facts,
+        runner,
         state="queued",
         not_before=not_before,
         reason=reason,
@@ -133,26 +208,41 @@ def fail(
     reason: str,
     at: datetime,
     facts: RunFacts | None = None,
-) -> None:
-    """Park a job: no further run until `retry`."""
-    _end_run(connection, job_id, facts, state="failed", finished_at=at, reason=reason)
-
-
-def release(connection: Connection, job_ids: list[str], not_before: datetime | None = None) -> None:
-    """Hand back jobs whose run did not come about; the attempt is not counted."""
-    connection.execute(
-        jobs.update()
-        .where(jobs.c.id.in_(job_ids), jobs.c.state == "running")
-        .values(state="queued", attempts=jobs.c.attempts - 1, not_before=not_before)
+    *,
+    runner: str | None = None,
+) -> bool:
+    """Park a job: no further run until `retry`. False: it is not this runner's any more."""
+    return _end_run(
+        connection, job_id, facts, runner, state="failed", finished_at=at, reason=reason
     )
 
 
-def requeue_running(connection: Connection) -> int:
-    """Queue what was running when the process died, uncounted; returns how many there were."""
+def release(
+    connection: Connection,
+    job_ids: list[str],
+    not_before: datetime | None = None,
+    *,
+    runner: str | None = None,
+) -> None:
+    """Hand back jobs whose run did not come about; the attempt is not counted."""
+    query = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.state == "running")
+    if runner is not None:
+        query = query.where(jobs.c.runner == runner)
+    connection.execute(
+        query.values(state="queued", attempts=jobs.c.attempts - 1, not_before=not_before)
+    )
+
+
+def requeue_running(connection: Connection, node: str | None = None) -> int:
+    """Queue what was running when the process died, uncounted; returns how many there were.
+
+    What this node ran, or all.
+    """
+    query = jobs.update().where(jobs.c.state == "running")
+    if node is not None:
+        query = query.where(jobs.c.runner == node)
     return connection.execute(
-        jobs.update()
-        .where(jobs.c.state == "running")
-        .values(state="queued", attempts=jobs.c.attempts - 1, not_before=None)
+        query.values(state="queued", attempts=jobs.c.attempts - 1, not_before=None)
     ).rowcount
 
 
@@ -204,12 +294,18 @@ def backlog(connection: Connection) -> Backlog:
     )
 
 
-def next_due(connection: Connection) -> datetime | None:
+def next_due(connection: Connection, node: str | None = None) -> datetime | None:
     """When the first queued job may run (perhaps long ago), or None when none is queued."""
-    return connection.scalar(_NEXT_DUE)
+    return connection.scalar(_NEXT_DUE, {"here": node})
 
 
-def _end_run(connection: Connection, job_id: str, facts: RunFacts | None, **values: object) -> None:
+def _end_run(
+    connection: Connection,
+    job_id: str,
+    facts: RunFacts | None,
+    runner: str | None,
+    **values: object,
+) -> bool:
     if facts is not None:
         values |= {
             "model": facts.model,
@@ -218,7 +314,10 @@ def _end_run(connection: Connection, job_id: str, facts: RunFacts | None, **valu
             "run_seconds": facts.duration,
             "temp_bytes": facts.temp_bytes,
         }
-    connection.execute(_UPDATE, values | {"this": job_id})
+    query = _UPDATE
+    if runner is not None:
+        query = query.where(jobs.c.state == "running", jobs.c.runner == runner)
+    return connection.execute(query, values | {"this": job_id}).rowcount == 1
 
 
 def _rows(connection: Connection, query: sa.Select[Any]) -> list[JobRow]:

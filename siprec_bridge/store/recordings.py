@@ -19,6 +19,7 @@ class SessionRow:
     """One recording session as stored. `document` and `audio` are JSON texts of their owners.
 
     `held`: who keeps it from being deleted, and why, as JSON. `audio_bytes`: of its whole folder.
+    `node`: that recorded it, where several share the database.
     """
 
     id: str
@@ -36,6 +37,7 @@ class SessionRow:
     audio_deleted_at: datetime | None = None
     held: str | None = None
     assurance: str | None = None
+    node: str | None = None
 
 
 # Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
@@ -95,14 +97,15 @@ def of_ids(connection: Connection, ids: Sequence[str]) -> list[SessionRow]:
     return [found[id] for id in ids if id in found]
 
 
-def unfinished(connection: Connection) -> list[SessionRow]:
-    """Sessions that were being recorded or archived, oldest first: what a start has to recover."""
-    return _rows(
-        connection,
-        sessions.select()
-        .where(sessions.c.state.in_(("recording", "finishing")))
-        .order_by(sessions.c.started_at, sessions.c.id),
-    )
+def unfinished(connection: Connection, node: str | None = None) -> list[SessionRow]:
+    """Sessions that were being recorded or archived, oldest first: what a start has to recover.
+
+    Of this node, or of all.
+    """
+    query = sessions.select().where(sessions.c.state.in_(("recording", "finishing")))
+    if node is not None:
+        query = query.where(sessions.c.node == node)
+    return _rows(connection, query.order_by(sessions.c.started_at, sessions.c.id))
 
 
 def listing(

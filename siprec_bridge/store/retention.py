@@ -17,12 +17,12 @@ _OVER = sessions.c.state.in_(("finished", "failed")) & sessions.c.held.is_(None)
 _WITH_AUDIO = sessions.c.audio_deleted_at.is_(None)
 
 
-def unmeasured(connection: Connection, limit: int) -> list[SessionRow]:
-    """Sessions with audio of unknown size, oldest first."""
+def unmeasured(connection: Connection, limit: int, node: str | None = None) -> list[SessionRow]:
+    """Sessions with audio of unknown size, oldest first; here as below of this node, or of all."""
     query = sessions.select().where(
         sessions.c.state.in_(("finished", "failed")), _WITH_AUDIO, sessions.c.audio_bytes.is_(None)
     )
-    return _oldest(connection, query, limit)
+    return _oldest(connection, query, limit, node)
 
 
 def note_sizes(connection: Connection, sizes: Sequence[tuple[str, int]]) -> None:
@@ -34,14 +34,16 @@ def note_sizes(connection: Connection, sizes: Sequence[tuple[str, int]]) -> None
         )
 
 
-def audio_bytes(connection: Connection) -> int:
+def audio_bytes(connection: Connection, node: str | None = None) -> int:
     """Octets of all audio that is measured and there."""
     total = sa.select(sa.func.sum(sessions.c.audio_bytes)).where(_WITH_AUDIO)
+    if node is not None:
+        total = total.where(sessions.c.node == node)
     return int(connection.scalar(total) or 0)
 
 
 def with_audio(
-    connection: Connection, limit: int, *, before: datetime | None = None
+    connection: Connection, limit: int, *, before: datetime | None = None, node: str | None = None
 ) -> list[SessionRow]:
     """Sessions whose audio may go, oldest first.
 
@@ -53,15 +55,17 @@ def with_audio(
         query = query.where(sessions.c.ended_at < before, ~_job_in("queued", "running"))
     else:
         query = query.where(~_job_in("queued", "running", "failed"))
-    return _oldest(connection, query, limit)
+    return _oldest(connection, query, limit, node)
 
 
-def ended(connection: Connection, limit: int, before: datetime) -> list[SessionRow]:
+def ended(
+    connection: Connection, limit: int, before: datetime, node: str | None = None
+) -> list[SessionRow]:
     """Whole sessions that may go, oldest first: those that ended before this time."""
     query = sessions.select().where(
         _OVER, sessions.c.ended_at < before, ~_job_in("queued", "running")
     )
-    return _oldest(connection, query, limit)
+    return _oldest(connection, query, limit, node)
 
 
 def has_open_jobs(connection: Connection, session_id: str) -> bool:
@@ -104,6 +108,10 @@ def _job_in(*states: str) -> sa.ColumnElement[bool]:
     return sa.exists().where(jobs.c.session_id == sessions.c.id, jobs.c.state.in_(states))
 
 
-def _oldest(connection: Connection, query: sa.Select[Any], limit: int) -> list[SessionRow]:
+def _oldest(
+    connection: Connection, query: sa.Select[Any], limit: int, node: str | None
+) -> list[SessionRow]:
+    if node is not None:
+        query = query.where(sessions.c.node == node)
     query = query.order_by(sessions.c.started_at, sessions.c.id).limit(limit)
     return [row_of(row) for row in connection.execute(query).mappings()]

@@ -101,6 +101,7 @@ sessions = Table(
     Column("audio_deleted_at", UtcDateTime),
     Column("held", Text),  # who keeps it from being deleted, and why, as JSON
     Column("assurance", String),  # the verdict, once there is one
+    Column("node", String),  # that recorded it; null: the only one
     Index("ix_sessions_started_at_id", "started_at", "id"),
     Index("ix_sessions_state_started_at_id", "state", "started_at", "id"),
     Index("ix_sessions_sip_call_id", "sip_call_id"),
@@ -135,6 +136,9 @@ jobs = Table(
     Column("stderr_tail", Text),
     Column("run_seconds", Float),
     Column("temp_bytes", Integer),
+    Column("node", String),  # that has its audio; null: any
+    Column("runner", String),  # the node that runs it
+    Column("lease_until", UtcDateTime),  # after that, the runner is taken for dead
     Index("ix_jobs_state_created_at_id", "state", "created_at", "id"),
     Index("ix_jobs_created_at_id", "created_at", "id"),
     Index("ix_jobs_session_id", "session_id"),

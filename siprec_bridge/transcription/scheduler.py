@@ -51,6 +51,7 @@ class Scheduler:
         guard: Guard | None = None,
         max_attempts: int = 5,
         retry_delay: float = 5.0,
+        lease: timedelta = jobs.LEASE,
     ) -> None:
         self._database = database
         self._provider = provider
@@ -63,10 +64,11 @@ class Scheduler:
         self._guard = guard or Guard("off")
         self._max_attempts = max_attempts
         self._retry_delay = retry_delay
+        self._lease = lease
         self._limit = provider.max_concurrent or _NO_LIMIT
         self._news = asyncio.Event()
         self._runs: set[asyncio.Task[None]] = set()
-        self._running = 0  # jobs in these runs
+        self._running: set[str] = set()  # jobs in these runs
         self._outage_s = 0.0
 
     def wake(self) -> None:
@@ -75,6 +77,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Serve jobs until cancelled."""
+        renewal = asyncio.create_task(self._keep_leases(), name="leases")
         try:
             while True:
                 self._news.clear()
@@ -90,6 +93,29 @@ class Scheduler:
                     pass
         finally:
             await self._stop_runs()
+            renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
+
+    async def _keep_leases(self) -> None:
+        """Tell the other nodes, if any, that what runs here runs."""
+        node = self._database.node
+        while node is not None:
+            await asyncio.sleep(self._lease.total_seconds() / 4)
+            ids = sorted(self._running)
+            if not ids:
+                continue
+            try:
+                kept = await self._database.write(
+                    partial(
+                        jobs.renew, job_ids=ids, now=self._clock(), node=node, lease=self._lease
+                    )
+                )
+            except StoreError as error:
+                log.error("jobs.leases_not_renewed", cause=str(error))
+                continue
+            if lost := set(ids) & self._running - kept:
+                # It goes on: whose result is first counts, and the other's changes nothing.
+                log.warning("jobs.taken_by_others", jobs=sorted(lost))
 
     async def _start_runs(self) -> datetime | None:
         """Start what may run; returns when the next job is due, if one waits."""
@@ -135,16 +161,17 @@ class Scheduler:
         Also when the first of those that still wait is due.
         """
         free = max(1, self._limit - len(self._runs))
+        node = self._database.node
 
         def claim(connection: Connection) -> tuple[list[JobRow], jobs.Backlog, datetime | None]:
             backlog = jobs.backlog(connection)
-            waiting = backlog.jobs - self._running
-            if full or not waiting:
-                return [], backlog, jobs.next_due(connection)
+            waiting = jobs.waiting(connection, node)
+            if full or not (waiting or node):  # with others, there are their leases
+                return [], backlog, jobs.next_due(connection, node)
             # Free slots share what waits; only what is beyond them goes into batches.
             fair = min(-(-waiting // free), self._provider.max_batch // 2)
-            taken = jobs.claim(connection, max(1, fair), self._clock())
-            return taken, backlog, jobs.next_due(connection)
+            taken = jobs.claim(connection, max(1, fair), self._clock(), node, self._lease)
+            return taken, backlog, jobs.next_due(connection, node)
 
         claimed, backlog, due = await self._database.write(claim)
         self._metrics.jobs_backlog.set(backlog.jobs)
@@ -156,8 +183,8 @@ class Scheduler:
         batch = [alone] if alone is not None else claimed
         others = [job.id for job in claimed if job not in batch]
         if others:
-            await self._database.write(partial(jobs.release, job_ids=others))
-        self._running += len(batch)
+            await self._database.write(partial(jobs.release, job_ids=others, runner=node))
+        self._running.update(job.id for job in batch)
         self._metrics.whisper_runs_active.set(len(self._runs) + 1)
         return batch, due
 
@@ -175,7 +202,7 @@ class Scheduler:
             log.exception("jobs.run_failed", jobs=[job.id for job in batch])
             await self._reschedule(batch, ProviderError("internal_error"), None)
         finally:
-            self._running -= len(batch)
+            self._running.difference_update(job.id for job in batch)
 
     async def _run_batch(self, batch: list[JobRow]) -> None:
         with tempfile.TemporaryDirectory(prefix="siprec-prepare-") as folder:
@@ -294,6 +321,7 @@ class Scheduler:
                     reason=error.reason,
                     facts=facts,
                     solo=solo,
+                    runner=row.runner,
                 )
             )
 
@@ -304,7 +332,9 @@ class Scheduler:
     async def _give_back(self, rows: Sequence[JobRow]) -> None:
         ids = [row.id for row in rows]
         try:
-            await self._database.write(partial(jobs.release, job_ids=ids))
+            await self._database.write(
+                partial(jobs.release, job_ids=ids, runner=self._database.node)
+            )
         except StoreError as error:  # the next start queues them again
             log.error("jobs.not_given_back", jobs=ids, cause=str(error))
 

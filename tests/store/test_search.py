@@ -219,6 +219,8 @@ def test_what_was_there_before_is_found_after_the_migration(tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.executescript(
             "DROP TABLE passages_fts; DROP TABLE passages;"
+            "ALTER TABLE sessions DROP COLUMN node; ALTER TABLE jobs DROP COLUMN node;"
+            "ALTER TABLE jobs DROP COLUMN runner; ALTER TABLE jobs DROP COLUMN lease_until;"
             "UPDATE alembic_version SET version_num = '0004';"
         )
     connection.close()
