@@ -102,6 +102,7 @@ class Relay:
     ) -> None:
         self._database = database
         self._sink = sink
+        self._duty = f"relay {sink.name}"  # of one node: so the order within a session holds
         self._metrics = metrics
         self._clock = clock
         self._news = asyncio.Event()
@@ -122,6 +123,7 @@ class Relay:
                 wait = await self._deliver_due()
             except Unreachable as error:
                 self._put_off("delivery.sink_unreachable", error)
+                self._database.leave(self._duty)  # another node may reach it
             except StoreError as error:
                 self._put_off("delivery.store_failed", error)
             if self._delay_s:
@@ -151,8 +153,7 @@ class Relay:
         name = self._sink.name
         await self._note()
         await self._sink.connect()
-        duty = f"relay {name}"  # of one node: so the order within a session holds
-        while self._database.leads(duty) and (
+        while self._database.leads(self._duty) and (
             waiting := await self._database.read(
                 lambda connection: outbox.pending(connection, name, _BATCH, self._clock())
             )

@@ -122,6 +122,11 @@ class Database:
         """Whether this is the one, of all that share the database, that has this duty now."""
         return self._sentinel is None or self._sentinel.leads(duty)
 
+    def leave(self, duty: str) -> None:
+        """Let another node have this duty, since we cannot do it now. `leads` applies again."""
+        if self._sentinel is not None:
+            self._sentinel.leave(duty)
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction and return its result once that is durable.
 

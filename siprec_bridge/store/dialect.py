@@ -261,6 +261,7 @@ _STATUS = sa.text("SELECT txid_status(:mark)")
 _LOCK_UNTIL_COMMIT = sa.text(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})")
 _NOTIFY = sa.text(f"SELECT pg_notify('{CHANNEL}', '')")
 TRY_LOCK = f"SELECT pg_try_advisory_lock({_LOCK_KEY})".replace(":name", "%s")
+UNLOCK = f"SELECT pg_advisory_unlock({_LOCK_KEY})".replace(":name", "%s")
 
 
 def _connect_arguments(url: sa.URL) -> dict[str, object]:

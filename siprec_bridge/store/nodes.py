@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from siprec_bridge.store.dialect import CHANNEL, TRY_LOCK, Postgresql
+from siprec_bridge.store.dialect import CHANNEL, TRY_LOCK, UNLOCK, Postgresql
 from siprec_bridge.store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -75,6 +75,11 @@ class Sentinel:
         self._wanted.add(duty)
         return duty in self._held
 
+    def leave(self, duty: str) -> None:
+        """Let another node have this duty, until we apply for it again."""
+        self._wanted.discard(duty)
+        self._held -= {duty}
+
     def _run(self) -> None:
         import psycopg
 
@@ -99,9 +104,15 @@ class Sentinel:
         connection.execute(f"LISTEN {CHANNEL}".encode())
         self._entered.set()
         self._on_news()  # what happened while nobody listened
+        locked: set[str] = set()  # on this connection
         while not self._ending.is_set():
-            for duty in self._wanted - self._held:
-                if _lock(connection, duty):
+            wanted = set(self._wanted)
+            for duty in locked - wanted:
+                connection.execute(UNLOCK.encode(), (duty,))
+                locked.remove(duty)
+            for duty in wanted - self._held:
+                if duty in locked or _lock(connection, duty):
+                    locked.add(duty)
                     self._held |= {duty}
                     log.info("node.leads", duty=duty)
                     self._on_news()

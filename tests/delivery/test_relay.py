@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from harness.bridge import eventually
+from harness.postgresql import Postgresql
 from siprec_bridge.delivery import (
     Declined,
     Relay,
@@ -74,6 +75,22 @@ async def relaying(folder: Path, sink: Sink) -> AsyncIterator[tuple[Database, Me
     running = asyncio.create_task(relay.run())
     try:
         yield database, metrics
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await database.stop()
+
+
+@asynccontextmanager
+async def node(url: str, name: str, sink: Sink) -> AsyncIterator[Database]:
+    """One of several that share a database and a sink."""
+    database = Database(url, node=name)
+    await database.start()
+    relay = Relay(database, sink, Metrics())
+    database.on_commit(relay.wake)
+    running = asyncio.create_task(relay.run())
+    try:
+        yield database
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -153,10 +170,15 @@ async def test_an_event_that_is_declined_holds_back_its_own_session_only(tmp_pat
 async def test_an_event_that_will_never_be_taken_is_parked_at_once(tmp_path: Path) -> None:
     sink = Sink()
     sink.unacceptable = {1}
-    async with relaying(tmp_path, sink) as (database, _):
+    async with relaying(tmp_path, sink) as (database, metrics):
         await publish(database, event("s1", 0), event("s1", 1))
 
         await eventually(lambda: sink.got == [("s1", 2)], "the next one")
+        labels = {"sink": "sink", "result": "parked"}
+        await eventually(
+            lambda: metrics.registry.get_sample_value("siprec_deliveries_total", labels) == 1,
+            "the parking",
+        )
         parked = await database.read(lambda connection: outbox.parked(connection, "sink", 9))
     assert [(one.event.seq, one.reason) for one in parked] == [(1, "too large")]
 
@@ -186,3 +208,29 @@ async def test_a_database_that_takes_no_note_does_not_have_events_sent_again(
             "an empty outbox",
         )
     assert sink.tries == 5
+
+
+async def test_of_nodes_that_share_a_database_one_relays_and_another_follows_it(
+    postgresql: Postgresql,
+) -> None:
+    url = postgresql.new_database()
+    at_a, at_b = Sink(), Sink()
+    async with node(url, "b", at_b) as b:
+        async with node(url, "a", at_a) as a:
+            await asyncio.gather(
+                *(publish(one, event("s1", n)) for n, one in enumerate([a, b] * 50))
+            )
+            await eventually(lambda: len(at_a.got + at_b.got) == 100, "all events")
+            assert [] in (at_a.got, at_b.got)
+            got = at_a.got + at_b.got
+            leader, other = (at_a, at_b) if at_a.got else (at_b, at_a)
+            leader.away = True  # the sink is in reach of the other node only
+
+            await publish(a, event("s1", 100))
+            await eventually(lambda: len(other.got) == 1, "the other node")
+        at_b.away = False
+        await publish(b, event("s1", 101))
+        await eventually(lambda: len(at_a.got + at_b.got) == 102, "the node that is left")
+
+    seqs = [seq for _, seq in got]
+    assert seqs == sorted(set(seqs))

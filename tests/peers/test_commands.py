@@ -28,6 +28,7 @@ STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
         ("WHISPER_TIMEOUT", "soon", "WHISPER_TIMEOUT=soon: a duration such as 90s"),
         ("STT_DEFAULT_VENDOR", "acme", "STT_DEFAULT_VENDOR=acme is not among SUPPORTED_VENDORS"),
         ("DATABASE_URL", "mysql://h/d", "DATABASE_URL=mysql: only sqlite"),
+        ("NODE_ID", "a b", "NODE_ID=a b: "),
         ("AMQP_URL", "http://h", "AMQP_URL: must be amqp://"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL=loud: "),
         ("DATA_DIR", "/proc/nowhere", "DATA_DIR=/proc/nowhere: "),
