@@ -46,7 +46,7 @@ from siprec_bridge.rtp import decode_g711, encode_g711
 from siprec_bridge.store import Database, JobRow, SessionRow, jobs, recordings
 from siprec_bridge.telemetry import Metrics, configure_logs
 from siprec_bridge.transcript import RunFacts, Transcript
-from siprec_bridge.transcription import Guard, Preparation, Scheduler, SpeechOptions
+from siprec_bridge.transcription import Guard, Scheduler, SpeechOptions
 from siprec_providers.whisper import WhisperCli
 from siprec_providers.whisper_json import read_output
 
@@ -173,10 +173,10 @@ async def through_the_scheduler(
 
     await database.write(insert)
     scheduler = Scheduler(
-        database, provider, Metrics(),
+        database, [provider], Metrics(),
         load=desk.load, on_done=desk.done, on_failed=desk.failed,
         clock=lambda: datetime.now(UTC),
-        preparation=Preparation(provider.sample_rate, SpeechOptions()), guard=Guard(),
+        speech=SpeechOptions(), guard=Guard(),
     )  # fmt: skip
     running = asyncio.create_task(scheduler.run())
     try:

@@ -28,7 +28,7 @@ from siprec_bridge.recording import (
     Desk,
     Keep,
     LadderKeeper,
-    Recogniser,
+    Orders,
     RecordingService,
     Retention,
     left_behind,
@@ -43,10 +43,10 @@ from siprec_bridge.store import Database, StoreError, node_id
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import (
     Guard,
-    Preparation,
     Scheduler,
     SpeechOptions,
-    load_provider,
+    load_providers,
+    load_rules,
     missing_detector,
 )
 
@@ -79,7 +79,13 @@ class Bridge:
         self._settings = settings
         self.metrics = metrics = Metrics()
         self.health = Health()
-        self.provider = load_provider(settings.stt_default_vendor, options)
+        self.providers = load_providers(
+            settings.supported_vendors, settings.stt_default_vendor, options
+        )
+        self.provider = self.providers[0]
+        vendors = [one.name for one in self.providers]
+        rules = load_rules(settings.transcription_rules, vendors)
+        self.orders = Orders(self.provider.name, vendors, rules, shared=settings.recordings_shared)
         self.database = Database(
             settings.database,
             on_commit_seconds=metrics.database_commit_seconds.observe,
@@ -92,7 +98,7 @@ class Bridge:
             else None
         )
         sinks = [self.broker.name] if self.broker is not None else []
-        metrics.preset(model=self.provider.model, sinks=sinks)
+        metrics.preset(model=self.provider.model, sinks=sinks, vendors=vendors)
 
         self.relay = Relay(self.database, self.broker, metrics) if self.broker else None
         self.gate = Gate(settings.http_tokens, metrics, origins=settings.http_origins)
@@ -108,31 +114,31 @@ class Bridge:
         self._speech = _speech(settings)
         self.scheduler = Scheduler(
             self.database,
-            self.provider,
+            self.providers,
             metrics,
             load=self.completion.load,
             on_done=self.completion.done,
             on_failed=self.completion.failed,
             clock=_now,
-            preparation=Preparation(self.provider.sample_rate, self._speech),
+            speech=self._speech,
             guard=Guard(settings.hallucination_guard),
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
+            circuit_failures=settings.transcription_circuit,
+            fallback_after=settings.transcription_fallback_after.total_seconds()
+            if settings.transcription_fallback_after is not None
+            else None,
         )
         self.finisher = Finisher(dtmf=settings.dtmf_events, form=settings.recording_format)
         self.archive = Archive(
             self.database,
             self.finisher,
-            Recogniser(
-                self.provider.name,
-                self.provider.model,
-                self.provider.sample_rate,
-            ),
+            self.orders,
             metrics,
+            sample_rate=self.provider.sample_rate,
             sinks=sinks,
             clock=_now,
             transcribe=self.scheduler.wake,
-            reachable=settings.recordings_shared,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,
@@ -220,7 +226,8 @@ class Bridge:
             self.service,
             self.retention,
             self.gate,
-            on_retry=self.scheduler.wake,
+            self.orders,
+            self.scheduler,
             open_metrics=settings.http_open_metrics,
             secure=self.http_tls is not None,
         )
@@ -235,7 +242,8 @@ class Bridge:
         except StoreError as error:
             raise ConfigurationError("DATABASE_URL", str(error)) from error
         parts.push_async_callback(self.database.stop)
-        parts.push_async_callback(self.provider.close)
+        for provider in self.providers:
+            parts.push_async_callback(provider.close)
         parts.push_async_callback(self.finisher.stop)
         unfinished = await left_behind(self.database)
 
@@ -376,7 +384,9 @@ class Bridge:
         self.health.register("media", media)
         self.health.register("database", self.database.unwritable)
         self.health.register("disk", disk)
-        self.health.register("recogniser", self.provider.unavailable)
+        for provider in self.providers:
+            name = "recogniser" if provider is self.provider else f"recogniser {provider.name}"
+            self.health.register(name, partial(self.scheduler.trouble, provider.name))
         if self.broker is not None:
             self.health.register("amqp", broker)
 
@@ -457,6 +467,12 @@ class Bridge:
             f"database {self.database.place} ({stored})"
             + (f", as node {self.database.node}" if self.database.node is not None else ""),
             f"recogniser {self.provider.describe()}",
+            *(f"also recogniser {one.name}: {one.describe()}" for one in self.providers[1:]),
+            *(
+                [f"{len(self.orders.rules)} rules of {settings.transcription_rules}"]
+                if settings.transcription_rules is not None
+                else []
+            ),
             f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
             f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",
             f"delivery to AMQP at {self.broker.address}"

@@ -9,14 +9,16 @@ import json
 import os
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
+from pydantic import ValidationError
+from sqlalchemy import Connection
 
 from siprec_bridge import __version__
 from siprec_bridge.access import SCOPES, new_secret, read_tokens
@@ -35,10 +37,12 @@ from siprec_bridge.settings import Settings, from_environment
 from siprec_bridge.siprec import Assurance, SessionDocument, Verdict
 from siprec_bridge.store import (
     Database,
+    JobRow,
     SessionRow,
     SipMessage,
     StoreError,
     TranscriptRow,
+    Waiting,
     jobs,
     ladder,
     node_id,
@@ -52,6 +56,7 @@ from siprec_bridge.transcript import Conversation
 
 if TYPE_CHECKING:
     from siprec_bridge.doctor import Finding
+    from siprec_bridge.recording import Orders
 
 T = TypeVar("T")
 
@@ -63,10 +68,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+rules_app = typer.Typer(help="Rules of transcription.", no_args_is_help=True)
 jobs_app = typer.Typer(help="Transcription jobs.", no_args_is_help=True)
 sessions_app = typer.Typer(help="Recorded sessions.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(sessions_app, name="sessions")
+app.add_typer(rules_app, name="rules")
 recordings_app = typer.Typer(help="Audio files of sessions.", no_args_is_help=True)
 app.add_typer(recordings_app, name="recordings")
 token_app = typer.Typer(help="Tokens for HTTP and WebSocket.", no_args_is_help=True)
@@ -414,13 +421,20 @@ def jobs_list(
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
-    """List jobs, latest first."""
+    """List jobs, latest first; those that wait with their place in the queue."""
     settings, _ = from_environment(config)
-    rows = _with_database(
-        settings, lambda store: store.read(partial(jobs.listing, limit=limit, state=state))
-    )
+
+    def find(connection: Connection) -> tuple[list[JobRow], dict[str, Waiting], float | None]:
+        rows = jobs.listing(connection, limit, state=state)
+        return rows, jobs.places(connection), jobs.recent_speed(connection)
+
+    rows, places, speed = _with_database(settings, lambda store: store.read(find))
     if as_json:
-        shown = [{name: getattr(row, name) for name in row.__slots__} for row in rows]
+        shown = [
+            {name: getattr(row, name) for name in row.__slots__}
+            | {"position": places[row.id].position if row.id in places else None}
+            for row in rows
+        ]
         print(json.dumps(shown, default=str, indent=1))
         return
     for row in rows:
@@ -429,9 +443,89 @@ def jobs_list(
         print(
             f"{row.id}  {row.state:<7}  {row.created_at:%Y-%m-%d %H:%M:%S}  "
             f"{row.audio_seconds:7.1f} s  tries {row.attempts}{why}{code}"
+            + _place(row, places, speed)
         )
     if not rows:
         print("no jobs")
+
+
+def _place(row: JobRow, places: Mapping[str, Waiting], speed: float | None) -> str:
+    if row.id not in places:
+        return ""
+    place = places[row.id]
+    text = f"  number {place.position} in the queue"
+    if speed is None:
+        return text
+    seconds = (place.audio_before + row.audio_seconds) / speed
+    return f"{text}, done in about {timedelta(seconds=round(seconds))}"
+
+
+@rules_app.command("test")
+def rules_test(session: SessionId, as_json: AsJson = False, config: ConfigFile = None) -> None:
+    """Show what the rules make of a session, and which rule decides on what."""
+    settings, _ = from_environment(config)
+    orders = _orders(settings)
+    row = _with_database(
+        settings, lambda store: store.read(partial(recordings.get, session_id=session))
+    )
+    if row is None:
+        _refuse(f"there is no session {session}")
+    choice = orders.choose(SessionDocument.model_validate_json(row.document), row.peer)
+    chosen = choice.wish.model_dump()
+    if as_json:
+        print(
+            json.dumps(
+                {name: {"value": value, "rule": choice.because.get(name)}
+                 for name, value in chosen.items()}, indent=1)
+        )  # fmt: skip
+        return
+    for name, value in chosen.items():
+        because = choice.because.get(name)
+        print(f"{name:<9} {value}  ({because})" if because else f"{name:<9} as without rules")
+
+
+def _orders(settings: Settings) -> "Orders":
+    from siprec_bridge.recording import Orders
+    from siprec_bridge.transcription import load_rules
+
+    vendors = settings.supported_vendors
+    rules = load_rules(settings.transcription_rules, vendors)
+    return Orders(settings.stt_default_vendor, vendors, rules, shared=settings.recordings_shared)
+
+
+@sessions_app.command("transcribe")
+def sessions_transcribe(
+    session: SessionId,
+    model: Annotated[str | None, typer.Option(help="model, as the vendor names it")] = None,
+    language: Annotated[str | None, typer.Option(help="language spoken; auto: detected")] = None,
+    vendor: Annotated[str | None, typer.Option(help="one of SUPPORTED_VENDORS")] = None,
+    prompt: Annotated[str | None, typer.Option(help="what the recogniser is to expect")] = None,
+    priority: Annotated[str, typer.Option(help="urgent, normal or low")] = "low",
+    config: ConfigFile = None,
+) -> None:
+    """Transcribe a session again; both versions are kept, the newer one is shown once it is there."""
+    from siprec_bridge.recording import AudioDeleted, NothingToTranscribe, UnknownVendor
+    from siprec_bridge.transcription import Wish
+
+    settings, _ = from_environment(config)
+    given = {"model": model, "language": language, "vendor": vendor, "prompt": prompt}
+    try:
+        wish = Wish.model_validate(given | {"priority": priority})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(
+            f"--{first['loc'][0]}", first["msg"].removeprefix("Value error, ")
+        ) from None
+    orders = _orders(settings)
+    try:
+        job = _with_database(
+            settings, lambda store: orders.again(store, session, wish, datetime.now(UTC))
+        )
+    except (LookupError, AudioDeleted, NothingToTranscribe) as error:
+        _refuse(str(error))
+    except UnknownVendor as error:
+        raise ConfigurationError("--vendor", str(error)) from None
+    print(f"{job.id} is queued")
 
 
 @jobs_app.command("retry")
@@ -552,6 +646,9 @@ def sessions_show(
         bool, typer.Option("--ladder", help="its SIP messages, one line each")
     ] = False,
     verbose: Annotated[bool, typer.Option(help="with --ladder: whole messages")] = False,
+    version: Annotated[
+        int | None, typer.Option(help="of the transcript; not said: the newest")
+    ] = None,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
@@ -563,7 +660,7 @@ def sessions_show(
     ) -> tuple[SessionRow | None, TranscriptRow | None, list[SipMessage]]:
         return (
             await store.read(partial(recordings.get, session_id=session)),
-            await store.read(partial(transcripts.get, session_id=session)),
+            await store.read(partial(transcripts.get, session_id=session, version=version)),
             await store.read(partial(ladder.of_session, session_id=session)),
         )
 
@@ -588,10 +685,10 @@ def sessions_show(
     for line in _assurance_lines(SessionDocument.model_validate_json(row.document).assurance):
         print(line)
     if transcript is None:
-        print("transcript: none yet")
+        print("transcript: none yet" if version is None else f"transcript: no version {version}")
         return
     talk = Conversation.model_validate_json(transcript.document)
-    print(f"transcript by {talk.provider}, {talk.model}")
+    print(f"transcript {transcript.version} by {talk.provider}, {talk.model}")
     for one in talk.utterances:
         who = one.participant.name or one.participant.aor if one.participant else None
         print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")

@@ -23,6 +23,7 @@ from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
+from siprec_bridge.transcription import load_rules
 from siprec_bridge.trial import try_provider
 from siprec_bridge.trial import word_error_rate as word_error_rate
 
@@ -62,6 +63,8 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
     yield _folder(settings)
     yield await _database(settings)
     yield await _recogniser(options, settings.stt_default_vendor)
+    if settings.transcription_rules is not None:
+        yield _rules(settings)
     yield await _broker(settings)
     yield _clock()
 
@@ -227,6 +230,14 @@ async def _recogniser(options: Mapping[str, str], vendor: str) -> Finding:
         wrote = " ".join(trial.stderr[-200:].split()) or "nothing"
         return Finding("recogniser", False, f"{trial.provider}: {last.text}; it wrote: {wrote}")
     return Finding("recogniser", True, f"{trial.provider}: {last.text}, {trial.seconds:.1f} s")
+
+
+def _rules(settings: Settings) -> Finding:
+    try:
+        rules = load_rules(settings.transcription_rules, settings.supported_vendors)
+    except ConfigurationError as error:
+        return Finding("rules", False, str(error))
+    return Finding("rules", True, f"{len(rules)} in {settings.transcription_rules}")
 
 
 async def _broker(settings: Settings) -> Finding:

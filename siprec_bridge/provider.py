@@ -76,6 +76,7 @@ class Job:
     model: str | None = None
     language: str | None = None
     log_fields: Mapping[str, str] = field(default_factory=dict)  # which call it is, for log lines
+    prompt: str | None = None  # what the recogniser is told to expect; it may ignore it
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Provider(Protocol):
     async def transcribe(self, jobs: Sequence[Job]) -> Run:
         """Transcribe all jobs in one run. Failures are outcomes, never exceptions.
 
+        The bridge hands in jobs together only if they agree on model, language and prompt.
         Cancelling it ends the run: no process, slot or temporary file is left.
         """
         ...

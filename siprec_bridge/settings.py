@@ -321,6 +321,20 @@ class Settings(BaseModel):
         timedelta(seconds=5),
         description="wait before the second run; doubles with each further one",
     )
+    transcription_rules: Path | None = Field(
+        None,
+        description="TOML file of rules: vendor, model, language, prompt and priority by call",
+    )
+    transcription_circuit: Annotated[int, Field(ge=0)] = Field(
+        5,
+        description="runs that fail alike in a row before the recogniser is probed; broken, it gets "
+        "no jobs, and none is given up; 0: never probed",
+    )
+    transcription_fallback_after: Age = Field(
+        None,
+        description="a vendor that is away or broken for so long loses its jobs to the next of "
+        "SUPPORTED_VENDORS, as do jobs that it gave up; unset: never",
+    )
     vad: bool = Field(
         True,
         description="false: recognisers get whole legs; true: the speech in them, and none without",

@@ -161,11 +161,14 @@ class WhisperCli:
         return _missing(self._binary)
 
     async def transcribe(self, jobs: Sequence[Job]) -> Run:
-        """One run for all jobs' audio."""
+        """One run for all jobs' audio; one after the other for what differs in its arguments."""
+        alike: dict[tuple[str, str | None, str | None], list[Job]] = {}
+        for job in jobs:
+            alike.setdefault(self._asked(job), []).append(job)
         if self._slots is None:
-            return await self._run(jobs)
+            return _together([await self._run(some) for some in alike.values()])
         async with self._slots:  # counts running programs only: nothing is held while waiting
-            return await self._run(jobs)
+            return _together([await self._run(some) for some in alike.values()])
 
     async def close(self) -> None:
         """Nothing is held between runs."""
@@ -218,34 +221,40 @@ class WhisperCli:
         for job in jobs:
             outcomes[job.id] = await asyncio.to_thread(self._read_job, output, job, names)
         errors = [one for one in outcomes.values() if isinstance(one, ProviderError)]
-        facts = self._facts(done, size, len(names), errors[0] if errors else None)
+        facts = self._facts(jobs, done, size, len(names), errors[0] if errors else None)
         log.info(
             "Whisper transcription completed",
             jobs=len(jobs),
             files=len(names),
             failed=len(errors),
             duration=round(done.duration, 3),
-            model=self.model,
+            model=facts.model,
             **_calls_of(jobs),
         )
         return Run(facts, outcomes)
 
+    def _asked(self, job: Job) -> tuple[str, str | None, str | None]:
+        """Model, language and prompt that the program is told; no language: it detects it."""
+        language = job.language or self._options.language
+        detected = not language or language.lower() == "auto"
+        return job.model or self.model, None if detected else language, job.prompt
+
     def _command(self, files: Sequence[Path], output: Path, jobs: Sequence[Job]) -> list[str]:
         options = self._options
-        models = {job.model for job in jobs if job.model}
-        languages: set[str | None] = {job.language for job in jobs if job.language}
-        languages = languages or {options.language}
+        model, language, prompt = self._asked(jobs[0])
         command = [self._binary, *map(str, files)]
-        command += ["--model", models.pop() if len(models) == 1 else options.model]
+        command += ["--model", model]
         command += ["--output_dir", str(output), "--output_format", options.output_format]
         if options.effective_task != "transcribe":
             command += ["--task", options.effective_task]
-        language = languages.pop() if len(languages) == 1 else options.language
-        if language and language.lower() != "auto":
+        if language is not None:
             command += ["--language", language]
         if options.models_dir is not None:
             command += ["--model_dir", str(options.models_dir.expanduser().absolute())]
-        return [*command, *options.extra_args]
+        command += options.extra_args
+        if prompt is not None:  # behind a house-wide one: the last counts
+            command += ["--initial_prompt", prompt]
+        return command
 
     def _problem(self, done: Finished, jobs: Sequence[Job]) -> ProviderError | None:
         if done.timed_out:
@@ -292,19 +301,24 @@ class WhisperCli:
         files: int,
     ) -> Run:
         return Run(
-            self._facts(done, size, files, problem),
+            self._facts(jobs, done, size, files, problem),
             dict.fromkeys((job.id for job in jobs), problem),
         )
 
     def _facts(
-        self, done: Finished | None, size: int, files: int, problem: ProviderError | None
+        self,
+        jobs: Sequence[Job],
+        done: Finished | None,
+        size: int,
+        files: int,
+        problem: ProviderError | None,
     ) -> RunFacts:
         status = "success" if problem is None else "error"
         if done is not None and done.timed_out:
             status = "timeout"
         return RunFacts(
             provider=self.name,
-            model=self.model,
+            model=self._asked(jobs[0])[0],
             status=status,
             reason=problem.reason if problem is not None else "ok",
             duration=done.duration if done is not None else 0.0,
@@ -314,6 +328,19 @@ class WhisperCli:
             output_format=self._options.output_format,
             files=files,
         )
+
+
+def _together(runs: Sequence[Run]) -> Run:
+    """Several runs as one: the facts of the first that failed, or of the last, with all their time."""
+    told = next((one.facts for one in runs if one.facts.status != "success"), runs[-1].facts)
+    facts = told.model_copy(
+        update={
+            "duration": sum(one.facts.duration for one in runs),
+            "temp_bytes": max(one.facts.temp_bytes for one in runs),
+            "files": sum(one.facts.files for one in runs),
+        }
+    )
+    return Run(facts, {id: outcome for one in runs for id, outcome in one.outcomes.items()})
 
 
 async def _to_the_end(work: Callable[[], T]) -> T:

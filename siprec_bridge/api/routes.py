@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,20 +18,27 @@ from sqlalchemy import Connection
 
 from siprec_bridge.access import COOKIE, LOGIN_S, TICKET_S, Client, Gate, Refused, Scope
 from siprec_bridge.recording import (
+    AudioDeleted,
     Elsewhere,
     InUse,
+    NothingToTranscribe,
     NotRecording,
+    Orders,
     RecordingService,
     Retention,
     UnderHold,
+    UnknownVendor,
+    version_of,
 )
 from siprec_bridge.siprec import PauseOrder, Verdict
 from siprec_bridge.store import (
+    Backlog,
     Database,
     Found,
     JobRow,
     SessionRow,
     StoreError,
+    Waiting,
     jobs,
     ladder,
     recordings,
@@ -39,10 +47,12 @@ from siprec_bridge.store import (
 from siprec_bridge.store import transcripts as transcripts_of
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.telemetry.metrics import CONTENT_TYPE as METRICS_TYPE
+from siprec_bridge.transcription import Scheduler, Wish
 
 log = structlog.get_logger()
 
 _PAGE = 50
+_MODEL = re.compile(r"[\w.:@+-]+(/[\w.:@+-]+)?")  # large-v3, distil-whisper/distil-small.en
 _LARGEST_PAGE = 500
 _MOST_LOOKED_AT = 5000  # rows for one page of a client that may not see all of them
 _JOB_STATES = ("queued", "running", "done", "failed")
@@ -83,10 +93,9 @@ class Login(BaseModel):
 
 
 class Api:
-    """The routes over a store and the running calls; `gate` says who may use them.
+    """The routes over a store, the running calls and jobs; `gate` says who may use them.
 
-    `on_retry` is called when a job was queued again. `open_metrics`: no token is needed for them.
-    `secure`: we are reached over TLS.
+    `open_metrics`: no token is needed for them. `secure`: we are reached over TLS.
     """
 
     def __init__(
@@ -97,8 +106,9 @@ class Api:
         calls: RecordingService,
         retention: Retention,
         gate: Gate,
+        orders: Orders,
+        scheduler: Scheduler,
         *,
-        on_retry: Callable[[], None] = lambda: None,
         open_metrics: bool = False,
         secure: bool = False,
     ) -> None:
@@ -108,7 +118,8 @@ class Api:
         self._calls = calls
         self._retention = retention
         self._gate = gate
-        self._on_retry = on_retry
+        self._orders = orders
+        self._scheduler = scheduler
         self._open_metrics = open_metrics
         self._secure = secure
         self._runner: web.AppRunner | None = None
@@ -149,11 +160,14 @@ class Api:
             ("PUT", "/api/sessions/{id}/hold", self._hold, "operate"),
             ("DELETE", "/api/sessions/{id}/hold", self._release, "operate"),
             ("GET", "/api/sessions/{id}/transcript", self._transcript, "read"),
+            ("GET", "/api/sessions/{id}/transcriptions", self._versions, "read"),
+            ("POST", "/api/sessions/{id}/transcriptions", self._transcribe, "operate"),
             ("GET", "/api/sessions/{id}/ladder", self._ladder, "read"),
             ("GET", "/api/sessions/{id}/audio/{name}", self._audio, "read"),
             ("POST", "/api/sessions/{id}/pause", self._pause, "operate"),
             ("POST", "/api/sessions/{id}/resume", self._resume, "operate"),
             ("GET", "/api/search", self._search, "read"),
+            ("GET", "/api/backlog", self._backlog, "read"),
             ("GET", "/api/jobs", self._jobs, "read"),
             ("POST", "/api/jobs/{id}/retry", self._retry, "operate"),
         ]
@@ -361,9 +375,13 @@ class Api:
 
     async def _transcript(self, request: web.Request) -> web.Response:
         row = await self._find(request)
-        found = await self._database.read(partial(transcripts_of.get, session_id=row.id))
+        version = _number(request, "version")
+        found = await self._database.read(
+            partial(transcripts_of.get, session_id=row.id, version=version)
+        )
         if found is None:
-            raise web.HTTPNotFound(text="there is no transcript yet")
+            which = "transcript yet" if version is None else f"version {version} of the transcript"
+            raise web.HTTPNotFound(text=f"there is no {which}")
         if request.query.get("format") == "text":
             return web.Response(text=found.text + "\n")
         return web.Response(text=found.document, content_type="application/json")
@@ -405,6 +423,51 @@ class Api:
                 "next": next_,
             }
         )
+
+    async def _versions(self, request: web.Request) -> web.Response:
+        row = await self._find(request)
+
+        def find(connection: Connection) -> tuple[list[JobRow], dict[int, datetime]]:
+            queued = jobs.listing(connection, _LARGEST_PAGE, session_id=row.id)
+            return queued, transcripts_of.versions(connection, row.id)
+
+        queued, stored = await self._database.read(find)
+        by_version = {version_of(job): job for job in queued}
+        default = max(stored, default=None)
+        return web.json_response(
+            {
+                "transcriptions": [
+                    {
+                        "version": version,
+                        "default": version == default,
+                        "created_at": stored[version].isoformat() if version in stored else None,
+                        "job": _job(by_version[version]) if version in by_version else None,
+                    }
+                    for version in sorted({*stored, *by_version})
+                ]
+            }
+        )
+
+    async def _transcribe(self, request: web.Request) -> web.Response:
+        wish = await _body(request, Wish)
+        if wish.model is not None and not _MODEL.fullmatch(wish.model):
+            # A file of the server is the operator's business: rules and the command may name one.
+            raise web.HTTPBadRequest(text="model: a name is needed, no path")
+        session_id = request.match_info["id"]
+        await self._check_view(request)
+        try:
+            job = await self._orders.again(self._database, session_id, wish, datetime.now(UTC))
+        except LookupError:
+            raise web.HTTPNotFound(text="there is no such session") from None
+        except AudioDeleted as error:
+            raise web.HTTPGone(text=str(error)) from None
+        except NothingToTranscribe as error:
+            raise web.HTTPConflict(text=str(error)) from None
+        except UnknownVendor as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        log.info("session.transcribed_again", session_id=session_id, job=job.id)
+        self._scheduler.wake()
+        return web.json_response({"job": job.id, "version": version_of(job)}, status=202)
 
     async def _ladder(self, request: web.Request) -> web.Response:
         row = await self._find(request)
@@ -487,7 +550,38 @@ class Api:
                 before=_cursor(request),
             )
         )
-        return web.json_response({"jobs": [_job(row) for row in rows], "next": next_})
+        places: dict[str, Waiting] = {}
+        if any(row.state == "queued" for row in rows):
+            places = await self._database.read(jobs.places)
+        speed = self._scheduler.speed(len(places))
+        shown = [_job(row) | _place(row, places, speed) for row in rows]
+        return web.json_response({"jobs": shown, "next": next_})
+
+    async def _backlog(self, request: web.Request) -> web.Response:
+        if not request[_CLIENT].view.whole:
+            raise web.HTTPForbidden(text="for clients only that may see all sessions")
+
+        def find(connection: Connection) -> tuple[Backlog, dict[str, tuple[int, float]]]:
+            return jobs.backlog(connection), jobs.waiting(connection)
+
+        backlog, waiting = await self._database.read(find)
+        eta = self._scheduler.eta(backlog)
+        return web.json_response(
+            {
+                "jobs": backlog.jobs,
+                "audio_seconds": round(backlog.audio_seconds, 3),
+                "failed": backlog.failed,
+                "eta_seconds": round(eta, 1) if eta is not None else None,
+                "vendors": [
+                    asdict(one)
+                    | {
+                        "waiting": waiting.get(one.name, (0, 0.0))[0],
+                        "waiting_audio_seconds": round(waiting.get(one.name, (0, 0.0))[1], 3),
+                    }
+                    for one in self._scheduler.vendors()
+                ],
+            }
+        )
 
     async def _retry(self, request: web.Request) -> web.Response:
         id = request.match_info["id"]
@@ -502,7 +596,7 @@ class Api:
             raise web.HTTPNotFound(text="there is no such job")
         if not await self._database.write(partial(jobs.retry, job_id=id)):
             raise web.HTTPConflict(text=f"the job is {row.state}, not failed")
-        self._on_retry()
+        self._scheduler.wake()
         return web.json_response({"queued": id}, status=202)
 
     async def _find(self, request: web.Request) -> SessionRow:
@@ -625,6 +719,27 @@ def _job(row: JobRow) -> dict[str, Any]:
         name: value.isoformat() if isinstance(value, datetime) else value
         for name, value in values.items()
     }
+
+
+def _place(row: JobRow, places: dict[str, Waiting], speed: float | None) -> dict[str, Any]:
+    """Where a queued job stands, and in how many seconds it should be done."""
+    place = places.get(row.id)
+    if place is None:
+        return {"position": None, "eta_seconds": None}
+    ahead = place.audio_before + row.audio_seconds
+    return {
+        "position": place.position,
+        "eta_seconds": round(ahead / speed, 1) if speed is not None else None,
+    }
+
+
+def _number(request: web.Request, name: str) -> int | None:
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text[:6]) >= 1 and len(text) <= 6):
+        raise web.HTTPBadRequest(text=f"{name} must be a number from 1")
+    return int(text)
 
 
 def _limit(request: web.Request) -> int:

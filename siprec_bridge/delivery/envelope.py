@@ -144,6 +144,7 @@ class TranscriptFinalData(Data):
 class TranscriptFailedData(Data):
     """There is no transcript, until an operator retries the job."""
 
+    version: int = Field(1, description="of the transcript that does not come")
     job_id: str
     attempts: int
     reason: str
@@ -331,6 +332,7 @@ def transcript_failed(
     *,
     group_id: str | None,
     call_ids: Mapping[str, str] | None = None,
+    version: int = 1,
     job_id: str,
     attempts: int,
     reason: str,
@@ -342,6 +344,7 @@ def transcript_failed(
         sip_call_id=sip_call_id,
         group_id=group_id,
         call_ids=dict(call_ids or {}),
+        version=version,
         job_id=job_id,
         attempts=attempts,
         reason=reason,

@@ -4,10 +4,17 @@ The application: it hands signalling, media, transcription and delivery to one a
 knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 §3.
 """
 
-from siprec_bridge.recording.archive import Archive, Recogniser
+from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.ladder import LadderKeeper
+from siprec_bridge.recording.orders import (
+    AudioDeleted,
+    NothingToTranscribe,
+    Orders,
+    UnknownVendor,
+    version_of,
+)
 from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
@@ -15,6 +22,7 @@ from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
     "Archive",
+    "AudioDeleted",
     "Capacity",
     "Completion",
     "Desk",
@@ -24,12 +32,15 @@ __all__ = [
     "LadderKeeper",
     "Media",
     "NotRecording",
-    "Recogniser",
+    "NothingToTranscribe",
+    "Orders",
     "Recorder",
     "RecordingService",
     "Retention",
     "Signalling",
     "UnderHold",
+    "UnknownVendor",
     "left_behind",
     "recover",
+    "version_of",
 ]

@@ -6,35 +6,24 @@ again at the next start and comes to the same result.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import structlog
-from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
-from siprec_bridge.media import FinishedAudio, Finisher
+from siprec_bridge.media import Finisher
 from siprec_bridge.recording.assurance import assure
+from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.siprec import Assurance, SessionDocument
-from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.store import Database, SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
 
-AUDIO = TypeAdapter(FinishedAudio)
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Recogniser:
-    """What a job row says of the provider that will run it."""
-
-    vendor: str
-    model: str
-    sample_rate: int  # Hz
 
 
 class Archive:
@@ -44,21 +33,21 @@ class Archive:
         self,
         database: Database,
         finisher: Finisher,
-        recogniser: Recogniser,
+        orders: Orders,
         metrics: Metrics,
         *,
+        sample_rate: int,
         sinks: Sequence[str],
         clock: Callable[[], datetime],
         transcribe: Callable[[], None],
-        reachable: bool = False,
     ) -> None:
         self._database = database
         self._finisher = finisher
-        self._recogniser = recogniser
+        self._orders = orders
+        self._sample_rate = sample_rate  # Hz, of finished audio
         self._metrics = metrics
         self._sinks = sinks
         self._clock = clock
-        self._reachable = reachable  # by all nodes is the audio
         self._transcribe = transcribe  # tells the scheduler that a job waits
 
     async def end(
@@ -92,22 +81,14 @@ class Archive:
         audio = await self._finisher.finish(
             Path(session.folder),
             session.id,
-            self._recogniser.sample_rate,
+            self._sample_rate,
             {one.index: one.expected(at) for one in document.streams},
         )
         assurance = assure(document, audio, at, cause)
         judged = document.model_copy(update={"assurance": assurance}).model_dump_json()
         seconds = sum(leg.duration for leg in audio.legs)
         now = self._clock()
-        job = JobRow(
-            id=f"{session.id}.1",  # the first transcription of a session has one id for ever
-            session_id=session.id,
-            vendor=self._recogniser.vendor,
-            model=self._recogniser.model,
-            audio_seconds=seconds,
-            created_at=now,
-            node=None if self._reachable else session.node,
-        )
+        job = self._orders.first(session, document, seconds, now)
         summary = AUDIO.dump_json(audio).decode()
 
         def store(connection: Connection) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.provider import AudioFile, Job, ProviderError
-from siprec_bridge.recording.archive import AUDIO
+from siprec_bridge.recording.orders import AUDIO, version_of
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, JobRow, SessionRow, jobs, outbox, recordings, transcripts
 from siprec_bridge.telemetry import Metrics
@@ -51,13 +51,20 @@ class Completion:
             if leg.duration > 0
         )
         call = {"session_id": row.id, "sip_call_id": row.sip_call_id}
-        return Job(id=job.id, audio=files, model=job.model, language=job.language, log_fields=call)
+        return Job(
+            id=job.id,
+            audio=files,
+            model=job.model,
+            language=job.language,
+            prompt=job.prompt,
+            log_fields=call,
+        )
 
     async def done(self, job: JobRow, heard: Mapping[str, Transcript], facts: RunFacts) -> None:
         """Commit the conversation, its events and the job's end together."""
         row = await self._session(job)
         now = self._clock()
-        version = _version(job)
+        version = version_of(job)
         conversation = _conversation(row, heard, facts)
         document = SessionDocument.model_validate_json(row.document)
         events = envelope.transcript_events(conversation, version, document.assurance)
@@ -91,6 +98,7 @@ class Completion:
             row.sip_call_id,
             group_id=document.group_id,
             call_ids=document.call_ids,
+            version=version_of(job),
             job_id=job.id,
             attempts=job.attempts,
             reason=error.reason,
@@ -151,8 +159,3 @@ def _conversation(
         ended_at=row.ended_at or row.started_at,
         facts=facts,
     )
-
-
-def _version(job: JobRow) -> int:
-    """A job's id ends in the version of the transcript that it makes."""
-    return int(job.id.rpartition(".")[2])

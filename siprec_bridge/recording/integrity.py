@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from siprec_bridge.recording.archive import AUDIO
+from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.store import SessionRow
 
 

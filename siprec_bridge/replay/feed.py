@@ -24,7 +24,7 @@ from siprec_bridge.media import (
     decodable,
     finish_session,
 )
-from siprec_bridge.recording import Archive, Desk, Recogniser, RecordingService
+from siprec_bridge.recording import Archive, Desk, Orders, RecordingService
 from siprec_bridge.replay.dialogs import (
     CapturedDialog,
     DialogKey,
@@ -215,8 +215,9 @@ class _Replay:
         archive = Archive(
             database,
             self._finisher,
-            Recogniser("none", "none", _SAMPLE_RATE),
+            Orders("none", ("none",)),
             metrics,
+            sample_rate=_SAMPLE_RATE,
             sinks=[],
             clock=self._clock,
             transcribe=lambda: None,

@@ -17,6 +17,7 @@ from siprec_bridge.siprec.document import (
     StreamQuality,
     Verdict,
 )
+from siprec_bridge.siprec.extensions import extension_texts
 from siprec_bridge.siprec.forks import Fork, is_siprec, read_fork
 from siprec_bridge.siprec.metadata import (
     SNAPSHOT_REQUEST,
@@ -51,6 +52,7 @@ __all__ = [
     "StreamQuality",
     "StreamToRecord",
     "Verdict",
+    "extension_texts",
     "is_siprec",
     "parse_body",
     "parse_metadata",

@@ -5,7 +5,7 @@ metadata is kept as it is.
 """
 
 from collections.abc import Mapping, Sequence
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element, ParseError, fromstring, tostring
 
 from siprec_bridge.sip import Headers, readable
 
@@ -77,3 +77,19 @@ def extensions(topmost: Sequence[Element]) -> tuple[str, ...]:
     return tuple(
         tostring(element, encoding="unicode").strip() for element in topmost[:_MOST_EXTENSIONS]
     )
+
+
+def extension_texts(stored: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What vendors' elements say, from what `extensions` gave: texts by local name."""
+    found: dict[str, list[str]] = {}
+    for xml in stored:
+        try:
+            topmost = fromstring(xml)  # noqa: S314  we wrote it ourselves: there is no DTD in it
+        except ParseError:
+            continue
+        for element in topmost.iter():
+            if text := (element.text or "").strip():
+                found.setdefault(element.tag.rpartition("}")[2], []).append(text)
+            for name, value in element.attrib.items():
+                found.setdefault(name.rpartition("}")[2], []).append(value)
+    return {name: tuple(texts) for name, texts in found.items()}

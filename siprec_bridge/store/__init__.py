@@ -7,7 +7,7 @@ values and get frozen rows. Audio itself lies in files beside the database.
 from siprec_bridge.store import jobs, ladder, outbox, recordings, retention, search, transcripts
 from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
-from siprec_bridge.store.jobs import Backlog, JobRow
+from siprec_bridge.store.jobs import Backlog, JobRow, Waiting
 from siprec_bridge.store.ladder import SipMessage
 from siprec_bridge.store.nodes import node_id
 from siprec_bridge.store.outbox import Event, PendingEvent, SinkBacklog
@@ -28,6 +28,7 @@ __all__ = [
     "SipMessage",
     "StoreError",
     "TranscriptRow",
+    "Waiting",
     "jobs",
     "ladder",
     "node_id",

@@ -1,16 +1,22 @@
 """Transcription jobs: on disk before a slot is asked for, and until the transcript is committed.
 
 queued → running (`claim`) → done (`finish`), queued again (`reschedule`, `release`) or failed
-(`fail`) → queued (`retry`). Times are handed in: the store reads no clock.
+(`fail`) → queued (`retry`, `hand_over`). Times are handed in: the store reads no clock.
+
+Jobs run in the order of `order_at`, which is fixed when a job is queued: the time at which it would be
+done if its source had a recogniser of its own, at the pace of speech, that took short calls first. So
+short ones go before long ones, a source's backlog does not get in the way of others, and nothing
+starves: what is queued after that time comes later. Priorities differ by a day.
 
 Where nodes share the database, a running job has a lease, which its runner renews. After it, another
 node takes the job, if it can reach the audio; what the first one says of it then is not heard. Leases
 are in the server's time.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -20,6 +26,16 @@ from siprec_bridge.store.schema import jobs, values_of
 from siprec_bridge.transcript import RunFacts
 
 JobState = Literal["queued", "running", "done", "failed"]
+Priority = Literal["urgent", "normal", "low"]
+
+# A job of low priority is treated as if it had come a day later, an urgent one a day earlier.
+PRIORITIES: Final[Mapping[Priority, timedelta]] = {
+    "urgent": timedelta(days=-1),
+    "normal": timedelta(0),
+    "low": timedelta(days=1),
+}
+LONGEST_HEAD_START_S: Final = 3600.0  # what a call's own length may cost it
+LONGEST_BATCH_S: Final = 900.0  # of audio: no job waits for the end of a long one in its run
 
 LEASE = timedelta(seconds=60)
 
@@ -49,6 +65,19 @@ class JobRow:
     node: str | None = None  # that has its audio; None: any
     runner: str | None = None  # node that runs it, or did
     lease_until: datetime | None = None
+    priority: Priority = "normal"
+    source: str = ""  # who shares the recogniser fairly with others: the peer's address
+    prompt: str | None = None  # what the recogniser is told to expect
+    tried: str = ""  # vendors that gave it up, by commas
+    order_at: datetime | None = None  # its place in the queue; `insert` finds it
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued job's place: jobs and seconds of audio that are before it."""
+
+    position: int  # from 1
+    audio_before: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,43 +94,68 @@ _INSERT = jobs.insert()
 _UPDATE = jobs.update().where(jobs.c.id == sa.bindparam("this"))
 _GET = jobs.select().where(jobs.c.id == sa.bindparam("this"))
 _NOW = sa.bindparam("now", type_=jobs.c.started_at.type)
-_NODE = sa.bindparam("here", type_=jobs.c.node.type)
-_WITHIN_REACH = sa.or_(_NODE.is_(None), jobs.c.node.is_(None), jobs.c.node == _NODE)
-# Of its own: as a subquery, PostgreSQL might run it again for each row, and take more than asked.
-_DUE = (
-    sa.select(jobs.c.id)
-    .where(
-        sa.or_(
-            sa.and_(
-                jobs.c.state == "queued",
-                sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW),
-            ),
-            sa.and_(
-                jobs.c.state == "running",
-                jobs.c.lease_until < sa.bindparam("common", type_=jobs.c.lease_until.type),
-            ),
+_HERE = sa.bindparam("here", type_=jobs.c.node.type)
+_WITHIN_REACH = sa.or_(_HERE.is_(None), jobs.c.node.is_(None), jobs.c.node == _HERE)
+_DUE = sa.and_(
+    sa.or_(
+        sa.and_(
+            jobs.c.state == "queued", sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW)
         ),
-        _WITHIN_REACH,
+        sa.and_(
+            jobs.c.state == "running",
+            jobs.c.lease_until < sa.bindparam("common", type_=jobs.c.lease_until.type),
+        ),
+    ),
+    _WITHIN_REACH,
+)
+_VENDORS: sa.BindParameter[str] = sa.bindparam("vendors", expanding=True)
+_ORDER = (jobs.c.order_at, jobs.c.id)
+# What one run may have in common: it is given to the recogniser once.
+_ALIKE = ("vendor", "model", "language", "prompt")
+_FIRST = (
+    sa.select(jobs.c.id, jobs.c.audio_seconds, jobs.c.solo, *(jobs.c[name] for name in _ALIKE))
+    .where(_DUE, jobs.c.vendor.in_(_VENDORS))
+    .order_by(*_ORDER)
+    .limit(1)
+    .with_for_update(skip_locked=True)  # for databases with several writers
+)
+_COMPANY = (
+    sa.select(jobs.c.id, jobs.c.audio_seconds)
+    .where(
+        _DUE,
+        ~jobs.c.solo,
+        jobs.c.id != sa.bindparam("first"),
+        *(
+            jobs.c[name].is_not_distinct_from(sa.bindparam(f"same_{name}", type_=sa.String))
+            for name in _ALIKE
+        ),
     )
-    .order_by(jobs.c.created_at, jobs.c.id)
+    .order_by(*_ORDER)
     .limit(sa.bindparam("most", type_=sa.Integer))
     .with_for_update(skip_locked=True)
-    .cte("due")
 )
-_CLAIM = (
+_TAKE = (
     jobs.update()
-    .where(jobs.c.id.in_(sa.select(_DUE.c.id)))
+    .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
     .values(
         state="running",
         attempts=jobs.c.attempts + 1,
         started_at=_NOW,
         finished_at=None,
-        runner=_NODE,
+        runner=_HERE,
         lease_until=sa.bindparam("until", type_=jobs.c.lease_until.type),
+        # A model is one of its vendor's.
+        model=sa.case((jobs.c.vendor == sa.bindparam("taker"), jobs.c.model), else_=None),
+        vendor=sa.bindparam("taker", type_=sa.String),
     )
     .returning(jobs)
 )
-_WAITING = sa.select(sa.func.count()).where(jobs.c.state == "queued", _WITHIN_REACH)
+_AHEAD = sa.select(sa.func.sum(jobs.c.audio_seconds)).where(
+    jobs.c.state == "queued",
+    jobs.c.source == sa.bindparam("source"),
+    jobs.c.priority == sa.bindparam("priority"),
+    jobs.c.audio_seconds <= sa.bindparam("audio_seconds"),
+)
 _BACKLOG = (
     sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
     .where(jobs.c.state.in_(("queued", "running", "failed")))
@@ -111,12 +165,18 @@ _NEXT_DUE = sa.select(
     sa.func.min(
         sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
     )
-).where(jobs.c.state == "queued", _WITHIN_REACH)
+).where(jobs.c.state == "queued", jobs.c.vendor.in_(_VENDORS), _WITHIN_REACH)
 
 
 def insert(connection: Connection, row: JobRow) -> None:
     """Add a job for a stored session. An id that exists ends in a StoreError."""
-    connection.execute(_INSERT, {name: getattr(row, name) for name in JobRow.__slots__})
+    values = {name: getattr(row, name) for name in JobRow.__slots__}
+    if row.order_at is None:
+        ahead = connection.scalar(_AHEAD, values) or 0.0
+        own = min(row.audio_seconds, LONGEST_HEAD_START_S)
+        in_line = timedelta(seconds=ahead + own)
+        values["order_at"] = row.created_at + in_line + PRIORITIES[row.priority]
+    connection.execute(_INSERT, values)
 
 
 def get(connection: Connection, job_id: str) -> JobRow | None:
@@ -128,25 +188,47 @@ def claim(
     connection: Connection,
     limit: int,
     now: datetime,
+    *,
+    vendor: str,
+    instead_of: Sequence[str] = (),
     node: str | None = None,
     lease: timedelta = LEASE,
 ) -> list[JobRow]:
-    """Take the oldest due jobs: they are running from now on, and the attempt is counted.
+    """Take what this vendor is to run next: they are running from now on, the attempt is counted.
 
+    That is the first due job, and up to `limit` in all that differ in nothing the recogniser is told,
+    as long as they are short. A solo one comes alone. Jobs `instead_of` other vendors become its own.
     `node`: who takes them, where there are several; jobs of a runner whose lease is over, too.
     """
     common = common_time(connection, now)
+    here = {"now": now, "here": node, "common": common}
+    vendors = [vendor, *instead_of]
+    first = connection.execute(_FIRST, here | {"vendors": vendors}).mappings().first()
+    if first is None:
+        return []
+    ids, seconds = [first["id"]], first["audio_seconds"]
+    if limit > 1 and not first["solo"]:
+        alike = {f"same_{name}": first[name] for name in _ALIKE}
+        rest = connection.execute(
+            _COMPANY, here | alike | {"first": first["id"], "most": limit - 1}
+        )
+        for id, more in rest:
+            seconds += more
+            if seconds > LONGEST_BATCH_S:
+                break
+            ids.append(id)
+    until = common + lease if node is not None else None
     taken = connection.execute(
-        _CLAIM,
-        {
-            "most": limit,
-            "now": now,
-            "here": node,
-            "common": common,
-            "until": common + lease if node is not None else None,
-        },
+        _TAKE, {"ids": ids, "now": now, "taker": vendor, "here": node, "until": until}
     ).mappings()
-    return sorted(map(_row, taken), key=lambda job: (job.created_at, job.id))
+    return sorted(map(_row, taken), key=lambda job: (job.order_at or job.created_at, job.id))
+
+
+def latest_number(connection: Connection, session_id: str) -> int:
+    """The highest number at the end of an id of a session's jobs; 0 when it has none."""
+    ids = connection.scalars(sa.select(jobs.c.id).where(jobs.c.session_id == session_id))
+    numbers = [id.rpartition(".")[2] for id in ids]
+    return max((int(one) for one in numbers if one.isdecimal()), default=0)
 
 
 def renew(
@@ -161,11 +243,6 @@ def renew(
         .returning(jobs.c.id)
     )
     return set(kept.scalars())
-
-
-def waiting(connection: Connection, node: str | None = None) -> int:
-    """How many are queued that this node can run."""
-    return connection.scalar(_WAITING, {"here": node}) or 0
 
 
 def finish(connection: Connection, job_id: str, facts: RunFacts, at: datetime) -> None:
@@ -233,6 +310,59 @@ def release(
     )
 
 
+def refund(connection: Connection, attempts: Mapping[str, int]) -> None:
+    """Take back attempts that were not the jobs' fault, by job."""
+    for job_id, count in attempts.items():
+        connection.execute(
+            jobs.update()
+            .where(jobs.c.id == job_id, jobs.c.state.in_(("queued", "running")))
+            .values(attempts=sa.case((jobs.c.attempts > count, jobs.c.attempts - count), else_=0))
+        )
+
+
+def hand_over(
+    connection: Connection,
+    row: JobRow,
+    vendor: str,
+    facts: RunFacts | None = None,
+    *,
+    runner: str | None = None,
+) -> bool:
+    """Queue a running job again for another vendor, with all attempts anew and its own model.
+
+    False: it is not this runner's any more.
+    """
+    tried = ",".join([*filter(None, row.tried.split(",")), row.vendor])
+    return _end_run(
+        connection,
+        row.id,
+        facts,
+        runner,
+        state="queued",
+        vendor=vendor,
+        model=None,
+        tried=tried,
+        attempts=0,
+        solo=False,
+        not_before=None,
+    )
+
+
+def adopt(
+    connection: Connection, vendors: Sequence[str], default: str, node: str | None = None
+) -> int:
+    """Give jobs of vendors that there are no longer to the default one; returns how many.
+
+    Of several nodes, another may have the vendor: only jobs that no other can run are taken.
+    """
+    orphans = jobs.c.vendor.not_in(vendors) & jobs.c.state.in_(("queued", "failed"))
+    if node is not None:
+        orphans &= jobs.c.node == node
+    return connection.execute(
+        jobs.update().where(orphans).values(vendor=default, model=None)
+    ).rowcount
+
+
 def requeue_running(connection: Connection, node: str | None = None) -> int:
     """Queue what was running when the process died, uncounted; returns how many there were.
 
@@ -252,7 +382,7 @@ def retry(connection: Connection, job_id: str | None = None) -> int:
     if job_id is not None:
         query = query.where(jobs.c.id == job_id)
     return connection.execute(
-        query.values(state="queued", attempts=0, not_before=None, finished_at=None)
+        query.values(state="queued", attempts=0, not_before=None, finished_at=None, tried="")
     ).rowcount
 
 
@@ -294,9 +424,70 @@ def backlog(connection: Connection) -> Backlog:
     )
 
 
-def next_due(connection: Connection, node: str | None = None) -> datetime | None:
-    """When the first queued job may run (perhaps long ago), or None when none is queued."""
-    return connection.scalar(_NEXT_DUE, {"here": node})
+def places(connection: Connection, limit: int = 10_000) -> dict[str, Waiting]:
+    """The first so many queued jobs with their places, in order."""
+    rows = connection.execute(
+        sa.select(jobs.c.id, jobs.c.audio_seconds)
+        .where(jobs.c.state == "queued")
+        .order_by(*_ORDER)
+        .limit(limit)
+    )
+    found: dict[str, Waiting] = {}
+    before = 0.0
+    for position, (id, seconds) in enumerate(rows, 1):
+        found[id] = Waiting(position, before)
+        before += seconds
+    return found
+
+
+def waiting(connection: Connection, node: str | None = None) -> dict[str, tuple[int, float]]:
+    """Queued jobs that this node can run and their seconds of audio, by vendor."""
+    rows = connection.execute(
+        sa.select(jobs.c.vendor, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
+        .where(jobs.c.state == "queued", _WITHIN_REACH)
+        .group_by(jobs.c.vendor),
+        {"here": node},
+    )
+    return {vendor: (count, float(seconds)) for vendor, count, seconds in rows}
+
+
+def recent_runs(connection: Connection, limit: int = 100) -> list[tuple[str, float, float]]:
+    """Vendor, seconds of audio and of time of the latest runs, oldest first; from so many jobs."""
+    latest = (
+        sa.select(jobs.c.vendor, jobs.c.started_at, jobs.c.audio_seconds, jobs.c.run_seconds)
+        .where(jobs.c.state == "done", jobs.c.run_seconds > 0)
+        .order_by(jobs.c.created_at.desc())
+        .limit(limit)
+        .subquery()
+    )
+    # Jobs of one run were started at once.
+    runs = connection.execute(
+        sa.select(
+            latest.c.vendor,
+            sa.func.sum(latest.c.audio_seconds),
+            sa.func.max(latest.c.run_seconds),
+        )
+        .group_by(latest.c.vendor, latest.c.started_at)
+        .order_by(latest.c.started_at)
+    )
+    return [(vendor, float(audio), float(seconds)) for vendor, audio, seconds in runs]
+
+
+def recent_speed(connection: Connection) -> float | None:
+    """Seconds of audio done in a second, as the latest runs did and as many as run now; or None."""
+    runs = recent_runs(connection)
+    running = connection.scalar(
+        sa.select(sa.func.count(jobs.c.started_at.distinct())).where(jobs.c.state == "running")
+    )
+    audio, seconds = sum(one[1] for one in runs), sum(one[2] for one in runs)
+    return max(1, running or 0) * audio / seconds if audio else None
+
+
+def next_due(
+    connection: Connection, vendors: Sequence[str], node: str | None = None
+) -> datetime | None:
+    """When the first of these vendors' jobs may run (perhaps long ago); None: none is queued."""
+    return connection.scalar(_NEXT_DUE, {"vendors": list(vendors), "here": node})
 
 
 def _end_run(
@@ -308,7 +499,6 @@ def _end_run(
 ) -> bool:
     if facts is not None:
         values |= {
-            "model": facts.model,
             "exit_code": facts.exit_code,
             "stderr_tail": facts.stderr_tail,
             "run_seconds": facts.duration,

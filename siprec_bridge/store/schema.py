@@ -139,6 +139,13 @@ jobs = Table(
     Column("node", String),  # that has its audio; null: any
     Column("runner", String),  # the node that runs it
     Column("lease_until", UtcDateTime),  # after that, the runner is taken for dead
+    Column("priority", String, nullable=False, server_default="normal"),
+    Column("source", String, nullable=False, server_default=""),
+    Column("prompt", Text),
+    Column("tried", String, nullable=False, server_default=""),
+    Column("order_at", UtcDateTime),
+    Index("ix_jobs_state_order_at_id", "state", "order_at", "id"),
+    Index("ix_jobs_line", "state", "source", "priority", "audio_seconds"),
     Index("ix_jobs_state_created_at_id", "state", "created_at", "id"),
     Index("ix_jobs_created_at_id", "created_at", "id"),
     Index("ix_jobs_session_id", "session_id"),

@@ -65,6 +65,16 @@ def get(
     return next((TranscriptRow(**values_of(row)) for row in rows), None)
 
 
+def versions(connection: Connection, session_id: str) -> dict[int, datetime]:
+    """The versions stored of a session's transcript, and since when."""
+    rows = connection.execute(
+        sa.select(transcripts.c.version, transcripts.c.created_at)
+        .where(transcripts.c.session_id == session_id)
+        .order_by(transcripts.c.version)
+    )
+    return {version: at for version, at in rows}
+
+
 def latest_version(connection: Connection, session_id: str) -> int:
     """The highest version stored for a session; 0 when there is none."""
     found = connection.scalar(

@@ -212,7 +212,7 @@ class Metrics:
         for reason in DOUBTS:
             self.doubtful_segments_total.labels(reason=reason)
         self.recogniser_available = gauge(
-            "recogniser_available", "1: the recogniser can be run; 0: it is missing"
+            "recogniser_available", "1: the default recogniser can be run and works; 0: not"
         )
         self.jobs_total = counter(
             "jobs", "transcription jobs, by what became of a try", ("outcome",)
@@ -220,6 +220,26 @@ class Metrics:
         self.jobs_backlog = gauge("jobs_backlog", "transcription jobs waiting or running")
         self.jobs_backlog_audio_seconds = gauge(
             "jobs_backlog_audio_seconds", "audio of the jobs waiting or running"
+        )
+        self.jobs_backlog_eta_seconds = gauge(
+            "jobs_backlog_eta_seconds",
+            "until these are done at the present pace; NaN: no run has shown it yet",
+        )
+        self.vendor_available = gauge(
+            "vendor_available", "1: this recogniser can be run and works; 0: not", ("vendor",)
+        )
+        self.vendor_circuit_open = gauge(
+            "vendor_circuit_open", "1: it fails at known good audio; only probes run", ("vendor",)
+        )
+        self.vendor_probes_total = counter(
+            "vendor_probes", "runs with known good audio, by their result", ("vendor", "result")
+        )
+        self.vendor_runs_active = gauge("vendor_runs_active", "its runs under way", ("vendor",))
+        self.vendor_pace_ratio = gauge(
+            "vendor_pace_ratio", "seconds of audio that one of its runs does a second", ("vendor",)
+        )
+        self.fallbacks_total = counter(
+            "fallbacks", "jobs that one vendor gave up and another got", ("vendor", "to")
         )
         self.jobs_failed = gauge("jobs_failed", "jobs that were given up and wait for an operator")
         self.transcription_delay_seconds = histogram(
@@ -261,8 +281,17 @@ class Metrics:
         self.build_info = gauge("build_info", "1, with the version as label", ("version",))
         self.build_info.labels(version=__version__).set(1)
 
-    def preset(self, *, model: str, sinks: Sequence[str]) -> None:
-        """Show the series of the configured recogniser and sinks before anything happens."""
+    def preset(self, *, model: str, sinks: Sequence[str], vendors: Sequence[str] = ()) -> None:
+        """Show the series of the configured recognisers and sinks before anything happens."""
+        for vendor in vendors:
+            self.vendor_available.labels(vendor=vendor)
+            self.vendor_circuit_open.labels(vendor=vendor)
+            self.vendor_runs_active.labels(vendor=vendor)
+            for result in ("works", "fails"):
+                self.vendor_probes_total.labels(vendor=vendor, result=result)
+            for other in vendors:
+                if other != vendor:
+                    self.fallbacks_total.labels(vendor=vendor, to=other)
         self.whisper_timeouts_total.labels(model=model)
         self.whisper_runs_total.labels(model=model, reason="ok")
         for method in ("INVITE", "BYE"):

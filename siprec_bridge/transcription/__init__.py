@@ -7,19 +7,35 @@ entry point group `siprec_bridge.providers`.
 from siprec_bridge.transcription.guard import Guard, GuardPolicy
 from siprec_bridge.transcription.merge import RecordedLeg, merge
 from siprec_bridge.transcription.prepare import Preparation
-from siprec_bridge.transcription.registry import load_provider
-from siprec_bridge.transcription.scheduler import Scheduler
+from siprec_bridge.transcription.registry import load_provider, load_providers
+from siprec_bridge.transcription.rules import (
+    Choice,
+    Rules,
+    Wish,
+    address_of,
+    facts_of_call,
+    load_rules,
+)
+from siprec_bridge.transcription.scheduler import Scheduler, VendorState
 from siprec_bridge.transcription.speech import SpeechOptions
 from siprec_bridge.transcription.vad import missing_detector
 
 __all__ = [
+    "Choice",
     "Guard",
     "GuardPolicy",
     "Preparation",
     "RecordedLeg",
+    "Rules",
     "Scheduler",
     "SpeechOptions",
+    "VendorState",
+    "Wish",
+    "address_of",
+    "facts_of_call",
     "load_provider",
+    "load_providers",
+    "load_rules",
     "merge",
     "missing_detector",
 ]

@@ -1,27 +1,34 @@
-"""Jobs on disk to runs of the provider, and back: pace, batches, retries, outages.
+"""Jobs on disk to runs of the providers, and back: order, pace, batches, retries, outages, fallback.
 
 A job is claimed only when a run may start, so that what waits, waits in the database. The
-scheduler puts jobs back (retry, outage, stop); what ends a job is its owner's business, who
-commits the result and the job's end in one transaction (`on_done`, `on_failed`).
+scheduler puts jobs back (retry, outage, stop, another vendor); what ends a job is its owner's
+business, who commits the result and the job's end in one transaction (`on_done`, `on_failed`).
 """
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+import time
+import wave
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import structlog
 from sqlalchemy import Connection
 
-from siprec_bridge.provider import Job, Provider, ProviderError, ProviderUnavailable, Run
-from siprec_bridge.store import Database, JobRow, StoreError, jobs
+from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, ProviderUnavailable, Run
+from siprec_bridge.store import Backlog, Database, JobRow, StoreError, jobs
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import RunFacts, Transcript
+from siprec_bridge.transcription.circuit import Circuit
 from siprec_bridge.transcription.guard import Guard
+from siprec_bridge.transcription.pace import Pace
 from siprec_bridge.transcription.prepare import Preparation, PreparedJob
+from siprec_bridge.transcription.speech import SpeechOptions
 
 log = structlog.get_logger()
 
@@ -32,57 +39,142 @@ _NO_LIMIT = 64  # runs at once where the provider sets no limit
 _LOOK_S = 5.0  # jobs may be queued by another process: `siprec-bridge jobs retry`
 _LONGEST_DELAY_S = 3600.0
 _OUTAGE_FIRST_S, _OUTAGE_LONGEST_S = 0.5, 15.0
+_PROBE_S = 1.0  # length of the tone that a recogniser is probed with
+_MOST_MODELS = 50  # with metrics of their own
+_OURS = ("audio_missing", "internal_error")  # reasons that are no vendor's
+
+
+@dataclass(eq=False)
+class _Lane:
+    """A vendor with its runs, and what is known of it."""
+
+    provider: Provider
+    preparation: Preparation
+    circuit: Circuit
+    pace: Pace = field(default_factory=Pace)
+    runs: set[asyncio.Task[Any]] = field(default_factory=set)
+    outage_s: float = 0.0
+    away: str | None = None  # why it cannot be run
+    down_since: float | None = None  # away or broken
+    probe: asyncio.Lock = field(default_factory=asyncio.Lock)
+    probed_at: float = -1e9  # when it was last found to work, whoever asked
+
+    @property
+    def name(self) -> str:
+        return self.provider.name
+
+    @property
+    def limit(self) -> int:
+        return self.provider.max_concurrent or _NO_LIMIT
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no job is started, or None."""
+        if self.away is not None:
+            return self.away
+        return f"broken: {self.circuit.cause}" if self.circuit.is_open else None
+
+
+@dataclass(frozen=True, slots=True)
+class VendorState:
+    """A vendor as operators see it."""
+
+    name: str
+    state: Literal["working", "away", "broken"]
+    cause: str | None
+    running: int  # runs
+    slots: int | None  # None: no limit
+    pace: float | None  # seconds of audio in a second of a run; None: not known yet
 
 
 class Scheduler:
-    """Runs jobs until cancelled; jobs that were running are queued again then."""
+    """Runs jobs until cancelled; jobs that were running are queued again then.
+
+    The first provider is the default one. A job that its vendor gave up, or whose vendor has been
+    away or broken for `fallback_after` seconds, goes to the next one; None: to none.
+    """
 
     def __init__(
         self,
         database: Database,
-        provider: Provider,
+        providers: Sequence[Provider],
         metrics: Metrics,
         *,
         load: Callable[[JobRow], Awaitable[Job]],
         on_done: OnDone,
         on_failed: OnFailed,
         clock: Callable[[], datetime],
-        preparation: Preparation | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        speech: SpeechOptions | None = None,
         guard: Guard | None = None,
         max_attempts: int = 5,
         retry_delay: float = 5.0,
         lease: timedelta = jobs.LEASE,
+        circuit_failures: int = 5,
+        fallback_after: float | None = None,
     ) -> None:
         self._database = database
-        self._provider = provider
         self._metrics = metrics
         self._load = load
         self._on_done = on_done
         self._on_failed = on_failed
         self._clock = clock
-        self._preparation = preparation or Preparation(provider.sample_rate)
+        self._now = monotonic
         self._guard = guard or Guard("off")
         self._max_attempts = max_attempts
         self._retry_delay = retry_delay
         self._lease = lease
-        self._limit = provider.max_concurrent or _NO_LIMIT
+        self._fallback_after = fallback_after
+        self._lanes = {
+            one.name: _Lane(one, Preparation(one.sample_rate, speech), Circuit(circuit_failures))
+            for one in providers
+        }
+        self._default = next(iter(self._lanes))
         self._news = asyncio.Event()
-        self._runs: set[asyncio.Task[None]] = set()
-        self._running: set[str] = set()  # jobs in these runs
-        self._outage_s = 0.0
+        self._models: set[str] = set()
+        self._running: set[str] = set()  # jobs, whose leases are to be renewed
 
     def wake(self) -> None:
         """There may be a job to run."""
         self._news.set()
 
+    async def trouble(self, vendor: str) -> str | None:
+        """Why no job of this vendor can be run now (one line), or None."""
+        lane = self._lanes[vendor]
+        return await lane.provider.unavailable() or lane.trouble
+
+    def vendors(self) -> list[VendorState]:
+        """All vendors, the default one first."""
+        return [
+            VendorState(
+                name=lane.name,
+                state="away" if lane.away else "broken" if lane.circuit.is_open else "working",
+                cause=lane.trouble,
+                running=len(lane.runs),
+                slots=lane.provider.max_concurrent,
+                pace=lane.pace.ratio,
+            )
+            for lane in self._lanes.values()
+        ]
+
+    def speed(self, waiting: int) -> float | None:
+        """Seconds of audio that are transcribed in a second when so many jobs wait; None: unknown."""
+        rates = [
+            lane.pace.ratio * min(lane.limit, max(1, waiting))
+            for lane in self._lanes.values()
+            if lane.pace.ratio is not None and lane.trouble is None
+        ]
+        return sum(rates) or None
+
     async def run(self) -> None:
         """Serve jobs until cancelled."""
         renewal = asyncio.create_task(self._keep_leases(), name="leases")
         try:
+            await self._take_over()
             while True:
                 self._news.clear()
                 try:
-                    wait = self._patience(await self._start_runs())
+                    wait = await self._start_runs()
                 except StoreError as error:
                     log.error("jobs.store_failed", cause=str(error))
                     wait = _LOOK_S
@@ -117,81 +209,161 @@ class Scheduler:
                 # It goes on: whose result is first counts, and the other's changes nothing.
                 log.warning("jobs.taken_by_others", jobs=sorted(lost))
 
-    async def _start_runs(self) -> datetime | None:
-        """Start what may run; returns when the next job is due, if one waits."""
-        while True:
-            cause = await self._provider.unavailable()
-            self._note_availability(cause)
-            full = cause is not None or len(self._runs) >= self._limit
-            batch, due = await self._claim(full=full)
-            if not batch:
-                return due
-            task = asyncio.create_task(self._serve(batch), name="transcription run")
-            self._runs.add(task)
-            task.add_done_callback(self._forget)
+    async def _take_over(self) -> None:
+        """What an earlier bridge left behind: jobs of vendors that are gone, and how fast runs were."""
+        names = list(self._lanes)
+        try:
+            orphans = await self._database.write(
+                partial(jobs.adopt, vendors=names, default=self._default, node=self._database.node)
+            )
+            runs = await self._database.read(jobs.recent_runs)
+        except StoreError as error:
+            log.error("jobs.store_failed", cause=str(error))
+            return
+        if orphans:
+            log.warning("jobs.adopted", count=orphans, vendor=self._default)
+        for vendor, audio, seconds in runs:
+            if vendor in self._lanes:
+                self._lanes[vendor].pace.note(audio, seconds)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._runs.discard(task)
-        self._metrics.whisper_runs_active.set(len(self._runs))
+    async def _start_runs(self) -> float:
+        """Start what may run; returns the seconds until there may be more to do."""
+        patience = [_LOOK_S]
+        for lane in self._lanes.values():
+            self._note_availability(lane, await lane.provider.unavailable())
+        for lane in self._lanes.values():
+            patience.append(await self._start_runs_of(lane))
+        await self._measure()
+        return min(patience)
+
+    async def _start_runs_of(self, lane: _Lane) -> float:
+        while True:
+            if lane.away is not None:
+                return lane.outage_s
+            if len(lane.runs) >= lane.limit or lane.circuit.is_suspicious:
+                return _LOOK_S
+            if lane.circuit.is_open:
+                wait = lane.circuit.wait(self._now())
+                if not wait and not lane.probe.locked():
+                    self._start(lane, self._verify(lane))
+                return min(max(wait, 0.05), _LOOK_S)
+            batch, due = await self._claim(lane)
+            if not batch:
+                if due is None:
+                    return _LOOK_S
+                return min(_LOOK_S, max(0.01, (due - self._clock()).total_seconds()))
+            self._start(lane, self._serve(lane, batch))
+
+    def _start(self, lane: _Lane, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work, name=f"transcription run of {lane.name}")
+        lane.runs.add(task)
+        task.add_done_callback(partial(self._forget, lane))
+        self._count_runs(lane)
+
+    def _forget(self, lane: _Lane, task: asyncio.Task[Any]) -> None:
+        lane.runs.discard(task)
+        self._count_runs(lane)
         self._news.set()
 
-    def _note_availability(self, cause: str | None) -> None:
-        was_out = self._outage_s > 0
+    def _count_runs(self, lane: _Lane) -> None:
+        self._metrics.vendor_runs_active.labels(vendor=lane.name).set(len(lane.runs))
+        self._metrics.whisper_runs_active.set(sum(len(one.runs) for one in self._lanes.values()))
+
+    def _note_availability(self, lane: _Lane, cause: str | None) -> None:
         if cause is None:
-            if was_out:
-                log.info("recogniser.available_again")
-            self._outage_s = 0.0
+            if lane.away is not None:
+                log.info("recogniser.available_again", vendor=lane.name)
+            lane.outage_s = 0.0
         else:
-            if not was_out:
-                log.error("recogniser.unavailable", cause=cause)
-            self._outage_s = min(max(2 * self._outage_s, _OUTAGE_FIRST_S), _OUTAGE_LONGEST_S)
-        self._metrics.recogniser_available.set(cause is None)
+            if lane.away is None:
+                log.error("recogniser.unavailable", vendor=lane.name, cause=cause)
+            lane.outage_s = min(max(2 * lane.outage_s, _OUTAGE_FIRST_S), _OUTAGE_LONGEST_S)
+        lane.away = cause
+        self._note_state(lane)
 
-    def _patience(self, due: datetime | None) -> float:
-        """Seconds until there may be something to do without anybody's call."""
-        if self._outage_s:
-            return self._outage_s
-        if due is None or len(self._runs) >= self._limit:
-            return _LOOK_S
-        return min(_LOOK_S, max(0.01, (due - self._clock()).total_seconds()))
+    def _note_state(self, lane: _Lane) -> None:
+        if lane.trouble is None:
+            lane.down_since = None
+        elif lane.down_since is None:
+            lane.down_since = self._now()
+        self._metrics.vendor_available.labels(vendor=lane.name).set(lane.trouble is None)
+        self._metrics.vendor_circuit_open.labels(vendor=lane.name).set(lane.circuit.is_open)
+        if lane.name == self._default:
+            self._metrics.recogniser_available.set(lane.trouble is None)
 
-    async def _claim(self, *, full: bool) -> tuple[list[JobRow], datetime | None]:
-        """The jobs of the next run: one that must run alone, or as many as fit; none if `full`.
+    def _is_down_for_long(self, lane: _Lane) -> bool:
+        return (
+            self._fallback_after is not None
+            and lane.down_since is not None
+            and self._now() - lane.down_since >= self._fallback_after
+        )
 
-        Also when the first of those that still wait is due.
-        """
-        free = max(1, self._limit - len(self._runs))
-        node = self._database.node
+    def _after(self, vendor: str) -> list[_Lane]:
+        """The other vendors, in the order in which they are asked for this one's jobs."""
+        lanes = list(self._lanes.values())
+        place = next((n for n, lane in enumerate(lanes) if lane.name == vendor), -1)
+        return lanes[place + 1 :] + lanes[: max(place, 0)]
 
-        def claim(connection: Connection) -> tuple[list[JobRow], jobs.Backlog, datetime | None]:
-            backlog = jobs.backlog(connection)
-            waiting = jobs.waiting(connection, node)
-            if full or not (waiting or node):  # with others, there are their leases
-                return [], backlog, jobs.next_due(connection, node)
+    def _stands_in_for(self, lane: _Lane) -> list[str]:
+        """Vendors that are down for so long that this one takes their jobs."""
+        return [
+            other.name
+            for other in self._lanes.values()
+            if other is not lane
+            and self._is_down_for_long(other)
+            and next((one for one in self._after(other.name) if one.trouble is None), None) is lane
+        ]
+
+    async def _claim(self, lane: _Lane) -> tuple[list[JobRow], datetime | None]:
+        """The jobs of the next run, or none; also when the first of those that wait is due."""
+        free = max(1, lane.limit - len(lane.runs))
+        others = self._stands_in_for(lane)
+        vendors, node = [lane.name, *others], self._database.node
+
+        def claim(connection: Connection) -> tuple[list[JobRow], datetime | None]:
+            there = jobs.waiting(connection, node)
+            count = sum(there[name][0] for name in vendors if name in there)
+            if not (count or node):  # with others, there are their leases
+                return [], None
             # Free slots share what waits; only what is beyond them goes into batches.
-            fair = min(-(-waiting // free), self._provider.max_batch // 2)
-            taken = jobs.claim(connection, max(1, fair), self._clock(), node, self._lease)
-            return taken, backlog, jobs.next_due(connection, node)
+            fair = max(1, min(-(-count // free), lane.provider.max_batch // 2))
+            taken = jobs.claim(
+                connection,
+                fair,
+                self._clock(),
+                vendor=lane.name,
+                instead_of=others,
+                node=node,
+                lease=self._lease,
+            )
+            return taken, None if taken else jobs.next_due(connection, vendors, node)
 
-        claimed, backlog, due = await self._database.write(claim)
+        claimed, due = await self._database.write(claim)
+        for job in claimed if others else ():
+            log.info("job.stand_in", job=job.id, session_id=job.session_id, vendor=lane.name)
+        return claimed, due
+
+    async def _measure(self) -> None:
+        """Let the metrics tell of what waits."""
+        backlog = await self._database.read(jobs.backlog)
         self._metrics.jobs_backlog.set(backlog.jobs)
         self._metrics.jobs_backlog_audio_seconds.set(backlog.audio_seconds)
         self._metrics.jobs_failed.set(backlog.failed)
-        if not claimed:
-            return [], due
-        alone = next((job for job in claimed if job.solo), None)
-        batch = [alone] if alone is not None else claimed
-        others = [job.id for job in claimed if job not in batch]
-        if others:
-            await self._database.write(partial(jobs.release, job_ids=others, runner=node))
-        self._running.update(job.id for job in batch)
-        self._metrics.whisper_runs_active.set(len(self._runs) + 1)
-        return batch, due
+        eta = self.eta(backlog)
+        self._metrics.jobs_backlog_eta_seconds.set(float("nan") if eta is None else eta)
 
-    async def _serve(self, batch: list[JobRow]) -> None:
+    def eta(self, backlog: Backlog) -> float | None:
+        """Seconds until all that waits or runs is transcribed, at the present pace; None: unknown."""
+        if not backlog.jobs:
+            return 0.0
+        speed = self.speed(backlog.jobs)
+        return backlog.audio_seconds / speed if speed else None
+
+    async def _serve(self, lane: _Lane, batch: list[JobRow]) -> None:
         """One run, from claimed jobs to their ends; nothing that goes wrong gets past it."""
+        self._running.update(job.id for job in batch)
         try:
-            await self._run_batch(batch)
+            await self._run_batch(lane, batch)
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(batch))
             raise
@@ -204,21 +376,23 @@ class Scheduler:
         finally:
             self._running.difference_update(job.id for job in batch)
 
-    async def _run_batch(self, batch: list[JobRow]) -> None:
+    async def _run_batch(self, lane: _Lane, batch: list[JobRow]) -> None:
         with tempfile.TemporaryDirectory(prefix="siprec-prepare-") as folder:
             ready: dict[str, PreparedJob] = {}
             for row in batch:
-                prepared = await self._prepare(row, Path(folder) / str(len(ready)))
+                prepared = await self._prepare(lane, row, Path(folder) / str(len(ready)))
                 if prepared is not None:
                     ready[row.id] = prepared
             rows = {row.id: row for row in batch if row.id in ready}
             for row in [row for row in rows.values() if not ready[row.id].job.audio]:
                 reason = "no_speech" if ready[row.id].maps else "no_audio"
-                await self._finish(row, ready[row.id].restore({}), self._nothing_to_hear(reason))
+                await self._finish(
+                    row, ready[row.id].restore({}), _nothing_to_hear(lane.provider, reason)
+                )
                 del rows[row.id]
             if not rows:
                 return
-            result = await self._provider.transcribe([ready[id].job for id in rows])
+            result = await lane.provider.transcribe([ready[id].job for id in rows])
         self._observe(result.facts)
         outcomes = dict(result.outcomes)
         for id, row in rows.items():
@@ -230,11 +404,11 @@ class Scheduler:
                     outcomes[id] = await asyncio.to_thread(self._judge, ready[id], heard)
                 case None:
                     pass  # it is told of below
-        await self._take(list(rows.values()), replace(result, outcomes=outcomes))
+        await self._take(lane, list(rows.values()), replace(result, outcomes=outcomes))
 
-    async def _prepare(self, row: JobRow, folder: Path) -> PreparedJob | None:
+    async def _prepare(self, lane: _Lane, row: JobRow, folder: Path) -> PreparedJob | None:
         try:
-            prepared = await self._preparation.prepare(await self._load(row), folder)
+            prepared = await lane.preparation.prepare(await self._load(row), folder)
         except (OSError, ValueError, LookupError) as error:
             await self._fail(row, ProviderError("audio_missing", str(error)), None)
             return None
@@ -261,14 +435,20 @@ class Scheduler:
                 self._metrics.doubtful_segments_total.labels(reason=reason).inc()
         return judged
 
-    async def _take(self, rows: Sequence[JobRow], result: Run) -> None:
+    async def _take(self, lane: _Lane, rows: Sequence[JobRow], result: Run) -> None:
+        outcomes = {
+            row.id: result.outcomes.get(row.id, ProviderError("no_outcome")) for row in rows
+        }
+        broken = await self._draw_conclusions(lane, rows, outcomes, result.facts)
         away: list[JobRow] = []
         for row in rows:
-            outcome = result.outcomes.get(row.id, ProviderError("no_outcome"))
+            outcome = outcomes[row.id]
             match outcome:
                 case ProviderUnavailable():
-                    self._note_availability(outcome.detail or outcome.reason)
+                    self._note_availability(lane, outcome.detail or outcome.reason)
                     away.append(row)
+                case ProviderError() if broken and outcome.retryable:
+                    away.append(row)  # not its fault: the attempt does not count
                 case ProviderError():
                     if len(rows) > 1:
                         # Another job of the batch may be the reason: each gets a run alone.
@@ -276,11 +456,125 @@ class Scheduler:
                     elif outcome.retryable and row.attempts < self._max_attempts:
                         await self._reschedule([row], outcome, result.facts)
                     else:
-                        await self._fail(row, outcome, result.facts)
+                        await self._give_up(lane, row, outcome, result.facts)
                 case _:
                     await self._finish(row, outcome, result.facts)
         if away:
             await self._give_back(away)
+
+    async def _draw_conclusions(
+        self,
+        lane: _Lane,
+        rows: Sequence[JobRow],
+        outcomes: Mapping[str, Mapping[str, Transcript] | ProviderError],
+        facts: RunFacts,
+    ) -> bool:
+        """What the run tells of the recogniser: whether it is broken, so that no job is to blame."""
+        errors = [one for one in outcomes.values() if isinstance(one, ProviderError)]
+        if len(errors) < len(rows):
+            lane.pace.note(sum(row.audio_seconds for row in rows), facts.duration)
+            if lane.pace.ratio is not None:
+                self._metrics.vendor_pace_ratio.labels(vendor=lane.name).set(lane.pace.ratio)
+            self._note_works(lane)
+            return False
+        if isinstance(errors[0], ProviderUnavailable) or not errors[0].retryable:
+            return False
+        if lane.circuit.is_open:
+            return True
+        begun = self._now() - facts.duration
+        lane.circuit.failed(errors[0].reason, [row.id for row in rows])
+        last_try = len(rows) == 1 and rows[0].attempts >= self._max_attempts
+        if not lane.circuit.is_suspicious and not (last_try and lane.circuit.is_used):
+            return False
+        return not await self._verify(lane, [row.id for row in rows], since=begun)
+
+    def _note_works(self, lane: _Lane) -> None:
+        if lane.circuit.is_open:
+            log.info("recogniser.works_again", vendor=lane.name)
+        lane.circuit.worked()
+        lane.probed_at = self._now()
+        self._note_state(lane)
+
+    async def _verify(
+        self, lane: _Lane, failed: Sequence[str] = (), *, since: float | None = None
+    ) -> bool:
+        """Whether the recogniser transcribes audio that is known to be good.
+
+        It is not asked if it was found to do so after `since`, or found broken meanwhile. `failed`:
+        the jobs that were run last, whose attempt their owner takes back.
+        """
+        async with lane.probe:
+            if since is not None and lane.circuit.is_open:
+                return False
+            if since is not None and lane.probed_at > since:
+                lane.circuit.worked()
+                return True
+            was_open = lane.circuit.is_open
+            cause = await self._probe(lane)
+            self._metrics.vendor_probes_total.labels(
+                vendor=lane.name, result="works" if cause is None else "fails"
+            ).inc()
+            if cause is None:
+                self._note_works(lane)
+                return True
+            spent = lane.circuit.broke(cause, self._now())
+            for job in failed:
+                spent[job] = spent.get(job, 1) - 1
+            self._note_state(lane)
+            report = log.info if was_open else log.error
+            report(
+                "recogniser.still_broken" if was_open else "recogniser.broken",
+                vendor=lane.name,
+                cause=cause,
+                next_probe_s=lane.circuit.wait(self._now()),
+                effect="calls are recorded, jobs wait",
+            )
+        if spent:
+            try:
+                await self._database.write(partial(jobs.refund, attempts=spent))
+            except StoreError as error:
+                log.error("jobs.store_failed", jobs=list(spent), cause=str(error))
+        return False
+
+    async def _probe(self, lane: _Lane) -> str | None:
+        """Have a tone transcribed; returns what went wrong, or None."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="siprec-probe-") as folder:
+                path = Path(folder) / "tone.wav"
+                await asyncio.to_thread(_write_tone, path, lane.provider.sample_rate)
+                job = Job("probe", (AudioFile("probe", path, _PROBE_S),))
+                run = await lane.provider.transcribe([job])
+        except Exception as error:  # noqa: BLE001  a full disk, or anyone's plug-in
+            return f"{type(error).__name__}: {error}"
+        self._observe(run.facts)
+        outcome = run.outcomes.get(job.id, ProviderError("no_outcome"))
+        return str(outcome) if isinstance(outcome, ProviderError) else None
+
+    async def _give_up(
+        self, lane: _Lane, row: JobRow, error: ProviderError, facts: RunFacts | None
+    ) -> None:
+        """The vendor cannot do it: hand the job to the next one that has not tried, or park it."""
+        tried = {lane.name, *row.tried.split(",")}
+        heir = next((one for one in self._after(lane.name) if one.name not in tried), None)
+        if self._fallback_after is None or heir is None or error.reason in _OURS:
+            await self._fail(row, error, facts)
+            return
+
+        async def store() -> None:
+            await self._database.write(
+                partial(jobs.hand_over, row=row, vendor=heir.name, facts=facts, runner=row.runner)
+            )
+
+        await self._persist(store, "jobs.fallback_not_stored")
+        self._metrics.fallbacks_total.labels(vendor=lane.name, to=heir.name).inc()
+        log.warning(
+            "job.handed_over",
+            job=row.id,
+            session_id=row.session_id,
+            vendor=lane.name,
+            to=heir.name,
+            reason=error.reason,
+        )
 
     async def _finish(self, row: JobRow, heard: Mapping[str, Transcript], facts: RunFacts) -> None:
         # A result may have cost minutes of a GPU: a full disk makes it wait, not vanish.
@@ -350,31 +644,25 @@ class Scheduler:
             delay = min(2 * delay, 30.0)
 
     async def _stop_runs(self) -> None:
-        for task in self._runs:
+        runs = [task for lane in self._lanes.values() for task in lane.runs]
+        for task in runs:
             task.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
-
-    def _nothing_to_hear(self, reason: str) -> RunFacts:
-        provider = self._provider
-        return RunFacts(
-            provider=provider.name,
-            model=provider.model,
-            status="success",
-            reason=reason,
-            files=0,
-        )
+        await asyncio.gather(*runs, return_exceptions=True)
 
     def _observe(self, facts: RunFacts) -> None:
         metrics = self._metrics
-        metrics.whisper_runs_total.labels(model=facts.model, reason=facts.reason).inc()
+        if len(self._models) < _MOST_MODELS:
+            self._models.add(facts.model)
+        model = facts.model if facts.model in self._models else "other"  # anyone may ask for any
+        metrics.whisper_runs_total.labels(model=model, reason=facts.reason).inc()
         if facts.reason == "unavailable":
             return  # nothing ran
-        metrics.whisper_cli_duration_seconds.labels(model=facts.model, status=facts.status).observe(
+        metrics.whisper_cli_duration_seconds.labels(model=model, status=facts.status).observe(
             facts.duration
         )
         metrics.whisper_temp_file_bytes.observe(facts.temp_bytes)
         if facts.status == "timeout":
-            metrics.whisper_timeouts_total.labels(model=facts.model).inc()
+            metrics.whisper_timeouts_total.labels(model=model).inc()
         if facts.status == "success":
             metrics.whisper_output_format_total.labels(format=facts.output_format).inc()
 
@@ -391,3 +679,17 @@ class Scheduler:
             seconds=round(facts.duration, 3),
             **job.log_fields,
         )
+
+
+def _nothing_to_hear(provider: Provider, reason: str) -> RunFacts:
+    return RunFacts(
+        provider=provider.name, model=provider.model, status="success", reason=reason, files=0
+    )
+
+
+def _write_tone(path: Path, rate: int) -> None:
+    """A second of 440 Hz, as loud as speech."""
+    tone = 3000 * np.sin(2 * np.pi * 440 * np.arange(round(_PROBE_S * rate)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(tone.astype("<i2").tobytes())

@@ -13,13 +13,17 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from harness.desk import office
+from harness.provider import ScriptedProvider
 from harness.tokens import Given, given
 from siprec_bridge.access import COOKIE, Gate
 from siprec_bridge.api import Api
 from siprec_bridge.api import routes as routes_module
-from siprec_bridge.recording import Keep, Retention
+from siprec_bridge.media import FinishedAudio, FinishedLeg
+from siprec_bridge.recording import Keep, Orders, Retention
+from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.store import JobRow, SessionRow, jobs, recordings, search
 from siprec_bridge.telemetry import Health
+from siprec_bridge.transcription import Scheduler
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
@@ -39,11 +43,14 @@ SCOPES = {
     "PUT /api/sessions/{id}/hold": "operate",
     "DELETE /api/sessions/{id}/hold": "operate",
     "GET /api/sessions/{id}/transcript": "read",
+    "GET /api/sessions/{id}/transcriptions": "read",
+    "POST /api/sessions/{id}/transcriptions": "operate",
     "GET /api/sessions/{id}/ladder": "read",
     "GET /api/sessions/{id}/audio/{name}": "read",
     "POST /api/sessions/{id}/pause": "operate",
     "POST /api/sessions/{id}/resume": "operate",
     "GET /api/search": "read",
+    "GET /api/backlog": "read",
     "GET /api/jobs": "read",
     "POST /api/jobs/{id}/retry": "operate",
 }
@@ -58,10 +65,11 @@ SALES = given("sales", "read,listen,operate", "participant=sip:*@sales.example.c
 
 def session(id: str, number: int, domain: str) -> SessionRow:
     people = [{"id": "p", "name": None, "aor": f"sip:agent@{domain}"}]
+    leg = FinishedLeg("stream", 0, "1", "a.wav", NOW, 1.0, 16000, 50)
     return SessionRow(
         id, f"{id}@pbx", "finished", NOW + timedelta(minutes=number), "udp:192.0.2.1:5060", "/none",
         json.dumps({"session_id": id, "participants": people}), ended_at=NOW,
-        audio=json.dumps({"legs": [{"file": "a.wav"}], "stereo": None}),
+        audio=AUDIO.dump_json(FinishedAudio((leg,))).decode(),
     )  # fmt: skip
 
 
@@ -83,12 +91,23 @@ class Desk:
             return answer.status, json.loads(text) if is_json else text
 
 
+async def _nothing_runs(*_: object) -> Any:
+    raise AssertionError("jobs are only listed here")
+
+
 @asynccontextmanager
 async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
     async with office(folder, receiving=False) as place:
         gate = Gate([one.token for one in tokens], place.metrics)
         retention = Retention(place.database, place.metrics, Keep(), clock=lambda: NOW)
-        api = Api(place.database, place.metrics, Health(), place.service, retention, gate)
+        scheduler = Scheduler(
+            place.database, [ScriptedProvider()], place.metrics,
+            load=_nothing_runs, on_done=_nothing_runs, on_failed=_nothing_runs, clock=lambda: NOW,
+        )  # fmt: skip
+        api = Api(
+            place.database, place.metrics, Health(), place.service, retention, gate,
+            Orders("scripted", ("scripted",)), scheduler,
+        )  # fmt: skip
 
         def insert(connection: Any) -> None:
             for number, (id, domain) in enumerate(
@@ -168,6 +187,8 @@ async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other
         "PUT /api/sessions/{id}/hold": 200,
         "DELETE /api/sessions/{id}/hold": 200,
         "GET /api/sessions/{id}/transcript": 404,  # there is none
+        "GET /api/sessions/{id}/transcriptions": 200,
+        "POST /api/sessions/{id}/transcriptions": 202,
         "GET /api/sessions/{id}/ladder": 200,
         "GET /api/sessions/{id}/audio/{name}": 404,  # nor that
         "POST /api/sessions/{id}/pause": 409,  # it is over
@@ -187,7 +208,9 @@ async def test_a_limited_token_turns_the_pages_of_its_own_sessions(tmp_path: Pat
             f"GET /api/sessions?limit=1&before={second['next']}", SALES.headers
         )
         _, work = await place.ask("GET /api/jobs", SALES.headers)
+        backlog, _ = await place.ask("GET /api/backlog", SALES.headers)
 
+    assert backlog == 403  # it tells of all sessions
     assert [one["id"] for one in first["sessions"]] == ["s3"]
     assert [one["id"] for one in second["sessions"]] == ["s1"]
     assert (third["sessions"], third["next"]) == ([], None)

@@ -9,7 +9,7 @@ from typing import Unpack
 
 from harness.ports import rtp_ports
 from siprec_bridge.media import Finisher, MediaEngine
-from siprec_bridge.recording import Archive, Capacity, Desk, Recogniser, RecordingService
+from siprec_bridge.recording import Archive, Capacity, Desk, Orders, RecordingService
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.sip import AnswerContent, Content, DialogId, RequestId
 from siprec_bridge.store import Database
@@ -77,8 +77,8 @@ async def office(
     if receiving:
         await media.start()
     archive = Archive(
-        database, finisher, Recogniser("whisper", "base", 16000), metrics,
-        sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
+        database, finisher, Orders("whisper", ("whisper",)), metrics,
+        sample_rate=16000, sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
     )  # fmt: skip
     phone = Phone()
     recordings = folder / "recordings"

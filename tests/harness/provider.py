@@ -16,7 +16,10 @@ def heard(text: str = "hello") -> Transcript:
 
 
 class ScriptedProvider:
-    """`answer` decides on each job; None: every file says hello."""
+    """`answer` decides on each job; None: every file says hello. While `broken`, all fails so.
+
+    The scheduler's probes with known good audio are counted in `probes`, not in `runs`.
+    """
 
     name, model, sample_rate = "scripted", "m1", 8000
 
@@ -26,7 +29,13 @@ class ScriptedProvider:
         *,
         max_concurrent: int | None = 1,
         max_batch: int = 8,
+        name: str | None = None,
     ) -> None:
+        self.name = name or self.name
+        self.broken: ProviderError | None = None
+        self.probes = 0
+        self.given: list[Job] = []
+        self.seconds = 0.0  # that a run is said to take, for each second of audio
         self._answer = answer
         self.max_concurrent = max_concurrent
         self.max_batch = max_batch
@@ -52,7 +61,11 @@ class ScriptedProvider:
 
     async def transcribe(self, jobs: Sequence[Job]) -> Run:
         """Wait for the gate, then answer."""
-        self.runs.append([job.id for job in jobs])
+        if [job.id for job in jobs] == ["probe"]:
+            self.probes += 1
+        else:
+            self.runs.append([job.id for job in jobs])
+            self.given += jobs
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -66,6 +79,7 @@ class ScriptedProvider:
             model=self.model,
             status="error" if failed else "success",
             reason=failed[0].reason if failed else "ok",
+            duration=self.seconds * sum(one.duration for job in jobs for one in job.audio),
         )
         return Run(facts, outcomes)
 
@@ -73,6 +87,8 @@ class ScriptedProvider:
         """Nothing is held."""
 
     def _outcome(self, job: Job, company: int) -> Outcome:
-        if self._answer is not None:
+        if self.broken is not None:
+            return self.broken
+        if self._answer is not None and job.id != "probe":
             return self._answer(job, company)
         return {audio.key: heard() for audio in job.audio}

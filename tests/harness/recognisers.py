@@ -53,6 +53,7 @@ BEHAVIOURS = {
     "waits_for_leave": (
         "while not here.with_suffix('.go').exists(): time.sleep(0.02)\nsay('hello there')"
     ),
+    "fails_at_calls": "sys.exit(6) if len(audio) > 1 else say('a tone')",
     "fails_with_company": "sys.exit(5) if len(audio) > 2 else say('hello there')",
 }
 

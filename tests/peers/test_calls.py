@@ -216,6 +216,7 @@ async def test_a_run_that_fails_is_tried_again_from_the_stored_audio_and_then_pa
             WHISPER_BINARY_PATH=str(binary),
             TRANSCRIPTION_ATTEMPTS="2",
             TRANSCRIPTION_RETRY_DELAY="100ms",
+            TRANSCRIPTION_CIRCUIT="0",
         ) as bridge,
         listening(bridge) as events,
     ):

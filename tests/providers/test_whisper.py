@@ -2,6 +2,7 @@
 
 import asyncio
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,32 @@ async def test_both_legs_go_into_one_run_and_each_gets_its_own_words(tmp_path: P
     assert (facts.status, facts.reason, facts.exit_code, facts.files) == ("success", "ok", 0, 4)
     assert facts.temp_bytes > 4 * 32000 * SECONDS
     assert left_in_temp(tmp_path) == []
+
+
+async def test_what_differs_in_model_language_or_prompt_gets_runs_of_its_own(
+    tmp_path: Path,
+) -> None:
+    binary = recogniser(tmp_path, "speaks")
+    whisper = provider(
+        binary, tmp_path, WHISPER_LANGUAGE="en", WHISPER_EXTRA_ARGS="--initial_prompt house"
+    )
+    plain = [job(tmp_path, "a"), replace(job(tmp_path, "b"), model="base", language="en")]
+    special = replace(job(tmp_path, "c"), model="large-v3", language="auto", prompt="Storno, x")
+
+    run = await whisper.transcribe([plain[0], special, plain[1]])
+
+    first, second = (one["arguments"] for one in calls(binary))
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert first.index("--model") == 4
+    assert first[4:6] == ["--model", "base"]
+    assert first[-4:] == ["--language", "en", "--initial_prompt", "house"]
+    assert second.index("--model") == 2
+    assert second[2:4] == ["--model", "large-v3"]
+    assert "--language" not in second
+    assert second[-2:] == ["--initial_prompt", "Storno, x"]
+    assert set(run.outcomes) == {"a", "b", "c"}
+    assert run.facts.files == 6
 
 
 async def test_silence_is_an_empty_transcript(tmp_path: Path) -> None:

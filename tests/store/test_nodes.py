@@ -55,7 +55,7 @@ async def claim(
     database: Database, limit: int = 9, lease: timedelta = timedelta(minutes=1)
 ) -> list[str]:
     claimed = await database.write(
-        partial(jobs.claim, limit=limit, now=NOW, node=database.node, lease=lease)
+        partial(jobs.claim, limit=limit, now=NOW, vendor="w", node=database.node, lease=lease)
     )
     return [row.id for row in claimed]
 
@@ -83,7 +83,7 @@ async def test_a_job_goes_only_to_nodes_that_have_its_audio(postgresql: Postgres
         await queue(a, 1, of="a")
         await queue(a, 1)
 
-        assert await b.read(partial(jobs.waiting, node="b")) == 1
+        assert await b.read(partial(jobs.waiting, node="b")) == {"w": (1, 1.0)}
         assert await claim(b) == ["any-0.1"]
         assert await claim(a) == ["a-0.1"]
 
@@ -95,7 +95,7 @@ async def test_a_lease_that_is_over_gives_the_job_to_another_and_the_first_is_no
     async with node(url, "a") as a, node(url, "b") as b:
         await queue(a, 2)
         await queue(a, 1, of="a")
-        assert await claim(a, lease=timedelta(minutes=1)) == ["a-0.1", "any-0.1", "any-1.1"]
+        assert await claim(a, lease=timedelta(minutes=1)) == ["any-0.1", "any-1.1", "a-0.1"]
         assert await claim(b) == []
         kept = await a.write(
             partial(jobs.renew, job_ids=["any-0.1"], now=NOW, node="a", lease=OVER)

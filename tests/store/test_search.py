@@ -221,7 +221,12 @@ def test_what_was_there_before_is_found_after_the_migration(tmp_path: Path) -> N
             "DROP TABLE passages_fts; DROP TABLE passages;"
             "ALTER TABLE sessions DROP COLUMN node; ALTER TABLE jobs DROP COLUMN node;"
             "ALTER TABLE jobs DROP COLUMN runner; ALTER TABLE jobs DROP COLUMN lease_until;"
-            "UPDATE alembic_version SET version_num = '0004';"
+            "DROP INDEX ix_jobs_state_order_at_id; DROP INDEX ix_jobs_line;"
+            + "".join(
+                f"ALTER TABLE jobs DROP COLUMN {name};"
+                for name in ("priority", "source", "prompt", "tried", "order_at")
+            )
+            + "UPDATE alembic_version SET version_num = '0004';"
         )
     connection.close()
 

@@ -183,16 +183,16 @@ async def test_jobs_go_their_ways(database_url: str) -> None:
         for number in range(3):
             row = JobRow(f"j{number}", "s1", "w", 2.5, NOW + timedelta(seconds=number))
             await database.write(partial(jobs.insert, row=row))
-        claimed = await database.write(partial(jobs.claim, limit=2, now=NOW))
+        claimed = await database.write(partial(jobs.claim, limit=2, now=NOW, vendor="w"))
         await database.write(partial(jobs.finish, job_id="j0", facts=facts, at=NOW))
         later = NOW + timedelta(minutes=1)
         await database.write(
             partial(jobs.reschedule, job_id="j1", not_before=later, reason="exit_code", facts=facts)
         )
-        not_yet = await database.write(partial(jobs.claim, limit=9, now=NOW))
+        not_yet = await database.write(partial(jobs.claim, limit=9, now=NOW, vendor="w"))
         await database.write(partial(jobs.fail, job_id="j2", reason="timeout", at=NOW))
         backlog = await database.read(jobs.backlog)
-        due = await database.read(jobs.next_due)
+        due = await database.read(partial(jobs.next_due, vendors=["w"]))
         retried = await database.write(jobs.retry)
         rows = {row.id: row for row in await database.read(partial(jobs.listing, limit=9))}
 

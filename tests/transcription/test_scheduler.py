@@ -2,8 +2,9 @@
 
 import asyncio
 import sys
+import time
 import wave
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +21,7 @@ from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, Prov
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import RunFacts, Segment, Suppressed, Transcript, Word
-from siprec_bridge.transcription import Guard, Preparation, Scheduler, SpeechOptions
+from siprec_bridge.transcription import Guard, Scheduler, SpeechOptions
 from siprec_providers.whisper import WhisperCli
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -29,13 +30,15 @@ NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 class Office:
     """The owner of the jobs, as the bridge's completion is: it ends them in the database."""
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    def __init__(self, database: Database, folder: Path, vendor: str) -> None:
+        self.vendor = vendor
         self.database = database
         self.folder = folder
         self.done: dict[str, Mapping[str, Transcript]] = {}
         self.failed: dict[str, ProviderError] = {}
         self.audio: dict[str, tuple[AudioFile, ...]] = {}
         self.disk_full = 0
+        self.scheduler: Scheduler
 
     async def load(self, row: JobRow) -> Job:
         if row.id.startswith("lost"):
@@ -44,7 +47,8 @@ class Office:
             return Job(row.id, ())
         if row.id in self.audio:
             return Job(row.id, self.audio[row.id])
-        return Job(row.id, (AudioFile("1", wav(self.folder), 1.0),))
+        audio = (AudioFile("1", wav(self.folder, name=f"{row.id}.wav"), 1.0),)
+        return Job(row.id, audio, row.model, row.language, prompt=row.prompt)
 
     async def on_done(self, row: JobRow, result: Mapping[str, Transcript], facts: RunFacts) -> None:
         if self.disk_full:
@@ -59,12 +63,22 @@ class Office:
         )
         self.failed[row.id] = error
 
-    async def add(self, *ids: str) -> None:
+    async def add(
+        self,
+        *ids: str,
+        vendor: str | None = None,
+        model: str | None = None,
+        language: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
         def insert(connection: object) -> None:
             for id in ids:
                 session = SessionRow(id, "c", "finished", NOW, "p", "f", "{}")
                 recordings.insert(connection, session)  # type: ignore[arg-type]
-                row = JobRow(id, id, "scripted", 1.0, datetime.now(UTC))
+                row = JobRow(
+                    id, id, vendor or self.vendor, 1.0, datetime.now(UTC),
+                    model=model, language=language, prompt=prompt,
+                )  # fmt: skip
                 jobs.insert(connection, row)  # type: ignore[arg-type]
 
         await self.database.write(insert)
@@ -106,19 +120,24 @@ async def office(
     audio: tuple[AudioFile, ...] | None = None,
     speech: SpeechOptions | None = None,
     guard: Guard | None = None,
+    others: Sequence[Provider] = (),
+    circuit: int = 5,
+    fallback_after: float | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[tuple[Office, Metrics, Callable[[], None]]]:
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     await database.start()
-    here = Office(database, folder)
+    here = Office(database, folder, provider.name)
     if audio is not None:
         here.audio = dict.fromkeys(ids, audio)
     await here.add(*ids)
     metrics = Metrics()
-    scheduler = Scheduler(
-        database, provider, metrics,
+    scheduler = here.scheduler = Scheduler(
+        database, [provider, *others], metrics,
         load=here.load, on_done=here.on_done, on_failed=here.on_failed,
         clock=lambda: datetime.now(UTC), max_attempts=attempts, retry_delay=0.01,
-        preparation=Preparation(provider.sample_rate, speech), guard=guard,
+        speech=speech, guard=guard, monotonic=monotonic,
+        circuit_failures=circuit, fallback_after=fallback_after,
     )  # fmt: skip
     running = asyncio.create_task(scheduler.run())
     try:
@@ -355,3 +374,204 @@ async def test_a_real_recogniser_hears_the_same_at_the_same_time_in_the_speech_a
         for one, other in pairs:
             assert other.start == pytest.approx(one.start, abs=0.1)
             assert other.end == pytest.approx(one.end, abs=0.1)
+
+
+async def test_a_broken_recogniser_gets_no_more_jobs_and_costs_none_its_tries(
+    tmp_path: Path,
+) -> None:
+    now = [1000.0]
+    provider = ScriptedProvider()
+    provider.broken = ProviderError("exit_code", "exit code 1")
+    async with office(
+        tmp_path, provider, *"abcdefgh", attempts=4, circuit=3, monotonic=lambda: now[0]
+    ) as (here, metrics, wake):
+        await eventually(lambda: provider.probes == 1, "a probe")
+        await eventually(lambda: gauge(metrics, "vendor_circuit_open") == 1, "an open circuit")
+        runs = len(provider.runs)
+        trouble = await here.scheduler.trouble("scripted")
+        for probes in (2, 3):  # an hour of it
+            now[0] += 1800
+            wake()
+            await eventually(lambda n=probes: provider.probes == n, "a further probe")  # type: ignore[misc]
+        during = await here.states()
+        assert len(provider.runs) == runs
+
+        provider.broken = None
+        now[0] += 1800
+        wake()
+        await eventually(lambda: len(here.done) == 8, "all results")
+        after = gauge(metrics, "vendor_circuit_open")
+        counted = [
+            metrics.registry.get_sample_value(
+                "siprec_vendor_probes_total", {"vendor": "scripted", "result": result}
+            )
+            for result in ("works", "fails")
+        ]
+
+    assert runs == 3
+    assert here.failed == {}
+    assert {(state, attempts) for state, attempts, _ in during.values()} == {("queued", 0)}
+    assert trouble == "broken: exit_code: exit code 1"
+    assert (after, counted) == (0, [1, 3])
+
+
+async def test_poison_alone_does_not_stop_the_recogniser(tmp_path: Path) -> None:
+    def answer(job: Job, company: int) -> Outcome:
+        return ProviderError("exit_code") if job.id.startswith("bad") else {"1": heard()}
+
+    provider = ScriptedProvider(answer, max_batch=1)
+    bad = [f"bad {number}" for number in range(6)]
+    async with office(tmp_path, provider, *bad, attempts=2, circuit=3) as (here, metrics, wake):
+        await eventually(lambda: len(here.failed) == 6, "the end of the bad ones")
+        await here.add("good")
+        wake()
+        await eventually(lambda: "good" in here.done, "a result")
+
+        assert gauge(metrics, "vendor_circuit_open") == 0
+        assert {one[1] for one in (await here.states()).values()} == {1, 2}
+
+
+async def test_a_single_job_is_not_given_up_before_the_recogniser_was_probed(
+    tmp_path: Path,
+) -> None:
+    provider = ScriptedProvider()
+    provider.broken = ProviderError("timeout")
+    async with office(tmp_path, provider, "a", attempts=2, circuit=50) as (here, metrics, _):
+        await eventually(lambda: gauge(metrics, "vendor_circuit_open") == 1, "an open circuit")
+
+        assert (await here.states())["a"][:2] == ("queued", 0)
+        assert here.failed == {}
+
+
+async def test_a_job_that_a_vendor_gives_up_goes_to_the_next_and_at_last_is_parked(
+    tmp_path: Path,
+) -> None:
+    def never(job: Job, company: int) -> Outcome:
+        return ProviderError("exit_code")
+
+    def sometimes(job: Job, company: int) -> Outcome:
+        return ProviderError("bad_output") if job.id == "hopeless" else {"1": heard("by another")}
+
+    first = ScriptedProvider(never, max_batch=1, name="first")
+    second = ScriptedProvider(sometimes, max_batch=1, name="second")
+    async with office(
+        tmp_path, first, "hopeless", "a", attempts=2, others=[second], fallback_after=3600
+    ) as (here, metrics, _):
+        await eventually(lambda: "a" in here.done and "hopeless" in here.failed, "both ends")
+        (row,) = [
+            row
+            for row in await here.database.read(partial(jobs.listing, limit=9))
+            if row.id == "hopeless"
+        ]
+        moved = metrics.registry.get_sample_value(
+            "siprec_fallbacks_total", {"vendor": "first", "to": "second"}
+        )
+
+    assert here.done["a"]["1"].text == "by another"
+    assert here.failed["hopeless"].reason == "bad_output"
+    assert (row.vendor, row.tried, row.attempts) == ("second", "first", 2)
+    assert moved == 2
+    assert [run[0] for run in first.runs].count("a") == 2
+
+
+async def test_without_fallback_no_other_vendor_hears_a_call(tmp_path: Path) -> None:
+    first = ScriptedProvider(lambda job, company: ProviderError("exit_code"), name="first")
+    second = ScriptedProvider(name="second")
+    async with office(tmp_path, first, "a", attempts=2, others=[second]) as (here, _, _):
+        await eventually(lambda: "a" in here.failed, "the end")
+
+    assert second.runs == []
+
+
+async def test_a_vendor_that_is_away_for_long_loses_its_jobs_and_gets_the_next_ones_back(
+    tmp_path: Path,
+) -> None:
+    now = [1000.0]
+    first, second = ScriptedProvider(name="first"), ScriptedProvider(name="second")
+    first.cause = "not installed"
+    async with office(
+        tmp_path, first, "a", others=[second], fallback_after=600, monotonic=lambda: now[0]
+    ) as (here, metrics, wake):
+        await eventually(lambda: gauge(metrics, "vendor_available", "first") == 0, "the outage")
+        now[0] += 599
+        wake()
+        await asyncio.sleep(0.2)
+        before = list(second.runs)
+        now[0] += 2
+        wake()
+        await eventually(lambda: "a" in here.done, "a result of the other")
+        first.cause = None
+        wake()
+        await eventually(lambda: gauge(metrics, "vendor_available", "first") == 1, "its return")
+        await here.add("b")
+        wake()
+        await eventually(lambda: "b" in here.done, "a result of the first")
+
+    assert before == []
+    assert (first.runs, second.runs) == ([["b"]], [["a"]])
+
+
+async def test_a_rules_model_language_and_prompt_reach_the_vendor_and_are_not_mixed(
+    tmp_path: Path,
+) -> None:
+    provider = ScriptedProvider()
+    provider.gate.clear()
+    async with office(tmp_path, provider, "first") as (here, _, wake):
+        await eventually(lambda: len(provider.runs) == 1, "the first run")
+        await here.add("a", "b", model="large", language="de", prompt="Storno")
+        await here.add("c", model="large")
+        await here.add("d", vendor="that is gone", model="its own")
+        wake()
+        provider.gate.set()
+        await eventually(lambda: len(here.done) == 4, "what has a vendor")
+
+    assert provider.runs == [["first"], ["a", "b"], ["c"]]
+    assert [(job.model, job.language, job.prompt) for job in provider.given] == [
+        (None, None, None),
+        ("large", "de", "Storno"),
+        ("large", "de", "Storno"),
+        ("large", None, None),
+    ]
+
+
+async def test_jobs_of_a_vendor_that_is_gone_go_to_the_default_one_with_the_next_start(
+    tmp_path: Path,
+) -> None:
+    away = ScriptedProvider(name="old")
+    away.cause = "gone"
+    async with office(tmp_path, away) as (here, _, _):
+        await here.add("a", vendor="old", model="old-large")
+    provider = ScriptedProvider()
+    async with office(tmp_path, provider) as (here, _, _):
+        await eventually(lambda: "a" in here.done, "a result")
+
+    assert [job.model for job in provider.given] == [None]
+
+
+async def test_the_backlogs_end_is_foretold_from_what_runs_did(tmp_path: Path) -> None:
+    provider = ScriptedProvider(max_concurrent=2)
+    provider.seconds = 0.5  # for each second of audio
+    async with office(tmp_path, provider, "a", "b") as (here, metrics, wake):
+        await eventually(lambda: len(here.done) == 2, "results")
+        provider.gate.clear()
+        await here.add(*"cdefgh")
+        wake()
+        await eventually(lambda: provider.running == 2, "runs")
+        backlog = await here.database.read(jobs.backlog)
+        eta = here.scheduler.eta(backlog)
+        (state,) = here.scheduler.vendors()
+        await eventually(lambda: gauge(metrics, "vendor_pace_ratio") == 2, "the pace as a metric")
+        places = await here.database.read(jobs.places)
+        shown = metrics.registry.get_sample_value("siprec_jobs_backlog_eta_seconds")
+        provider.gate.set()
+        await eventually(lambda: len(here.done) == 8, "all results")
+
+    # Six seconds of audio, two runs at once, each at twice the pace of speech.
+    assert eta == pytest.approx(1.5)
+    assert shown == pytest.approx(1.5)
+    assert (state.pace, state.running, state.slots, state.state) == (2, 2, 2, "working")
+    assert [one.position for one in places.values()] == list(range(1, len(places) + 1))
+
+
+def gauge(metrics: Metrics, name: str, vendor: str = "scripted") -> float | None:
+    return metrics.registry.get_sample_value(f"siprec_{name}", {"vendor": vendor})

@@ -54,13 +54,15 @@ def test_language_task_and_options_become_its_own(tmp_path: Path) -> None:
 
     plain = run(tmp_path, a, "--model_dir", tmp_path, "--model", "base", "--threads", "8")
     flags = json.loads((tmp_path / "whisper-cli.flags").read_text())
-    told = run(tmp_path, a, "--model_dir", tmp_path, "--task", "translate", "--language", "de")
+    told = run(tmp_path, a, "--model_dir", tmp_path, "--task", "translate", "--language", "de",
+               "--initial_prompt", "Storno, x")  # fmt: skip
     told_flags = json.loads((tmp_path / "whisper-cli.flags").read_text())
 
     assert (plain.returncode, told.returncode) == (0, 0), plain.stderr + told.stderr
     assert (flags["language"], flags["threads"], flags["full"]) == ("auto", "8", True)
     assert "translate" not in flags
     assert (told_flags["language"], told_flags["translate"]) == ("de", True)
+    assert told_flags["prompt"] == "Storno, x"
 
 
 def test_audio_of_another_kind_is_told_before_a_run(tmp_path: Path) -> None:

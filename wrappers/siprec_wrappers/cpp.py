@@ -129,7 +129,9 @@ def command_line(arguments: Arguments, model: Path, output_dir: Path) -> list[st
         line.append("-tr")
     for number, audio in enumerate(arguments.audio):
         line += ["-f", str(audio.absolute()), "-of", str(output_dir / str(number))]
-    return [*line, *arguments.ignored]
+    # whisper.cpp's word for what the contract may ask for.
+    own = ["--prompt" if one == "--initial_prompt" else one for one in arguments.ignored]
+    return [*line, *own]
 
 
 @dataclass(frozen=True, slots=True)
