@@ -68,8 +68,9 @@ class Preparation:
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "prepare")
 
     async def prepare(self, job: Job, folder: Path) -> PreparedJob:
-        """The job with files of `folder` where its own do not fit. Raises OSError.
+        """The job with files of `folder`, which is made for the first of them, where its own do not fit.
 
+        Raises OSError.
         Legs without speech are left out. Memory does not grow with the length of a leg.
         """
         stop = threading.Event()
@@ -83,7 +84,6 @@ class Preparation:
             raise
 
     def _prepare(self, job: Job, folder: Path, stop: threading.Event) -> PreparedJob:
-        folder.mkdir(exist_ok=True)
         audio: list[AudioFile] = []
         maps: dict[str, SpeechMap] = {}
         for number, one in enumerate(job.audio):
@@ -115,7 +115,7 @@ class Preparation:
         return replace(audio, path=copy)
 
     def _copy(self, blocks: Iterator[Pcm], rate: int, copy: Path) -> None:
-        with wave.open(str(copy), "wb") as target:
+        with _written(copy) as target:
             _describe(target, self._sample_rate)
             for out in _resampled(blocks, rate, self._sample_rate):
                 target.writeframes(out.astype("<i2").tobytes())
@@ -141,7 +141,7 @@ def _pack(audio: AudioFile, found: SpeechMap, copy: Path, stop: threading.Event)
     """A file of the pieces alone, or the file itself where that is all of it."""
     if found.is_whole:
         return audio
-    with wave.open(str(audio.path)) as source, wave.open(str(copy), "wb") as target:
+    with wave.open(str(audio.path)) as source, _written(copy) as target:
         _describe(target, found.rate)
         for number, (start, end) in enumerate(found.pieces):
             target.writeframes(bytes(2 * found.guard_before(number)))
@@ -149,6 +149,11 @@ def _pack(audio: AudioFile, found: SpeechMap, copy: Path, stop: threading.Event)
             for block in _blocks(source, stop, end - start):
                 target.writeframes(block.astype("<i2").tobytes())
     return replace(audio, path=copy, duration=found.packed)
+
+
+def _written(copy: Path) -> wave.Wave_write:
+    copy.parent.mkdir(mode=0o700, exist_ok=True)
+    return wave.open(str(copy), "wb")
 
 
 def _blocks(

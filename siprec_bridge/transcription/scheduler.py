@@ -6,6 +6,8 @@ business, who commits the result and the job's end in one transaction (`on_done`
 """
 
 import asyncio
+import secrets
+import shutil
 import tempfile
 import time
 import wave
@@ -377,10 +379,13 @@ class Scheduler:
             self._running.difference_update(job.id for job in batch)
 
     async def _run_batch(self, lane: _Lane, batch: list[JobRow]) -> None:
-        with tempfile.TemporaryDirectory(prefix="siprec-prepare-") as folder:
+        # Folders of files that most jobs do not need: their making and removal is told in ms.
+        name = f"siprec-prepare-{secrets.token_hex(8)}"
+        folders = [Path(tempfile.gettempdir()) / f"{name}-{number}" for number in range(len(batch))]
+        try:
             ready: dict[str, PreparedJob] = {}
-            for row in batch:
-                prepared = await self._prepare(lane, row, Path(folder) / str(len(ready)))
+            for row, folder in zip(batch, folders, strict=True):
+                prepared = await self._prepare(lane, row, folder)
                 if prepared is not None:
                     ready[row.id] = prepared
             rows = {row.id: row for row in batch if row.id in ready}
@@ -393,6 +398,10 @@ class Scheduler:
             if not rows:
                 return
             result = await lane.provider.transcribe([ready[id].job for id in rows])
+        finally:
+            for folder in folders:
+                if folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
         self._observe(result.facts)
         outcomes = dict(result.outcomes)
         for id, row in rows.items():
