@@ -1,18 +1,16 @@
 """What the bridge costs a job outside of the recogniser, and how long a caller waits for it.
 
-    python benchmarks/overhead.py [JOBS]
-
 A real database, the real scheduler and completion, the whisper provider, and as recogniser a shell
-script that writes an empty-handed "hello" for each file: CPU of this process alone is counted, as it
+script that writes "hello" for each file: CPU of this process alone is counted, as it
 is a job's share of the bridge; the recogniser's own start is told beside it. One row without and one
 with voice detection (calls of 20 s, half of them silence). Prints a table, writes
 build/bench/overhead.json.
 """
 
+import argparse
 import asyncio
 import json
 import resource
-import sys
 import tempfile
 import time
 import wave
@@ -153,7 +151,9 @@ async def measure(count: int, *, speech: bool) -> dict[str, float]:
 
 def main() -> None:
     """Measure both rows and print them."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=50, help="jobs of each row")
+    count = parser.parse_args().jobs
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     results = []
     print(f"{'':<24}{'CPU a job':>12}{'job to start':>14}{'exit to event':>15}   (ms, medians)")

@@ -311,12 +311,15 @@ def release(
 
 
 def refund(connection: Connection, attempts: Mapping[str, int]) -> None:
-    """Take back attempts that were not the jobs' fault, by job."""
+    """Take back attempts that were not the jobs' fault, by job; they need no run alone either."""
     for job_id, count in attempts.items():
         connection.execute(
             jobs.update()
             .where(jobs.c.id == job_id, jobs.c.state.in_(("queued", "running")))
-            .values(attempts=sa.case((jobs.c.attempts > count, jobs.c.attempts - count), else_=0))
+            .values(
+                attempts=sa.case((jobs.c.attempts > count, jobs.c.attempts - count), else_=0),
+                solo=False,
+            )
         )
 
 

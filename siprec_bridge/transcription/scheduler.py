@@ -249,12 +249,14 @@ class Scheduler:
                 if not wait and not lane.probe.locked():
                     self._start(lane, self._verify(lane))
                 return min(max(wait, 0.05), _LOOK_S)
-            batch, due = await self._claim(lane)
+            batch, due, left = await self._claim(lane)
             if not batch:
                 if due is None:
                     return _LOOK_S
                 return min(_LOOK_S, max(0.01, (due - self._clock()).total_seconds()))
             self._start(lane, self._serve(lane, batch))
+            if not left:
+                return _LOOK_S
 
     def _start(self, lane: _Lane, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work, name=f"transcription run of {lane.name}")
@@ -316,17 +318,17 @@ class Scheduler:
             and next((one for one in self._after(other.name) if one.trouble is None), None) is lane
         ]
 
-    async def _claim(self, lane: _Lane) -> tuple[list[JobRow], datetime | None]:
-        """The jobs of the next run, or none; also when the first of those that wait is due."""
+    async def _claim(self, lane: _Lane) -> tuple[list[JobRow], datetime | None, int]:
+        """The jobs of the next run; if none, when the first is due; and how many are left."""
         free = max(1, lane.limit - len(lane.runs))
         others = self._stands_in_for(lane)
         vendors, node = [lane.name, *others], self._database.node
 
-        def claim(connection: Connection) -> tuple[list[JobRow], datetime | None]:
+        def claim(connection: Connection) -> tuple[list[JobRow], datetime | None, int]:
             there = jobs.waiting(connection, node)
             count = sum(there[name][0] for name in vendors if name in there)
             if not (count or node):  # with others, there are their leases
-                return [], None
+                return [], None, 0
             # Free slots share what waits; only what is beyond them goes into batches.
             fair = max(1, min(-(-count // free), lane.provider.max_batch // 2))
             taken = jobs.claim(
@@ -338,12 +340,13 @@ class Scheduler:
                 node=node,
                 lease=self._lease,
             )
-            return taken, None if taken else jobs.next_due(connection, vendors, node)
+            due = None if taken else jobs.next_due(connection, vendors, node)
+            return taken, due, max(0, count - len(taken))
 
-        claimed, due = await self._database.write(claim)
+        claimed, due, left = await self._database.write(claim)
         for job in claimed if others else ():
             log.info("job.stand_in", job=job.id, session_id=job.session_id, vendor=lane.name)
-        return claimed, due
+        return claimed, due, left
 
     async def _measure(self) -> None:
         """Let the metrics tell of what waits."""

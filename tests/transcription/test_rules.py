@@ -1,5 +1,6 @@
 """Which vendor, model, language, prompt and priority a call gets."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -163,6 +164,13 @@ def test_a_mistake_stops_the_start_and_is_named(tmp_path: Path, text: str, compl
     assert caught.value.setting == f"TRANSCRIPTION_RULES={tmp_path / 'rules.toml'}"
     assert complaint in caught.value.reason
     assert "\n" not in caught.value.reason
+
+
+def test_the_example_that_operators_copy_is_accepted(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "config" / "transcription-rules.toml"
+    text = re.sub(r"^#(?=\S)", "", example.read_text(), flags=re.M)
+
+    assert len(rules(tmp_path, text)) == 3
 
 
 def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
