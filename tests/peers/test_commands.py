@@ -104,11 +104,9 @@ async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
             "--participants", "Ann <sip:ann@example.com>", "--rate", "50", str(SAMPLE / "alice.wav"),
             data=tmp_path,
         )  # fmt: skip
+        await bridge.wait_for_log("session.archived")
         _, listed, _ = await command("sessions", "list", data=tmp_path / "data")
         session = listed.split()[0]
-        async with asyncio.timeout(30):
-            while "finished" not in listed:
-                _, listed, _ = await command("sessions", "list", data=tmp_path / "data")
         _, shown, _ = await command("sessions", "show", session, data=tmp_path / "data")
         _, incomplete, _ = await command(
             "sessions", "list", "--assurance", "incomplete", data=tmp_path / "data"

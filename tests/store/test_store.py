@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from siprec_bridge.provider import ConfigurationError
@@ -25,6 +26,7 @@ from siprec_bridge.store import (
     SessionRow,
     StoreError,
     jobs,
+    migrations,
     outbox,
     recordings,
     schema,
@@ -56,6 +58,13 @@ async def opened(url: str) -> AsyncIterator[Database]:
 
 async def with_session(database: Database) -> None:
     await database.write(lambda connection: recordings.insert(connection, session("s1")))
+
+
+def test_a_database_is_at_the_newest_step_by_the_names_of_the_files() -> None:
+    steps = ScriptDirectory(str(Path(migrations.__file__).parent))
+
+    assert steps.get_heads() == [migrations.NEWEST]
+    assert all(Path(one.path).name[1:5] == one.revision for one in steps.walk_revisions())
 
 
 async def test_what_was_written_is_there_after_a_restart(database_url: str) -> None:
