@@ -171,7 +171,7 @@ async def command(*arguments: str, data: Path, **environment: str) -> tuple[int,
         stderr=asyncio.subprocess.PIPE,
         cwd=data,
     )  # fmt: skip
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(2 * PATIENCE_S):
         out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
 

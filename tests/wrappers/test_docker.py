@@ -89,7 +89,7 @@ def test_an_engine_that_keeps_stdin_open_has_its_program_ended_all_the_same(
 ) -> None:
     program, docker = recogniser(tmp_path, "hangs"), Docker(tmp_path, passes_on_end_of_stdin=False)
     process = start(tmp_path, docker, program)
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 40
     while not calls(program):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -98,7 +98,7 @@ def test_an_engine_that_keeps_stdin_open_has_its_program_ended_all_the_same(
     process.terminate()
     process.communicate(timeout=20)
 
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
     pid = int(str(calls(program)[0]["pid"]))
     while is_alive(pid) or list(docker.tmp.iterdir()):
         assert time.monotonic() < deadline

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,11 +62,15 @@ def eventually_gone(program: Path, sshd: Sshd) -> None:
         time.sleep(0.02)
 
 
-def wait_for_call(program: Path) -> None:
-    deadline = time.monotonic() + 8
-    while not calls(program):
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def wait_for_call(program: Path) -> None:
+    wait_for(lambda: calls(program))
 
 
 def test_a_host_that_does_not_answer_lets_the_job_wait(tmp_path: Path, sshd: Sshd) -> None:
@@ -103,7 +107,8 @@ def test_who_is_turned_away_is_asked_nothing_and_told_why(
 def test_a_connection_that_breaks_ends_the_program_there(tmp_path: Path, sshd: Sshd) -> None:
     program = recogniser(tmp_path, "hangs_in_a_child")
     process = start(tmp_path, sshd, program)
-    wait_for_call(program)
+    child_file = program.with_suffix(".child")
+    wait_for(lambda: child_file.exists() and child_file.read_text())
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
     for child in children:
