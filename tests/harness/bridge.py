@@ -57,8 +57,8 @@ class Bridge:
         return str(addresses[0])
 
     def log(self) -> list[dict[str, object]]:
-        """Every JSON line logged so far."""
-        lines = self.log_file.read_text().splitlines()
+        """Every JSON line logged so far; the last one may be on its way."""
+        lines = self.log_file.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def logged(self, event: str) -> list[dict[str, object]]:
