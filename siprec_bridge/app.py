@@ -402,9 +402,14 @@ class Bridge:
 
     async def _keep_house(self) -> None:
         while True:
-            usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
-            self.metrics.spool_disk_free_bytes.set(usage.free)
-            self.capacity.free_disk = usage.free
+            try:
+                usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
+                free = usage.free
+            except OSError as error:  # not mounted any more, say: nothing can be recorded there
+                log.error("recordings.unreachable", cause=str(error))
+                free = 0
+            self.metrics.spool_disk_free_bytes.set(free)
+            self.capacity.free_disk = free
             for tls in (self.tls, self.http_tls):
                 if tls is not None:
                     await asyncio.to_thread(tls.reload)
