@@ -16,8 +16,7 @@ from harness.desk import office
 from harness.provider import ScriptedProvider
 from harness.tokens import Given, given
 from siprec_bridge.access import COOKIE, Gate
-from siprec_bridge.api import Api
-from siprec_bridge.api import routes as routes_module
+from siprec_bridge.api import Api, seeing
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.recording import Keep, Orders, Retention
 from siprec_bridge.recording.orders import AUDIO
@@ -229,8 +228,8 @@ async def test_a_limited_token_finds_its_own_sessions_only(tmp_path: Path) -> No
 async def test_a_page_without_a_session_of_ones_own_says_where_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes_module, "_LARGEST_PAGE", 1)
-    monkeypatch.setattr(routes_module, "_MOST_LOOKED_AT", 1)
+    monkeypatch.setattr(seeing, "LARGEST_PAGE", 1)
+    monkeypatch.setattr(seeing, "_MOST_LOOKED_AT", 1)
     pages = []
     async with desk(tmp_path, SALES) as place:
         path = "GET /api/sessions?limit=1"
