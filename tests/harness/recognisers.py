@@ -1,7 +1,10 @@
 """Recognisers that misbehave, each in its way, and one that says what it is told to."""
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PREAMBLE = f"""#!{sys.executable}
@@ -64,6 +67,27 @@ def recogniser(folder: Path, behaviour: str) -> Path:
     path.write_text(_PREAMBLE + BEHAVIOURS[behaviour] + "\n")
     path.chmod(0o755)
     return path
+
+
+def wrapped(program: Path, folder: Path, variables: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a wrapper as the bridge would, for one file of `folder`."""
+    audio = folder / "a.wav"
+    audio.write_bytes(bytes(100_000))
+    return subprocess.Popen(
+        [program, audio, "--model", "base", "--output_dir", folder / "out", "--output_format", "json"],
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and stderr of a wrapper that is to end by itself."""
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
 
 
 def calls(path: Path) -> list[dict[str, object]]:

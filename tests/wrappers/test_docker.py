@@ -1,6 +1,5 @@
 """`whisper-docker` against a double of docker's client and engine (harness.docker says what it is)."""
 
-import os
 import subprocess
 import sys
 import time
@@ -9,35 +8,22 @@ from pathlib import Path
 import pytest
 
 from harness.docker import Docker
-from harness.recognisers import calls, is_alive, recogniser
+from harness.recognisers import calls, ended, is_alive, recogniser, wrapped
 
 PROGRAM = Path(sys.executable).with_name("whisper-docker")
 
 
 def start(folder: Path, docker: Docker, program: Path, **more: str) -> subprocess.Popen[str]:
-    audio = folder / "a.wav"
-    audio.write_bytes(bytes(100_000))
-    return subprocess.Popen(
-        [PROGRAM, audio, "--model", "base", "--output_dir", folder / "out", "--output_format", "json"],
-        env=os.environ
-        | {
-            "WHISPER_DOCKER_CLI": str(docker.client),
-            "WHISPER_DOCKER_CONTAINER": "whisper",
-            "WHISPER_DOCKER_PROGRAM": str(program),
-        }
-        | more,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    settings = {
+        "WHISPER_DOCKER_CLI": str(docker.client),
+        "WHISPER_DOCKER_CONTAINER": "whisper",
+        "WHISPER_DOCKER_PROGRAM": str(program),
+    }
+    return wrapped(PROGRAM, folder, settings | more)
 
 
 def run(folder: Path, docker: Docker, program: Path, **more: str) -> tuple[int, str]:
-    process = start(folder, docker, program, **more)
-    _, err = process.communicate(timeout=30)
-    return process.returncode, err
+    return ended(start(folder, docker, program, **more))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from siprec_wrappers.farm.store import RemoteStore, Store, StoreError, open_stor
 from siprec_wrappers.farm.tokens import Refused, issue, node_of, read_key
 
 ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config"
 REQUIRED = {"WHISPER_FARM_BROKER": "amqp://broker/", "WHISPER_FARM_STORE": "/srv/farm"}
 JOB = Job(
     audio=audio_key("0" * 64, ".WAV"), model="base", language=None, task="transcribe",
@@ -68,15 +69,15 @@ def test_every_setting_is_told_of_and_none_that_is_not() -> None:
     read_settings(asked)
     read = {name for name in asked.names if not name.endswith("_FILE")}
 
-    for file in ("config/farm/farm.env", "docs/farm.md"):
-        told = set(re.findall(r"WHISPER_FARM_[A-Z]+\b(?!_)", (ROOT / file).read_text()))
+    for file in (CONFIG / "farm" / "farm.env", ROOT / "docs" / "farm.md"):
+        told = set(re.findall(r"WHISPER_FARM_[A-Z]+\b(?!_)", file.read_text()))
         assert told == read, file
 
 
 def test_the_examples_ask_for_metrics_and_programs_that_there_are() -> None:
-    keda = yaml.safe_load((ROOT / "config/keda/whisper-farm.yaml").read_text())
-    compose = yaml.safe_load((ROOT / "config/farm/compose.yml").read_text())
-    unit = (ROOT / "config/farm/whisper-farm-worker@.service").read_text()
+    keda = yaml.safe_load((CONFIG / "keda" / "whisper-farm.yaml").read_text())
+    compose = yaml.safe_load((CONFIG / "farm" / "compose.yml").read_text())
+    unit = (CONFIG / "farm" / "whisper-farm-worker@.service").read_text()
     status = Status(1, 2, 3.0, 4.0, 1, 0, 5.0, ())
     exported = {one.name for one in _metrics(status)}
 

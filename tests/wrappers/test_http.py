@@ -30,7 +30,7 @@ from harness.speech_services import (
     waits_for_company,
 )
 from siprec_bridge.trial import word_error_rate
-from siprec_wrappers.http import resolve
+from siprec_wrappers.http.options import resolve
 
 PROGRAM = str(Path(sys.executable).with_name("whisper-http"))
 ALICE, BOB = SAMPLE / "alice.wav", SAMPLE / "bob.wav"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.recognisers import calls, is_alive, recogniser
+from harness.recognisers import calls, ended, is_alive, recogniser, wrapped
 from harness.sshd import Sshd
 
 PROGRAM = Path(sys.executable).with_name("whisper-ssh")
@@ -28,30 +28,17 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 
 def start(folder: Path, sshd: Sshd, program: Path, **variables: str) -> subprocess.Popen[str]:
-    audio = folder / "a.wav"
-    audio.write_bytes(bytes(100_000))
-    return subprocess.Popen(
-        [PROGRAM, audio, "--model", "base", "--output_dir", folder / "out", "--output_format", "json"],
-        env=os.environ
-        | {
-            "WHISPER_SSH_HOST": sshd.host,
-            "WHISPER_SSH_OPTIONS": sshd.options,
-            "WHISPER_SSH_PROGRAM": str(program),
-            "XDG_RUNTIME_DIR": str(folder),
-        }
-        | variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    settings = {
+        "WHISPER_SSH_HOST": sshd.host,
+        "WHISPER_SSH_OPTIONS": sshd.options,
+        "WHISPER_SSH_PROGRAM": str(program),
+        "XDG_RUNTIME_DIR": str(folder),
+    }
+    return wrapped(PROGRAM, folder, settings | variables)
 
 
 def run(folder: Path, sshd: Sshd, program: Path, **variables: str) -> tuple[int, str]:
-    process = start(folder, sshd, program, **variables)
-    _, err = process.communicate(timeout=30)
-    return process.returncode, err
+    return ended(start(folder, sshd, program, **variables))
 
 
 def eventually_gone(program: Path, sshd: Sshd) -> None:

@@ -25,7 +25,7 @@ from siprec_wrappers.contract import (
     parse_arguments,
     write_outputs,
 )
-from siprec_wrappers.lifetime import child, run_to_end, timeout_of
+from siprec_wrappers.lifetime import child, run_to_end
 from siprec_wrappers.outputs import read_folder
 
 _PROGRAM = "whisper-cpp"
@@ -55,12 +55,9 @@ exit codes: whisper-cli's own; 1 also when it skipped a file or took no option; 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run whisper-cli; see `--help`."""
     arguments = parse_arguments(_PROGRAM, (__doc__ or "").strip(), argv, epilog=_EPILOG)
-    try:
-        timeout_s = timeout_of("WHISPER_CPP_TIMEOUT", os.environ)
-    except Failure as failure:
-        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-        return failure.code
-    return run_to_end(_PROGRAM, lambda: _transcribe(arguments, os.environ), timeout_s=timeout_s)
+    return run_to_end(
+        _PROGRAM, lambda _: _transcribe(arguments, os.environ), timeout="WHISPER_CPP_TIMEOUT"
+    )
 
 
 def _transcribe(arguments: Arguments, environment: Mapping[str, str]) -> None:

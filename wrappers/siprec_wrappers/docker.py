@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from siprec_wrappers.contract import Arguments, Failure, check_audio, parse_arguments
 from siprec_wrappers.far import Started, far_names, far_script, run_far, tar_size
-from siprec_wrappers.lifetime import run_to_end, timeout_of
+from siprec_wrappers.lifetime import run_to_end, words_of
 from siprec_wrappers.outputs import read_folder, take, wanted
-from siprec_wrappers.ssh import words_of
 
 _PROGRAM = "whisper-docker"
 _INSIST_S = 1.5
@@ -45,13 +44,10 @@ container does not run, and docker says why; 124 out of time; 128+n ended by sig
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program in the container; see `--help`."""
     arguments = parse_arguments(_PROGRAM, (__doc__ or "").strip(), argv, epilog=_EPILOG)
-    try:
-        timeout_s = timeout_of("WHISPER_DOCKER_TIMEOUT", os.environ)
-    except Failure as failure:
-        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-        return failure.code
     return run_to_end(
-        _PROGRAM, lambda: _transcribe(arguments, os.environ, timeout_s), timeout_s=timeout_s
+        _PROGRAM,
+        lambda timeout_s: _transcribe(arguments, os.environ, timeout_s),
+        timeout="WHISPER_DOCKER_TIMEOUT",
     )
 
 

@@ -25,18 +25,24 @@ class Ended(BaseException):
         self.number = number
 
 
-def run_to_end(program: str, work: Callable[[], None], *, timeout_s: float) -> int:
-    """Do the work and return the exit code: 0, a Failure's, 124 after `timeout_s`, 128 + signal.
+def run_to_end(program: str, work: Callable[[float], None], *, timeout: str) -> int:
+    """Do the work and return the exit code: 0, a Failure's, 124 out of time, 128 + signal.
 
+    `timeout` is the variable with the longest run, see `timeout_of`; `work` is told the seconds.
     TERM, INT and HUP arrive in `work` as Ended, the deadline as TimeoutError: `finally` runs, and
     nothing interrupts it any more. Each way to fail leaves one line on stderr.
     """
+    try:
+        timeout_s = timeout_of(timeout, os.environ)
+    except Failure as failure:
+        _say(program, str(failure))
+        return failure.code
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _end)
     signal.signal(signal.SIGALRM, _time_out)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     try:
-        work()
+        work(timeout_s)
     except Failure as failure:
         if str(failure):
             _say(program, str(failure))
@@ -74,6 +80,19 @@ def timeout_of(name: str, environment: Mapping[str, str]) -> float:
     if number or not 0 < seconds < float("inf"):
         raise Failure(f"{name}={written}: must be a time such as 90s or 20m", 126)
     return seconds
+
+
+def words_of(name: str, environment: Mapping[str, str], default: str = "") -> list[str]:
+    """The variable `name`, which is quoted as in a shell. Raises Failure (126)."""
+    import shlex  # only here: most wrappers have no such variable
+
+    try:
+        words = shlex.split(environment.get(name) or default)
+    except ValueError as error:
+        raise Failure(f"{name}: {error}", 126) from error
+    if default and not words:
+        raise Failure(f"{name}: must name a program", 126)
+    return words
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from siprec_wrappers.contract import (
     check_audio,
     parse_arguments,
 )
-from siprec_wrappers.lifetime import child, run_to_end, timeout_of
+from siprec_wrappers.lifetime import child, run_to_end
 from siprec_wrappers.outputs import read_folder, take, wanted
 
 _PROGRAM = "whisper-local"
@@ -44,12 +44,9 @@ it cannot be run, or needs ffmpeg and there is none; 128+n ended by signal n.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; see `--help`."""
     arguments = parse_arguments(_PROGRAM, (__doc__ or "").strip(), argv, epilog=_EPILOG)
-    try:
-        timeout_s = timeout_of("WHISPER_LOCAL_TIMEOUT", os.environ)
-    except Failure as failure:
-        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-        return failure.code
-    return run_to_end(_PROGRAM, lambda: _transcribe(arguments, os.environ), timeout_s=timeout_s)
+    return run_to_end(
+        _PROGRAM, lambda _: _transcribe(arguments, os.environ), timeout="WHISPER_LOCAL_TIMEOUT"
+    )
 
 
 def _transcribe(arguments: Arguments, environment: Mapping[str, str]) -> None:

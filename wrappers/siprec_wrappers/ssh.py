@@ -5,7 +5,6 @@ reason, the other host ends the program with all its children and removes the au
 """
 
 import os
-import shlex
 import stat
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from siprec_wrappers.contract import Arguments, Failure, check_audio, parse_arguments
 from siprec_wrappers.far import far_names, far_script, run_far, tar_size
-from siprec_wrappers.lifetime import run_to_end, timeout_of
+from siprec_wrappers.lifetime import run_to_end, timeout_of, words_of
 
 _PROGRAM = "whisper-ssh"
 _EPILOG = """\
@@ -42,13 +41,10 @@ signal n.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program on the other host; see `--help`."""
     arguments = parse_arguments(_PROGRAM, (__doc__ or "").strip(), argv, epilog=_EPILOG)
-    try:
-        timeout_s = timeout_of("WHISPER_SSH_TIMEOUT", os.environ)
-    except Failure as failure:
-        print(f"{_PROGRAM}: {failure}", file=sys.stderr)
-        return failure.code
     return run_to_end(
-        _PROGRAM, lambda: _transcribe(arguments, os.environ, timeout_s), timeout_s=timeout_s
+        _PROGRAM,
+        lambda timeout_s: _transcribe(arguments, os.environ, timeout_s),
+        timeout="WHISPER_SSH_TIMEOUT",
     )
 
 
@@ -105,17 +101,6 @@ def control_folder() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise Failure(f"{folder}: must be a folder of ours that is closed to others", 126)
     return folder
-
-
-def words_of(name: str, environment: Mapping[str, str], default: str = "") -> list[str]:
-    """A variable that is quoted as in a shell. Raises Failure (126)."""
-    try:
-        words = shlex.split(environment.get(name) or default)
-    except ValueError as error:
-        raise Failure(f"{name}: {error}", 126) from error
-    if default and not words:
-        raise Failure(f"{name}: must name a program", 126)
-    return words
 
 
 if __name__ == "__main__":

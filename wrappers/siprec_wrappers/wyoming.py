@@ -5,25 +5,19 @@ Needs the extra `wyoming`. The protocol has no times: a text is one segment over
 
 import argparse
 import asyncio
-import os
-import re
-import signal
 import sys
 import wave
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from siprec_wrappers.contract import Arguments, Segment, parse_arguments, write_outputs
+from siprec_wrappers.contract import Arguments, Segment, write_outputs
 from siprec_wrappers.languages import code_of
+from siprec_wrappers.service import AWAY, Away, Failed, complain, run, seconds_of
 
 PROGRAM = "whisper-wyoming"
-
-_WRONG_ARGUMENTS = 2
-_FAILED = 1
-_AWAY = 127  # the contract's way to say that the job should wait
 
 _CHUNK_S = 0.25
 _LARGEST_EVENT = 16 << 20
@@ -39,65 +33,44 @@ except ModuleNotFoundError as error:
     if error.name is None or error.name.partition(".")[0] != "wyoming":
         raise
     print(f"{PROGRAM}: needs the extra: pip install 'siprec-bridge[wyoming]'", file=sys.stderr)
-    sys.exit(_AWAY)
+    sys.exit(AWAY)
 
 
-class Failed(Exception):
-    """No result, with the cause."""
+_OWN = {
+    "uri": "server: host:port, tcp://host:port or unix:///path",
+    "connect_timeout": "longest wait for a connection (10s)",
+    "timeout": "longest run (20m)",
+}
 
-    exit_code = _FAILED
 
+class Options(NamedTuple):
+    """Where the server is, and how long it may take. Times are seconds."""
 
-class Away(Failed):
-    """There is no Wyoming server, or none that recognises speech: the job should wait."""
-
-    exit_code = _AWAY
+    place: tuple[str, int] | Path
+    connect_timeout: float
+    timeout: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Transcribe the files, one after the other.
-
-    Exit code 0; 1 when the server has no result for a file; 2 for wrong arguments; 127 when there
-    is no such server.
-    """
-    signal.signal(signal.SIGTERM, _end)
-    parser = argparse.ArgumentParser(PROGRAM, allow_abbrev=False, add_help=False)
-    for name in ("uri", "connect_timeout", "timeout"):
-        variable = f"WHISPER_WYOMING_{name.upper()}"
-        parser.add_argument(f"--{name}", default=os.environ.get(variable, "").strip() or None)
-    own, rest = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
-    about = f"{(__doc__ or '').splitlines()[0]} Own options: {parser.format_usage()}"
-    arguments = parse_arguments(PROGRAM, about, rest)
-    try:
-        if own.uri is None:
-            raise ValueError("no server: say --uri or WHISPER_WYOMING_URI")
-        if arguments.task != "transcribe":
-            raise ValueError("--task translate: Wyoming has no word for it; set it at the server")
-        place = resolve(own.uri)
-        connect_timeout = _seconds("connect_timeout", own.connect_timeout or "10s")
-        timeout = _seconds("timeout", own.timeout or "20m")
-    except ValueError as error:
-        _complain(str(error))
-        return _WRONG_ARGUMENTS
-    if arguments.ignored:
-        _complain(f"ignored: {' '.join(arguments.ignored)}")
-    try:
-        asyncio.run(_all(arguments, place, connect_timeout, timeout))
-    except Failed as error:
-        _complain(str(error))
-        return error.exit_code
-    except OSError as error:
-        _complain(f"{error.filename or arguments.output_dir}: {error.strerror or error}")
-        return _FAILED
-    return 0
+    """Transcribe the files, one after the other, and return the exit code, see `service.run`."""
+    return run(PROGRAM, __doc__ or "", _OWN, argv, read=_options, work=_transcribe)
 
 
-def _end(number: int, _: object) -> NoReturn:
-    sys.exit(128 + number)
+def _options(own: argparse.Namespace, arguments: Arguments) -> Options:
+    """Raises ValueError."""
+    if own.uri is None:
+        raise ValueError("no server: say --uri or WHISPER_WYOMING_URI")
+    if arguments.task != "transcribe":
+        raise ValueError("--task translate: Wyoming has no word for it; set it at the server")
+    return Options(
+        resolve(own.uri),
+        seconds_of("connect_timeout", own.connect_timeout or "10s"),
+        seconds_of("timeout", own.timeout or "20m"),
+    )
 
 
-def _complain(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+def _transcribe(arguments: Arguments, options: Options) -> None:
+    asyncio.run(_all(arguments, options))
 
 
 def resolve(uri: str) -> tuple[str, int] | Path:
@@ -117,30 +90,21 @@ def resolve(uri: str) -> tuple[str, int] | Path:
     return parts.hostname, port
 
 
-def _seconds(name: str, value: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value)
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if not seconds:
-        raise ValueError(f"--{name} {value}: a duration such as 90s or 20m is needed")
-    return seconds
-
-
-async def _all(
-    arguments: Arguments, place: tuple[str, int] | Path, connect_timeout: float, limit_s: float
-) -> None:
+async def _all(arguments: Arguments, options: Options) -> None:
+    place = options.place
     shown = str(place) if isinstance(place, Path) else f"{place[0]}:{place[1]}"
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(options.timeout):
             for audio in arguments.audio:
                 try:
                     with wave.open(str(audio), "rb") as wav:
-                        await _one(arguments, audio, wav, place, connect_timeout)
+                        await _one(arguments, audio, wav, place, options.connect_timeout)
                 except (EOFError, wave.Error) as error:
                     raise Failed(f"{audio.name}: is no WAV file: {error}") from error
                 except Failed as error:
                     raise type(error)(f"{audio.name}: {shown}: {error}") from error
     except TimeoutError:
-        raise Failed(f"{shown}: no result within {limit_s:g} s") from None
+        raise Failed(f"{shown}: no result within {options.timeout:g} s") from None
 
 
 async def _one(
@@ -258,7 +222,9 @@ async def _choose_model(peer: Peer, wanted: str) -> str | None:
     models = [one.name for program in programs for one in program.models]
     if wanted in models:
         return wanted
-    _complain(f"no model {wanted} there ({', '.join(models) or 'none named'}): it chooses itself")
+    complain(
+        PROGRAM, f"no model {wanted} there ({', '.join(models) or 'none named'}): it chooses itself"
+    )
     return models[0] if len(models) == 1 else None
 
 

@@ -1,0 +1,1 @@
+"""`whisper-http`, the wrapper of speech servers that speak HTTP."""
