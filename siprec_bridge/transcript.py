@@ -64,11 +64,12 @@ class Transcript(Value):
 
 
 class Participant(Value):
-    """A party of the communication session. RFC 7865 §6.4."""
+    """A party of the communication session. RFC 7865 §6.5."""
 
     id: str
     name: str | None = None
     aor: str | None = None
+    name_language: str | None = None
 
 
 class KeyPress(Value):

@@ -203,6 +203,11 @@ NASTY: dict[str, Message] = {
         "<participantstreamassoc participant_id='p1'>|<send>#</send>|</participantstreamassoc>",
     ),
     "sessions": partial(metadata, "|<session session_id='#'/>|"),
+    "sessions attended": partial(
+        metadata,
+        "|<participantsessionassoc participant_id='#' session_id='s1'><associate-time>"
+        "2026-05-04T12:00:00Z</associate-time></participantsessionassoc>|",
+    ),
     "groups": partial(metadata, "|<group group_id='#'/>|"),
     "call ids": partial(metadata, "|<ucid>#</ucid>|"),
 }

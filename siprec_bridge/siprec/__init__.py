@@ -6,6 +6,8 @@ Refuses to know sockets, dialogs, ports and files: bodies and times in, changes 
 from siprec_bridge.siprec.body import ACCEPT, Body, parse_body
 from siprec_bridge.siprec.document import (
     Assurance,
+    Attendance,
+    CommunicationSession,
     Finding,
     FindingCode,
     Pause,
@@ -34,8 +36,10 @@ __all__ = [
     "SNAPSHOT_REQUEST",
     "SNAPSHOT_REQUEST_TYPE",
     "Assurance",
+    "Attendance",
     "Body",
     "Changes",
+    "CommunicationSession",
     "Finding",
     "FindingCode",
     "Fork",

@@ -55,6 +55,26 @@ class Span(Value):
     until: datetime | None = None
 
 
+class Attendance(Value):
+    """A participant in a communication session: since when, until when, by the SRC's clock."""
+
+    participant_id: str
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class CommunicationSession(Value):
+    """What the SRC says of a communication session, by its own clock. RFC 7865 §6.3."""
+
+    id: str
+    sip_session_ids: tuple[str, ...] = ()
+    group_id: str | None = None
+    reason: str | None = Field(None, description="why it is recorded")
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    participants: tuple[Attendance, ...] = ()
+
+
 class StreamQuality(Value):
     """How a stream arrived. `mos` by the E-model from codec and loss alone: no delay is known."""
 
@@ -103,6 +123,11 @@ class StreamDocument(Value):
     presences: tuple[Presence, ...] = ()
     pauses: tuple[Pause, ...] = ()
     active: tuple[Span, ...] = Field((), description="when it was answered and not paused")
+    content_type: str | None = Field(None, description="as the metadata has it, RFC 7865 §6.7")
+    record: str | None = Field(
+        None, description="what its a=record says: on, off, paused. RFC 7866 §7.2.3"
+    )
+    recordpref: str | None = Field(None, description="its a=recordpref. RFC 7866 §6.3")
     quality: StreamQuality | None = Field(None, description="once it has ended")
 
     def expected(self, end: datetime) -> tuple[tuple[datetime, datetime], ...]:
@@ -161,6 +186,9 @@ class SessionDocument(Value):
     group_id: str | None = None
     communication_sessions: tuple[str, ...] = ()
     sip_session_ids: tuple[str, ...] = ()
+    described_sessions: tuple[CommunicationSession, ...] = Field(
+        (), description="the communication sessions as the SRC describes them"
+    )
     participants: tuple[Participant, ...] = ()
     streams: tuple[StreamDocument, ...] = ()
     call_ids: dict[str, str] = Field({}, description="vendors' names for the call")

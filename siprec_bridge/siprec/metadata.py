@@ -8,6 +8,7 @@ attribute or element may bear its draft's name: `id` for `participant_id`, `<sen
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError, fromstring
@@ -42,29 +43,51 @@ SNAPSHOT_REQUEST = (
 
 @dataclass(frozen=True, slots=True)
 class ParticipantData:
-    """RFC 7865 §6.4. `aor` and `name` of the first nameID; empty where there is none."""
+    """RFC 7865 §6.5. `aor` and `name` of the first nameID; empty where there is none.
+
+    `language`: the tag of the language that the name is written in.
+    """
 
     id: str
     aor: str = ""
     name: str = ""
+    language: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamData:
-    """RFC 7865 §6.5: `label` is the a=label of its m-line."""
+    """RFC 7865 §6.7: `label` is the a=label of its m-line."""
 
     id: str
     label: str = ""
     session_id: str = ""
+    content_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionData:
-    """A communication session. RFC 7865 §6.3."""
+    """A communication session. RFC 7865 §6.3. The times are the SRC's."""
 
     id: str
     sip_session_ids: tuple[str, ...] = ()
     group_id: str = ""
+    reason: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """A participant in a communication session, by the SRC's clock. RFC 7865 §6.6.
+
+    `over`: he has left, whether or not it can be read when. `session_id` may be empty.
+    """
+
+    participant_id: str
+    session_id: str
+    since: datetime | None = None
+    until: datetime | None = None
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +110,7 @@ class Metadata:
     participants: tuple[ParticipantData, ...] = ()
     streams: tuple[StreamData, ...] = ()
     associations: tuple[Association, ...] = ()
-    left: tuple[tuple[str, str], ...] = ()  # participant and the session that he is not in any more
+    attendances: tuple[Attendance, ...] = ()
     call_ids: Mapping[str, str] = field(default_factory=dict)  # vendors' names for the call
     extensions: tuple[str, ...] = ()  # vendors' elements, as XML
 
@@ -161,7 +184,7 @@ def _read(root: Element, namespace: str) -> Metadata:
             for id, one in associations.items()
         ),
         call_ids=call_ids_of_metadata(found.everywhere),
-        left=_left(by_name.get("participantsessionassoc", ())),
+        attendances=_attendances(by_name.get("participantsessionassoc", ())),
         extensions=extensions(found.foreign),
     )
 
@@ -199,30 +222,39 @@ def _participant(element: Element) -> ParticipantData | None:
     if not id:
         return None
     for name_id in _find(element, "nameid"):
-        name = next((_text(one) for one in _find(name_id, "name")), "")
-        return ParticipantData(id, _attribute(name_id, "aor"), name)
-    aor = next((_text(one) for one in _find(element, "aor")), "")
-    name = next((_text(one) for one in _find(element, "name")), "")
-    return ParticipantData(id, aor, name)
+        for name in _find(name_id, "name"):
+            language = _attribute(name, "lang")
+            return ParticipantData(id, _attribute(name_id, "aor"), _text(name), language)
+        return ParticipantData(id, _attribute(name_id, "aor"))
+    return ParticipantData(id, _first(element, "aor"), _first(element, "name"))
 
 
 def _stream(element: Element) -> StreamData | None:
     id = _attribute(element, "stream_id", "id")
     if not id:
         return None
-    label = next((_text(one) for one in _find(element, "label")), "")
-    return StreamData(id, label, _attribute(element, "session_id", "session"))
+    return StreamData(
+        id,
+        _first(element, "label"),
+        _attribute(element, "session_id", "session"),
+        _first(element, "content-type"),
+    )
 
 
 def _session(element: Element) -> SessionData | None:
     id = _attribute(element, "session_id", "id")
     if not id:
         return None
-    group = next((_text(one) for one in _find(element, "group-ref")), "")
+    texts: dict[str, str] = {}
+    for one in element:
+        texts.setdefault(_local(one.tag), _text(one))
     return SessionData(
         id,
-        tuple(_text(one) for one in _find(element, "sipsessionid") if _text(one)),
-        group or _attribute(element, "group", "group_id"),
+        tuple(filter(None, (_text(one) for one in _find(element, "sipsessionid")))),
+        texts.get("group-ref") or _attribute(element, "group", "group_id"),
+        texts.get("reason", ""),
+        _time(texts.get("start-time")),
+        _time(texts.get("stop-time")),
     )
 
 
@@ -247,22 +279,48 @@ def _associate(known: dict[str, _Associated], participant: str, element: Element
         streams |= dict.fromkeys(filter(None, ids))
 
 
-def _left(elements: Iterable[Element]) -> tuple[tuple[str, str], ...]:
-    """Who has left which session; of several associations of the two the last one counts."""
-    over: dict[tuple[str, str], bool] = {}
+def _attendances(elements: Iterable[Element]) -> tuple[Attendance, ...]:
+    """Who is or was in which session; of several associations of the two the last one counts."""
+    found: dict[tuple[str, str], Attendance] = {}
     for element in elements:
         participant = _attribute(element, "participant_id", "participant")
-        over[participant, _attribute(element, "session_id", "session")] = _is_over(element)
-    return tuple(pair for pair, is_over in over.items() if is_over)
+        session = _attribute(element, "session_id", "session")
+        found[participant, session] = Attendance(
+            participant,
+            session,
+            _time(_first(element, "associate-time")),
+            _time(_first(element, "disassociate-time")),
+            _is_over(element),
+        )
+    return tuple(found.values())
 
 
 def _is_over(association: Element) -> bool:
     return any(_text(one) for one in _find(association, "disassociate-time"))
 
 
+def _time(text: str | None) -> datetime | None:
+    """RFC 7865 §6.9: a time of RFC 3339, with its zone; without one it is taken for UTC.
+
+    None for anything else, and for the year 1, which some SRCs write for "not yet".
+    """
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+    return time if time.year > 1 else None
+
+
 def _find(element: Element, name: str) -> Iterator[Element]:
     """Children by local name, without case."""
     return (one for one in element if _local(one.tag) == name)
+
+
+def _first(element: Element, name: str) -> str:
+    return next((_text(one) for one in _find(element, name)), "")
 
 
 def _local(tag: object) -> str:

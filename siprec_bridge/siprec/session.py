@@ -20,7 +20,9 @@ from siprec_bridge.sdp import (
 )
 from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
+from siprec_bridge.siprec.described import described
 from siprec_bridge.siprec.document import (
+    CommunicationSession,
     Pause,
     Presence,
     SessionDocument,
@@ -35,9 +37,10 @@ from siprec_bridge.siprec.pauses import PauseOrder, follow
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
-_MAX_SESSIONS = 500  # the newest ones of a recording session that never ends
+_MAX_SESSION_IDS = 500  # the newest ones of a recording session that never ends
 _MAX_SPANS = 1000  # the newest ones of a stream
 _LONGEST_WARNING = 512
+_LONGEST_WORD = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class _Stream:
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False
     quality: StreamQuality | None = None
+    record: str | None = None
+    recordpref: str | None = None
 
     def turn(self, state: StreamState, at: datetime) -> None:
         """Note that it is in this state from now on."""
@@ -113,9 +118,10 @@ class _Negotiated:
     labels: dict[str, str] = field(default_factory=dict)  # stream id of the metadata -> its label
     sends: dict[str, tuple[str, ...]] = field(default_factory=dict)  # participant -> stream ids
     stream_sessions: dict[str, str] = field(default_factory=dict)  # stream id -> session id
+    content_types: dict[str, str] = field(default_factory=dict)  # label -> content type
     described: tuple[str, ...] = ()  # participants in the order in which they were described
     groups: tuple[str, ...] = ()
-    sessions: tuple[str, ...] = ()
+    sessions: dict[str, CommunicationSession] = field(default_factory=dict)  # by their ids
     sip_session_ids: tuple[str, ...] = ()
     call_ids: dict[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
@@ -141,6 +147,7 @@ class _Negotiated:
             labels=dict(self.labels),
             sends=dict(self.sends),
             stream_sessions=dict(self.stream_sessions),
+            content_types=dict(self.content_types),
             call_ids=dict(self.call_ids),
             warnings=list(self.warnings),
         )
@@ -151,7 +158,7 @@ class _Negotiated:
             getattr(self, name) == getattr(other, name)
             for name in (
                 "participants", "labels", "sends", "groups", "sessions", "sip_session_ids",
-                "call_ids", "extensions",
+                "content_types", "call_ids", "extensions",
             )
         )  # fmt: skip
 
@@ -321,8 +328,9 @@ class RecordingSession:
         return SessionDocument(
             session_id=self.session_id,
             group_id=now.groups[0] if now.groups else self._fork.group_id,
-            communication_sessions=now.sessions,
+            communication_sessions=tuple(now.sessions),
             sip_session_ids=now.sip_session_ids,
+            described_sessions=tuple(now.sessions.values()),
             participants=self.participants,
             streams=tuple(
                 StreamDocument(
@@ -335,6 +343,9 @@ class RecordingSession:
                     presences=tuple(one.presences),
                     pauses=tuple(one.pauses),
                     active=tuple(one.active),
+                    content_type=now.content_types.get(one.signalled),
+                    record=one.record,
+                    recordpref=one.recordpref,
                     quality=one.quality,
                 )
                 for one in sorted(now.streams.values(), key=lambda one: one.index)
@@ -375,6 +386,9 @@ class RecordingSession:
                     stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux = media
                     changed.append(_to_record(stream))
             stream.on_hold = plan.paused
+            line = offer.media[plan.index]
+            stream.record = _word(line.attribute("record"))
+            stream.recordpref = _word(line.attribute("recordpref"))
         for index, stream in self._now.streams.items():
             if index >= len(plans) and stream.state != "closed":
                 self._warn(f"m-line {index + 1} is gone from the offer")
@@ -512,28 +526,32 @@ class RecordingSession:
                 id=one.id,
                 name=one.name or (old.name if old else None),
                 aor=one.aor or (old.aor if old else None),
+                name_language=one.language or (old.name_language if old else None),
             )
         now.described = _joined(now.described, tuple(one.id for one in metadata.participants))
         now.labels |= {one.id: one.label for one in metadata.streams if one.label}
+        now.content_types |= {
+            one.label: one.content_type for one in metadata.streams if one.content_type
+        }
         now.stream_sessions |= {one.id: one.session_id for one in metadata.streams}
         now.sends |= {one.participant_id: one.sends for one in metadata.associations}
-        for participant, session in metadata.left:
-            if participant in now.sends:
-                now.sends[participant] = tuple(
+        for left in (one for one in metadata.attendances if one.over):
+            if left.participant_id in now.sends:
+                session = left.session_id
+                now.sends[left.participant_id] = tuple(
                     stream
-                    for stream in now.sends[participant]
+                    for stream in now.sends[left.participant_id]
                     if session and now.stream_sessions.get(stream, session) != session
                 )
         now.groups = _joined(
             now.groups, metadata.groups + tuple(one.group_id for one in metadata.sessions)
         )
         # Also those that are over, which a complete document leaves out: they are recorded here.
-        now.sessions = _joined(now.sessions, tuple(one.id for one in metadata.sessions))
-        now.sessions = now.sessions[-_MAX_SESSIONS:]
+        now.sessions = described(now.sessions, metadata)
         now.sip_session_ids = _joined(
             now.sip_session_ids,
             tuple(id for one in metadata.sessions for id in one.sip_session_ids),
-        )[-_MAX_SESSIONS:]
+        )[-_MAX_SESSION_IDS:]
         now.call_ids |= metadata.call_ids
         now.extensions = _joined(now.extensions, metadata.extensions)
         if any(one.participant_id not in now.participants for one in metadata.associations):
@@ -607,6 +625,12 @@ def _refusal_warnings(plans: Sequence[StreamPlan]) -> tuple[tuple[str, str], ...
         ("Warning", f'{code} siprec-bridge "{_quotable("; ".join(texts))}"')
         for code, texts in (reasons or {399: ["no m-line"]}).items()
     )
+
+
+def _word(value: str | None) -> str | None:
+    """An attribute's first word, if that can be one of those which it may have."""
+    word = (value or "").strip().partition(" ")[0].lower()
+    return word if 0 < len(word) <= _LONGEST_WORD and word.isalpha() else None
 
 
 def _quotable(text: str) -> str:

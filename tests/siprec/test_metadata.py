@@ -7,7 +7,9 @@ import pytest
 from harness.src import METADATA, OFFER
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.siprec import (
+    Attendance,
     Body,
+    CommunicationSession,
     MalformedMetadata,
     Metadata,
     RecordingSession,
@@ -216,6 +218,94 @@ def test_who_is_disassociated_is_heard_no_more(over: str) -> None:
 
     assert heard(session, later(5)) == {"96": ["p1"], "97": ["p2"]}
     assert heard(session, later(15)) == {"96": ["p1"], "97": []}
+
+
+def test_what_the_src_says_of_its_sessions_is_kept_with_its_own_times() -> None:
+    said = (
+        "<start-time>2026-05-04T13:59:58+02:00</start-time><reason>compliance</reason>"
+        "<sipSessionID>a1;remote=b2</sipSessionID></session>"
+        '<participantsessionassoc participant_id="p1" session_id="s1">'
+        "<associate-time>2026-05-04T11:59:59Z</associate-time></participantsessionassoc>"
+    )
+    first = METADATA.replace("</group-ref></session>", f"</group-ref>{said}").replace(
+        "<name>Alice", '<name xml:lang="it">Alice'
+    )
+    over = (
+        '<session session_id="s1"><stop-time>2026-05-04T12:00:30Z</stop-time></session>'
+        '<participantsessionassoc participant_id="p1" session_id="s1">'
+        "<disassociate-time>2026-05-04T12:00:29Z</disassociate-time></participantsessionassoc>"
+    )
+    back = (
+        '<participantsessionassoc participant_id="p1" session_id="s1">'
+        "<associate-time>2026-05-04T12:01:00Z</associate-time></participantsessionassoc>"
+    )
+
+    session = started(first)
+    session.offer(partial(over), later(31), invite=False)
+    session.offer(partial(back), later(62), invite=False)
+
+    document = session.document()
+    assert document.described_sessions == (
+        CommunicationSession(
+            id="s1",
+            sip_session_ids=("a1;remote=b2",),
+            group_id="g1",
+            reason="compliance",
+            started_at=later(-2),
+            ended_at=later(30),
+            participants=(
+                Attendance(participant_id="p1", since=later(-1), until=later(29)),
+                Attendance(participant_id="p1", since=later(60)),
+            ),
+        ),
+    )
+    assert [one.name_language for one in document.participants] == ["it", None]
+
+
+@pytest.mark.parametrize("time", ["", "now", "0001-01-01T00:00:00Z", "2026-13-01T00:00:00Z"])
+def test_a_time_that_is_none_is_left_out(time: str) -> None:
+    session = started(
+        METADATA.replace("</group-ref>", f"</group-ref><start-time>{time}</start-time>")
+    )
+
+    (described,) = session.document().described_sessions
+    assert described.started_at is None
+    assert session.warnings == ()
+
+
+def test_people_who_come_and_go_for_ever_are_not_remembered_for_ever() -> None:
+    session = started()
+    for minute in range(700):
+        time = later(60 * minute).isoformat()
+        session.offer(
+            partial(
+                '<participantsessionassoc participant_id="p1" session_id="s1">'
+                f"<associate-time>{time}</associate-time></participantsessionassoc>"
+                f'<session session_id="call {minute}"/>'
+            ),
+            later(60 * minute),
+            invite=False,
+        )
+
+    described = session.document().described_sessions
+    assert (len(described), described[-1].id) == (500, "call 699")
+
+
+def test_what_a_stream_carries_and_what_the_parties_were_told_is_kept() -> None:
+    session = started(
+        METADATA.replace(
+            "<label>96</label>", "<label>96</label><content-type>audio</content-type>"
+        ),
+        OFFER.replace("a=label:96", "a=label:96\r\na=record:on\r\na=recordpref:nopreference"),
+    )
+    before = [(one.content_type, one.record, one.recordpref) for one in session.document().streams]
+
+    session.offer(
+        Body(sdp=OFFER.replace("a=label:96", "a=label:96\r\na=record:paused").encode()), later(9)
+    )
+
+    assert before == [("audio", "on", "nopreference"), (None, None, None)]
+    assert [one.record for one in session.document().streams] == ["paused", None]
 
 
 def test_who_came_back_is_there() -> None:
