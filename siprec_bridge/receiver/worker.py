@@ -85,7 +85,10 @@ class Worker:
         self._feedback.stop()
 
     def _take_commands(self) -> bool:
-        data = self._control.recv(1 << 16)
+        try:
+            data = self._control.recv(1 << 16)
+        except ConnectionResetError:  # the bridge died with answers of ours unread
+            return False
         if not data:
             return False
         *lines, self._buffer = (self._buffer + data).split(b"\n")

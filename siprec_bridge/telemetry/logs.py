@@ -37,9 +37,10 @@ def configure_logs(
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        # As text, so that it is masked, and without the frames' variables: there may be keys in them.
+        structlog.processors.format_exc_info,
+        mask_secrets,
     ]
-    # As text, so that it is masked, and without the frames' variables: there may be keys in them.
-    shared += [structlog.processors.format_exc_info, mask_secrets]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -60,7 +61,7 @@ def configure_logs(
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[tell_causes_alone, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
@@ -70,6 +71,15 @@ def configure_logs(
     # Libraries tell at INFO what only their authors want to know.
     for name in ("aio_pika", "aiormq", "websockets", "aiohttp", "alembic", "asyncio"):
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
+def tell_causes_alone(_: WrappedLogger, level: str, event: EventDict) -> EventDict:
+    """Put the cause in place of a traceback, in what a library only warns of: a lost connection."""
+    exc_info = event.get("exc_info")
+    if level not in ("error", "critical") and isinstance(exc_info, tuple) and exc_info[1]:
+        del event["exc_info"]
+        event["cause"] = f"{type(exc_info[1]).__name__}: {exc_info[1]}"
+    return event
 
 
 def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

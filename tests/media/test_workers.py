@@ -117,6 +117,15 @@ async def test_a_killed_worker_is_flagged_to_its_sessions_and_hurts_no_other(
     assert 0.1 <= told.seconds < 10
 
 
+def test_a_worker_whose_bridge_was_killed_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"an answer that nobody reads\n")  # makes it a reset, and no end
+        ours.close()
+
+        Worker(theirs).run()
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_what_comes_while_a_spool_is_looked_through_waits_at_its_port(
     tmp_path: Path, paused: bool

@@ -61,6 +61,24 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
     assert (second["event"], second["level"]) == ("careful now", "warning")
 
 
+def test_what_a_library_warns_of_is_told_by_its_cause_and_what_fails_with_its_traceback(
+    lines: io.StringIO,
+) -> None:
+    library = logging.getLogger("some.library")
+    for log in (library.warning, library.error):
+        try:
+            raise ConnectionResetError("reset by the peer at amqp://user:hunter2@host")
+        except ConnectionResetError:
+            log("the reader ended", exc_info=True)
+
+    warned, failed = logged(lines)
+
+    cause = "ConnectionResetError: reset by the peer at amqp://user:***@host"
+    assert warned["cause"] == cause
+    assert "exception" not in warned
+    assert str(failed["exception"]).startswith("Traceback")
+
+
 @pytest.mark.parametrize(
     ("fields", "secret"),
     [
