@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from websockets.frames import Frame as WebSocketFrame
+from websockets.frames import Opcode
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.store import Event
@@ -41,8 +43,15 @@ class Frame:
         return value if isinstance(value, dict) else {}
 
     def named(self, subscriptions: str) -> str:
-        """What is sent to a listener who has to know which of his subscriptions it is for."""
+        """What is sent to a listener, who may have to know which of his subscriptions it is for."""
+        if not subscriptions:
+            return self.text
         return f'{self.text[:-1]}, "subscriptions": "{subscriptions}"}}'
+
+    def octets(self, subscriptions: str) -> bytes:
+        """The WebSocket frame with that."""
+        text = self.named(subscriptions).encode()
+        return WebSocketFrame(Opcode.TEXT, text).serialize(mask=False)
 
 
 def _one_or_more(value: object) -> object:

@@ -21,7 +21,6 @@ import structlog
 from sqlalchemy import Connection
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.extensions.permessage_deflate import enable_server_permessage_deflate
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
@@ -49,6 +48,9 @@ _PING_S = 20.0  # between pings, and for the pong: idle listeners stay, dead one
 _CLOSE_S = 10.0  # for a listener to agree to a close
 _LARGEST_FRAME = 1 << 16  # of a listener, who has little to say
 _MOST_SUBSCRIPTIONS = 50  # of one listener
+# Events are handed out at intervals that grow with the listeners: a write costs more than an event.
+_PAUSE_PER_LISTENER_S = 50e-6
+_LONGEST_PAUSE_S = 0.1
 _LAGGED = 1013  # try again later
 _NOT_ALLOWED = 1008  # policy violation
 
@@ -66,10 +68,32 @@ class _Listener:
         default_factory=lambda: asyncio.Queue(_QUEUE)
     )
     missed: int = 0  # since its queue was full
+    last: int = 0  # sequence of the last event that it was sent, or does not want
+    resting: bool = False  # its task has nothing to do and waits for the queue
 
     def wanted(self, frame: Frame) -> Wanted:
         """The subscriptions that an event is for."""
         return tuple([one for one in self.subscriptions.values() if one.wants(frame)])
+
+    @property
+    def takes_at_once(self) -> bool:
+        """Whether nothing waits for it, here or in its connection."""
+        transport = self.connection.transport
+        return (
+            self.resting
+            and self.queue.empty()
+            and self.connection.protocol.state is State.OPEN
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        )
+
+    def name_of(self, wanted: Wanted) -> str:
+        """What an event tells of the subscriptions that it is for.
+
+        Whoever has made none by a message gets no name that he did not give.
+        """
+        plain = self.subscriptions.keys() <= {OF_THE_QUERY}
+        return "" if plain else ",".join(one.id for one in wanted)
 
     def still(self, wanted: Wanted) -> Wanted:
         """Of these, the ones that were not ended meanwhile."""
@@ -139,9 +163,8 @@ class TranscriptSocket:
     def connection(self) -> asyncio.Protocol:
         """An asyncio protocol for one accepted connection, whatever it asks for."""
         assert self._server is not None
-        protocol = ServerProtocol(
-            extensions=enable_server_permessage_deflate(None), max_size=_LARGEST_FRAME
-        )
+        # No compression: each listener would have its own, at more than all else that a frame costs.
+        protocol = ServerProtocol(max_size=_LARGEST_FRAME)
         return ServerConnection(
             protocol,
             self._server,
@@ -260,20 +283,22 @@ class TranscriptSocket:
         try:
             ready = {"type": "listener.ready", "sequence": here, "oldest": oldest or here + 1}
             await connection.send(json.dumps(ready))
-            last = here
             if since is not None:
                 await self._replay(listener, tuple(listener.subscriptions.values()), since, here)
-                last = max(since, here)
+            listener.last = max(since or 0, here)
             while True:
                 if listener.missed and listener.queue.empty():
-                    await self._cut_off(listener, last)
+                    await self._cut_off(listener)
                     return
-                match await listener.queue.get():
+                listener.resting = True
+                news = await listener.queue.get()
+                listener.resting = False
+                match news:
                     case (frame, wanted):
                         # Not what it has been told already, or what it asked to come after.
-                        if frame.event.seq > last and (wanted := listener.still(wanted)):
+                        if frame.event.seq > listener.last and (wanted := listener.still(wanted)):
                             await self._send(listener, frame, wanted)
-                            last = frame.event.seq
+                            listener.last = frame.event.seq
                     case said:
                         await self._answer(listener, said)
         finally:
@@ -283,10 +308,7 @@ class TranscriptSocket:
             self._metrics.websocket_listeners.set(len(self._listeners))
 
     async def _send(self, listener: _Listener, frame: Frame, wanted: Wanted) -> None:
-        names = ",".join(one.id for one in wanted)
-        # Whoever has made no subscription by a message gets no name that he did not give.
-        plain = listener.subscriptions.keys() <= {OF_THE_QUERY}
-        await listener.connection.send(frame.text if plain else frame.named(names))
+        await listener.connection.send(frame.named(listener.name_of(wanted)))
         self._metrics.websocket_events_sent_total.inc()
 
     async def _answer(self, listener: _Listener, said: str | bytes) -> None:
@@ -341,11 +363,11 @@ class TranscriptSocket:
                     await self._send(listener, frame, matching)
             last = page[-1].seq if len(page) == _PAGE else until
 
-    async def _cut_off(self, listener: _Listener, last: int) -> None:
+    async def _cut_off(self, listener: _Listener) -> None:
         connection, missed = listener.connection, listener.missed
         self._metrics.websocket_events_missed_total.inc(missed)
         log.warning("websocket.listener_lagged", peer=str(connection.remote_address), missed=missed)
-        note = {"type": "listener.lagged", "missed": missed, "sequence": last}
+        note = {"type": "listener.lagged", "missed": missed, "sequence": listener.last}
         await connection.send(json.dumps(note))
         await connection.close(_LAGGED, "read faster, or resume with since")
 
@@ -361,6 +383,7 @@ class TranscriptSocket:
                 log.error("websocket.store_failed", cause=str(error))
                 await asyncio.sleep(1.0)
                 self._news.set()
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, _PAUSE_PER_LISTENER_S * len(self._listeners)))
 
     async def _take_new(self) -> None:
         while self._listeners:
@@ -368,25 +391,58 @@ class TranscriptSocket:
             page, sight = await self._database.read(
                 partial(_read, seq=self._sequence, judged=judged)
             )
-            for event in page:
-                self._hand_out(Frame(event), sight)
+            self._hand_out([Frame(event) for event in page], sight)
             if len(page) < _PAGE:
                 self._sequence = page[-1].seq if page else self._sequence
                 return
             self._sequence = page[-1].seq
 
-    def _hand_out(self, frame: Frame, sight: _Sight) -> None:
+    def _hand_out(self, frames: Sequence[Frame], sight: _Sight) -> None:
+        packed: dict[tuple[tuple[int, str], ...], bytes] = {}  # most listeners get the same
         for listener in self._listeners:
-            wanted = listener.wanted(frame)
-            if not wanted or not sight.sees(listener.client.view, frame.event.session_id):
+            view = listener.client.view
+            news = [
+                (frame, wanted)
+                for frame in frames
+                if (wanted := listener.wanted(frame)) and sight.sees(view, frame.event.session_id)
+            ]
+            if not news:
                 continue
             if listener.missed:
-                listener.missed += 1
-                continue
-            try:
-                listener.queue.put_nowait((frame, wanted))
-            except asyncio.QueueFull:
-                listener.missed = 1
+                listener.missed += len(news)
+            elif listener.takes_at_once:
+                self._write(listener, news, packed)
+            else:
+                _queue(listener, news)
+
+    def _write(
+        self,
+        listener: _Listener,
+        news: Sequence[tuple[Frame, Wanted]],
+        packed: dict[tuple[tuple[int, str], ...], bytes],
+    ) -> None:
+        """Send what is new in one write, without waking the listener's task."""
+        fresh = [(frame, listener.name_of(wanted)) for frame, wanted in news
+                 if frame.event.seq > listener.last]  # fmt: skip
+        if not fresh:
+            return
+        key = tuple((frame.event.seq, name) for frame, name in fresh)
+        octets = packed.get(key)
+        if octets is None:
+            octets = packed[key] = b"".join(frame.octets(name) for frame, name in fresh)
+        listener.connection.transport.write(octets)
+        listener.last = fresh[-1][0].event.seq
+        self._metrics.websocket_events_sent_total.inc(len(fresh))
+
+
+def _queue(listener: _Listener, news: Sequence[tuple[Frame, Wanted]]) -> None:
+    """Leave the events to the listener's task, which waits where its connection is full."""
+    for number, one in enumerate(news):
+        try:
+            listener.queue.put_nowait(one)
+        except asyncio.QueueFull:
+            listener.missed = len(news) - number
+            return
 
 
 def _read(

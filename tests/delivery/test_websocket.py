@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -25,9 +27,10 @@ NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 ALICE = Participant(id="p1", name="Alice", aor="sip:alice@example.com")
 
 
-def event(session: str = "s1", number: int = 0) -> Event:
+def event(session: str = "s1", number: int = 0, name: str = "Alice") -> Event:
     group = session.replace("s", "g")
-    facts = envelope.SessionFacts(session, f"{session}@pbx", NOW, group, participants=(ALICE,))
+    who = (ALICE.model_copy(update={"name": name}),)
+    facts = envelope.SessionFacts(session, f"{session}@pbx", NOW, group, participants=who)
     return envelope.session_updated(facts, number)
 
 
@@ -175,11 +178,18 @@ async def test_a_listener_that_does_not_read_is_told_what_it_missed_and_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "_QUEUE", 5)
-    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+    long = "x" * 100_000  # all in all more than what the kernel keeps for it
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with newsroom(tmp_path) as news, connect(news.url, max_size=None) as other:
+        slow.connect(("127.0.0.1", urlsplit(news.url).port))
+        listener = await connect(news.url, sock=slow, max_queue=1, max_size=None)
         await hello(listener)
+        await hello(other)
 
-        # All in one commit: the listener's task cannot send in between.
-        await news.publish(*(event(number=number) for number in range(50)))
+        for number in range(50):
+            await news.publish(event(number=number, name=long))
+            await take(other, 1)  # never waits for the first one
         frames = await take(listener, 1)
         while frames[-1]["type"] != "listener.lagged":
             frames += await take(listener, 1)
