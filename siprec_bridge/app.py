@@ -101,7 +101,12 @@ class Bridge:
         metrics.preset(model=self.provider.model, sinks=sinks, vendors=vendors)
 
         self.relay = Relay(self.database, self.broker, metrics) if self.broker else None
-        self.gate = Gate(settings.http_tokens, metrics, origins=settings.http_origins)
+        self.gate = Gate(
+            settings.http_tokens,
+            metrics,
+            origins=settings.http_origins,
+            proxies=settings.http_proxies,
+        )
         # Given by a file, tokens are added and revoked while calls are running.
         file = options.get("HTTP_TOKENS_FILE")
         self._tokens_file = Path(file) if file is not None else None

@@ -383,6 +383,10 @@ class Settings(BaseModel):
     http_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = Field(
         (), description="origins of other pages that may use API and WebSocket, by commas"
     )
+    http_proxies: NetworkList = Field(
+        (),
+        description="addresses and networks of reverse proxies whose X-Forwarded-For is believed",
+    )
     http_tls_cert_path: Path | None = Field(
         None, description="PEM file of certificate and chain: HTTPS and wss only; renewed as SIP's"
     )

@@ -9,10 +9,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import structlog
 
+from siprec_bridge.access.source import is_private_name, source_of
 from siprec_bridge.access.tokens import (
     EVERYTHING,
     SCOPES,
@@ -83,9 +84,12 @@ class Gate:
         metrics: Metrics,
         *,
         origins: Sequence[str] = (),
+        proxies: Sequence[IPv4Network | IPv6Network] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.origins = tuple(one.lower().rstrip("/") for one in origins)
+        self._names = {one.partition("://")[2] for one in self.origins}
+        self._proxies = tuple(proxies)
         self._tokens = tuple(tokens)
         self._open = not tokens
         self.metrics = metrics
@@ -102,6 +106,10 @@ class Gate:
     def replace(self, tokens: Sequence[Token]) -> None:
         """Take over changed tokens. A gate that asks for tokens never opens; see `knows`."""
         self._tokens = tuple(tokens)
+
+    def source(self, remote: str, forwarded_for: str | None) -> str:
+        """The client's address, where a proxy of ours asks for it: `X-Forwarded-For`."""
+        return source_of(remote, forwarded_for, self._proxies)
 
     def client(
         self,
@@ -164,6 +172,15 @@ class Gate:
                 raise self._refused(403, "origin", "an Origin header is needed with the cookie")
         elif not self._ours(origin.lower(), host):
             raise self._refused(403, "origin", "this origin is not allowed: see HTTP_ORIGINS")
+
+    def check_host(self, host: str | None) -> None:
+        """Refuse a public name that we do not know, where no token is needed. Raises Refused.
+
+        A stranger's page may have its own name point to us, and is our page then to the browser.
+        """
+        if self._open and host and not is_private_name(host) and host.lower() not in self._names:
+            text = f"no token is needed here, so http://{host} must be named in HTTP_ORIGINS"
+            raise self._refused(403, "host", text)
 
     def _ours(self, origin: str, host: str | None) -> bool:
         # The scheme of our own does not count: a proxy may speak TLS for us.

@@ -23,6 +23,8 @@ class Admission:
 
         async def admitted(request: web.Request) -> web.StreamResponse:
             if scope is not None:
+                if scope != "metrics":
+                    self._gate.check_host(request.headers.get("Host"))
                 client = self.client(request)
                 self._gate.require(client, scope)
                 request[CLIENT] = client
@@ -43,13 +45,17 @@ class Admission:
         """Who asks. Raises Refused."""
         cookie = request.headers.get("Cookie")
         client = self._gate.client(
-            request.remote or "",
+            self.source(request),
             authorization=request.headers.get("Authorization"),
             cookie=cookie,
         )
         if request.method not in _SAFE:
             self._check_origin(request, needed=client.login is not None)
         return client
+
+    def source(self, request: web.Request) -> str:
+        """The client's address."""
+        return self._gate.source(request.remote or "", request.headers.get("X-Forwarded-For"))
 
     def _check_origin(self, request: web.Request, *, needed: bool) -> None:
         """A page from elsewhere can have a browser send requests, with our cookie or without."""

@@ -52,7 +52,9 @@ class Logins:
     async def _log_in(self, request: web.Request) -> web.Response:
         """A cookie in place of the token: the page's audio and socket cannot send headers."""
         login = await body_of(request, Login)
-        client = self._gate.by_token(login.token.get_secret_value(), request.remote or "")
+        client = self._gate.by_token(
+            login.token.get_secret_value(), self._admission.source(request)
+        )
         answer = web.json_response({"client": client.name, "scopes": sorted(client.scopes)})
         answer.set_cookie(
             COOKIE,
@@ -63,7 +65,7 @@ class Logins:
             # A browser says how it reached us, also through a proxy that speaks TLS for us.
             secure=self._secure or request.headers.get("Origin", "").startswith("https:"),
         )
-        log.info("access.logged_in", client=client.name, source=request.remote)
+        log.info("access.logged_in", client=client.name, source=self._admission.source(request))
         return answer
 
     async def _log_out(self, request: web.Request) -> web.Response:

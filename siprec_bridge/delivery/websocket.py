@@ -62,6 +62,7 @@ class _Listener:
     connection: ServerConnection
     client: Client
     query: Query
+    source: str  # its address, as far as we trust who says it
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     # Events with what they are wanted for, and what the listener says, in the order they came.
     queue: asyncio.Queue[tuple[Frame, Wanted] | str | bytes] = field(
@@ -229,11 +230,13 @@ class TranscriptSocket:
             return connection.respond(HTTPStatus.BAD_REQUEST, f"{error}\n")
         headers = {
             name: "; ".join(values) if (values := request.headers.get_all(name)) else None
-            for name in ("Authorization", "Cookie", "Origin", "Host")
+            for name in ("Authorization", "Cookie", "Origin", "Host", "X-Forwarded-For")
         }
+        source = self._gate.source(str(connection.remote_address[0]), headers["X-Forwarded-For"])
         try:
+            self._gate.check_host(headers["Host"])
             client = self._gate.client(
-                str(connection.remote_address[0]),
+                source,
                 authorization=headers["Authorization"],
                 cookie=headers["Cookie"],
                 ticket=query.ticket,
@@ -241,7 +244,7 @@ class TranscriptSocket:
             needed = client.login is not None
             self._gate.check_origin(headers["Origin"], headers["Host"], needed=needed)
             self._gate.require(client, "listen")
-            listener = _Listener(connection, client, query)
+            listener = _Listener(connection, client, query, source)
             if self._per_client and self._counts[self._counted(listener)] >= self._per_client:
                 self._gate.count_refusal("listeners")
                 text = f"{self._per_client} listeners of this client are there already"
@@ -257,8 +260,7 @@ class TranscriptSocket:
         return listener
 
     def _counted(self, listener: _Listener) -> str:
-        source = str(listener.connection.remote_address[0])
-        return source if self._gate.open else f"token {listener.client.name}"
+        return listener.source if self._gate.open else f"token {listener.client.name}"
 
     async def _talk(self, listener: _Listener) -> None:
         connection = listener.connection

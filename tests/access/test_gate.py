@@ -1,6 +1,7 @@
 """Who is let in, who is not, and who has to wait."""
 
 import contextlib
+from ipaddress import ip_network
 
 import pytest
 
@@ -35,6 +36,57 @@ class Door:
     def counted(self, reason: str) -> float | None:
         registry = self.gate.metrics.registry
         return registry.get_sample_value("siprec_http_refused_total", {"reason": reason})
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "source"),
+    [
+        ("192.0.2.7", None, "192.0.2.7"),
+        ("192.0.2.7", "198.51.100.1", "192.0.2.7"),  # no proxy of ours: anybody may write that
+        ("10.0.0.5", "198.51.100.1", "198.51.100.1"),
+        ("10.0.0.5", "203.0.113.9, 198.51.100.1", "198.51.100.1"),  # the first is the client's word
+        ("10.0.0.5", "198.51.100.1, 10.0.0.6", "198.51.100.1"),  # two proxies
+        ("::ffff:10.0.0.5", "2001:db8::1", "2001:db8::1"),
+        ("10.0.0.5", "10.0.0.6", "10.0.0.6"),
+        ("10.0.0.5", "unknown", "10.0.0.5"),
+        ("10.0.0.5", "198.51.100.1, ,", "198.51.100.1"),
+        ("", "198.51.100.1", ""),
+    ],
+)
+def test_the_source_is_the_last_address_that_no_proxy_of_ours_has(
+    remote: str, forwarded: str | None, source: str
+) -> None:
+    gate = Gate((), Metrics(), proxies=[ip_network("10.0.0.0/24")])
+
+    assert gate.source(remote, forwarded) == source
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("127.0.0.1:8080", True),
+        ("[::1]:8080", True),
+        ("[2001:db8::1]", True),
+        ("localhost:8080", True),
+        ("siprec-bridge", True),
+        ("bridge.svc.cluster.local:8080", True),
+        ("board.example.com", True),  # in HTTP_ORIGINS
+        ("evil.example.net:8080", False),
+        ("127.0.0.1.evil.example.net", False),
+        ("local.example.net.", False),
+        (None, True),  # no browser
+    ],
+)
+def test_where_no_token_is_needed_a_public_name_must_be_a_known_one(
+    host: str | None, allowed: bool
+) -> None:
+    closed, open_ = Door(WALL), Door()
+
+    closed.gate.check_host(host)
+    with contextlib.nullcontext() if allowed else pytest.raises(Refused, match="HTTP_ORIGINS"):
+        open_.gate.check_host(host)
+
+    assert open_.counted("host") == (None if allowed else 1)
 
 
 def test_without_tokens_everybody_may_do_everything() -> None:

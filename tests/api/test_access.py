@@ -124,6 +124,19 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
             yield Desk(api, str(server.make_url("")).rstrip("/"), http)
 
 
+async def test_without_tokens_a_strangers_name_gets_at_nothing_but_health_and_metrics(
+    tmp_path: Path,
+) -> None:
+    strange = {"Host": "evil.example.net"}
+    async with desk(tmp_path) as place:
+        answers = {
+            route: await place.ask(route, strange) for route in SCOPES if "audio" not in route
+        }
+
+    let_in = {route for route, (status, _) in answers.items() if status != 403}
+    assert let_in == {route for route in answers if SCOPES[route] in (None, "metrics")}
+
+
 async def test_each_route_asks_for_the_scope_that_this_table_says(tmp_path: Path) -> None:
     async with desk(tmp_path, EVERYTHING) as place:
         there = {f"{method} {path}": scope for method, path, _, scope in place.api.routes()}

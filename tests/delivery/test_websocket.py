@@ -382,6 +382,16 @@ async def test_pages_from_elsewhere_cannot_listen(
     assert foreign == (403, "this origin is not allowed: see HTTP_ORIGINS")
 
 
+async def test_a_page_with_a_public_name_of_its_own_for_us_hears_nothing(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as news:
+        port = urlsplit(news.url).port
+        strange = news.url.replace("127.0.0.1", "evil.example.net")
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(strange, host="127.0.0.1", port=port)
+
+    assert refused.value.response.status_code == 403
+
+
 @pytest.mark.parametrize("tokens", [(), (WALL.token,)], ids=["by source", "by token"])
 async def test_a_client_has_only_so_many_listeners(
     tmp_path: Path, tokens: tuple[Token, ...]
