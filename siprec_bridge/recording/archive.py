@@ -17,7 +17,7 @@ from siprec_bridge.media import Finisher
 from siprec_bridge.recording.assurance import assure
 from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.siprec import Assurance, SessionDocument
-from siprec_bridge.store import Database, SessionRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.store import Database, Event, SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -51,18 +51,24 @@ class Archive:
         self._transcribe = transcribe  # tells the scheduler that a job waits
 
     async def end(
-        self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
+        self,
+        session: SessionRow,
+        cause: str,
+        at: datetime,
+        document: SessionDocument,
+        untold: Sequence[Event] = (),
     ) -> None:
         """Note the session's end and finish its audio; retried until the disk takes it.
 
-        `session` is its row, as stored or as its owner knows it.
+        `session` is its row, as stored or as its owner knows it; `untold` are its earlier events
+        that are not stored yet.
         """
         delay = _FIRST_RETRY_S
         noted = session.state != "recording"
         while True:
             try:
                 if not noted:
-                    await self._note_end(session, cause, at, document)
+                    await self._note_end(session, cause, at, document, untold)
                     noted = True
                 await self._finish(session, session.end_cause or cause, at, document)
                 return
@@ -136,7 +142,12 @@ class Archive:
         metrics.audio_captured_seconds_total.inc(sum(one.captured for one in assurance.streams))
 
     async def _note_end(
-        self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
+        self,
+        session: SessionRow,
+        cause: str,
+        at: datetime,
+        document: SessionDocument,
+        untold: Sequence[Event],
     ) -> None:
         started_at = session.started_at
         ended = envelope.session_ended(
@@ -153,7 +164,7 @@ class Archive:
                 document=document.model_dump_json(),
                 warnings=document.warnings,
             )
-            outbox.append(connection, [ended], self._sinks)
+            outbox.append(connection, [*untold, ended], self._sinks)
 
         await self._database.write(store)
         self._metrics.session_duration_seconds.observe((at - started_at).total_seconds())

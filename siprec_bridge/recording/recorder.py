@@ -45,6 +45,7 @@ from siprec_bridge.siprec import (
     read_fork,
 )
 from siprec_bridge.store import Database, SessionRow, StoreError, outbox, recordings
+from siprec_bridge.store import Event as StoredEvent
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -154,6 +155,7 @@ class Recorder:
         self._folder = desk.recordings / session_id
         self._ports: dict[int, StreamPort] = {}  # by m-line
         self._updates = 0
+        self._untold: list[StoredEvent] = []  # updates that the database did not take yet
         self._snapshots_left = _SNAPSHOTS
         self._silent: set[str] = set()  # streams that carry nothing, by their ids
         self._unanswered = 0  # probes
@@ -493,7 +495,7 @@ class Recorder:
         facts = facts_of(document, self.dialog.call_id, at)
         number = self._updates
         labels = {one.index: one.label for one in document.streams}
-        events = []
+        events = self._untold
         if changes.metadata_changed or changes.opened or changes.closed:
             events.append(envelope.session_updated(facts, number))
         if changes.paused:
@@ -517,7 +519,8 @@ class Recorder:
 
         try:
             await self._desk.database.write(store)
-        except StoreError as error:
+            self._untold = []
+        except StoreError as error:  # stored with the next change, or with the end
             log.error("session.update_not_stored", cause=str(error))
         log.info(
             "session.updated",
@@ -544,7 +547,8 @@ class Recorder:
             packets=sum(report.packets for report in reports),
             lost=sum(report.lost for report in reports),
         )
-        await self._desk.archive.end(self._row, cause, at, self._session.document())
+        document = self._session.document()
+        await self._desk.archive.end(self._row, cause, at, document, self._untold)
 
     async def _give_up(self, event: str, **why: object) -> None:
         """An INVITE that came to nothing leaves nothing behind."""

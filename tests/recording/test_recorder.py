@@ -509,8 +509,11 @@ async def test_a_full_database_does_not_end_a_running_call(
         assert await answered(here, "i2") == 200
         monkeypatch.setattr(here.database, "write", write)
         row = await hang_up(here)
+        told = await here.database.read(partial(outbox.since, seq=0, limit=10))
 
     assert row.state == "finished"
+    # What could not be stored when it happened is told before the end, and not left out.
+    assert [one.type for one in told][:3] == ["session.started", "session.paused", "session.ended"]
 
 
 async def test_a_source_beyond_its_rate_is_sent_elsewhere(tmp_path: Path) -> None:
