@@ -39,7 +39,7 @@ from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
-from siprec_bridge.store import Database, StoreError, node_id
+from siprec_bridge.store import Database, StoreError, node_id, outbox
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import (
     Guard,
@@ -97,10 +97,12 @@ class Bridge:
             if settings.amqp_url
             else None
         )
-        sinks = [self.broker.name] if self.broker is not None else []
-        metrics.preset(model=self.provider.model, sinks=sinks, vendors=vendors)
+        self.relays = [Relay(self.database, self.broker, metrics)] if self.broker else []
+        sinks: list[outbox.Recipient] = [self.broker.name] if self.broker is not None else []
+        metrics.preset(
+            model=self.provider.model, sinks=[one.name for one in self.relays], vendors=vendors
+        )
 
-        self.relay = Relay(self.database, self.broker, metrics) if self.broker else None
         self.gate = Gate(
             settings.http_tokens,
             metrics,
@@ -233,6 +235,7 @@ class Bridge:
             self.gate,
             self.orders,
             self.scheduler,
+            self.relays,
             open_metrics=settings.http_open_metrics,
             secure=self.http_tls is not None,
         )
@@ -252,10 +255,11 @@ class Bridge:
         parts.push_async_callback(self.finisher.stop)
         unfinished = await left_behind(self.database)
 
-        if self.relay is not None and self.broker is not None:
+        if self.broker is not None:
             parts.push_async_callback(self.broker.close)
-            self.database.on_commit(self.relay.wake)
-            self._run(parts, self.relay.run, "relay to AMQP")
+        for relay in self.relays:
+            self.database.on_commit(relay.wake)
+            self._run(parts, relay.run, f"relay to {relay.name}")
         tls = self.http_tls.context if self.http_tls is not None else None
         await self.socket.start(
             lambda: self.front.listen(settings.http_host, settings.http_port, tls)
@@ -358,8 +362,8 @@ class Bridge:
                 log.info(f"stream.{event.name}", **fields)
 
     def _deliver(self) -> None:
-        if self.relay is not None:
-            self.relay.wake()
+        for relay in self.relays:
+            relay.wake()
 
     def _address_for(self, peer: Peer) -> str:
         return self._settings.announced_for(peer.local_host)
@@ -504,6 +508,15 @@ class Bridge:
                 effect="whoever reaches it hears and deletes recordings",
                 remedy="HTTP_TOKENS (siprec-bridge token new), or HTTP_HOST=127.0.0.1",
             )
+        served = {relay.name for relay in self.relays}
+        for name in await self.database.read(outbox.sinks):
+            if name not in served:
+                log.warning(
+                    "delivery.sink_gone",
+                    sink=name,
+                    effect="its events are kept until a sink of this name takes them",
+                    remedy=f"siprec-bridge deliveries drop {name} --all --pending",
+                )
         cause = await self.provider.unavailable()
         if cause is not None:
             log.error("recogniser.unavailable", cause=cause, effect="calls are recorded, jobs wait")

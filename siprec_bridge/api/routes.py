@@ -1,5 +1,6 @@
 """What can be asked over HTTP. Answers are JSON; errors too: `{"error": …}`."""
 
+from collections.abc import Sequence
 from itertools import chain
 
 import structlog
@@ -9,12 +10,14 @@ from siprec_bridge.access import Gate, Refused
 from siprec_bridge.api.admission import Admission
 from siprec_bridge.api.asking import Handler, Route
 from siprec_bridge.api.custody import Custody
+from siprec_bridge.api.deliveries import Deliveries
 from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
 from siprec_bridge.api.pausing import Pausing
 from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
+from siprec_bridge.delivery import Relay
 from siprec_bridge.recording import Orders, RecordingService, Retention
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
@@ -39,6 +42,7 @@ class Api:
         gate: Gate,
         orders: Orders,
         scheduler: Scheduler,
+        relays: Sequence[Relay] = (),
         *,
         open_metrics: bool = False,
         secure: bool = False,
@@ -52,6 +56,7 @@ class Api:
             Pausing(database, calls),
             Transcriptions(database, orders, scheduler),
             Jobs(database, scheduler),
+            Deliveries(database, relays),
         )
         self._runner: web.AppRunner | None = None
 

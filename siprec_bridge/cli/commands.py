@@ -7,7 +7,7 @@ import typer
 
 from siprec_bridge import __version__
 from siprec_bridge.caller import CallError
-from siprec_bridge.cli import jobs, recordings, rules, sessions, tokens
+from siprec_bridge.cli import deliveries, jobs, recordings, rules, sessions, tokens
 from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
 from siprec_bridge.cli.listen import listen
@@ -27,6 +27,7 @@ for command in (serve, call, listen, doctor, search, replay):
     app.command()(command)
 for name, group in (
     ("jobs", jobs.app),
+    ("deliveries", deliveries.app),
     ("sessions", sessions.app),
     ("rules", rules.app),
     ("recordings", recordings.app),

@@ -37,7 +37,7 @@ class Archive:
         metrics: Metrics,
         *,
         sample_rate: int,
-        sinks: Sequence[str],
+        sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
         transcribe: Callable[[], None],
     ) -> None:

@@ -31,7 +31,7 @@ class Completion:
         database: Database,
         metrics: Metrics,
         *,
-        sinks: Sequence[str],
+        sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
         deliver: Callable[[], None],
     ) -> None:

@@ -128,7 +128,7 @@ class Desk:
     metrics: Metrics
     policy: MediaPolicy
     recordings: Path
-    sinks: Sequence[str]
+    sinks: Sequence[outbox.Recipient]
     clock: Callable[[], datetime]
     address_for: Callable[[Peer], str]  # what SDP tells this peer to send to
     receive_at: Callable[[Peer], str]  # the address of ours where its streams are received

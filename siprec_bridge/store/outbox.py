@@ -1,7 +1,8 @@
 """The outbox: events in the transaction of what they tell about, and each sink's deliveries.
 
 `seq` numbers all events in order of commit; it is the cursor of listeners. A delivery is
-pending until the sink has confirmed it, or parked when trying again would not help.
+pending until the sink has confirmed it, or parked when trying again would not help; of those an
+operator sends some again and drops others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from siprec_bridge.store.dialect import insert_new, number_in_order
-from siprec_bridge.store.schema import deliveries, events, values_of
+from siprec_bridge.store.schema import UtcDateTime, deliveries, events, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,23 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A sink that gets only the events whose type begins with one of these."""
+
+    name: str
+    types: tuple[str, ...]
+
+
+Recipient = str | Subscriber  # a sink that is named gets everything
+
+
+@dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """An event that a sink has not confirmed, and how often it failed for reasons of its own."""
+    """An event that a sink has not confirmed, how often it failed, and since when it does."""
 
     event: Event
     attempts: int
+    failing_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,18 @@ class ParkedEvent:
     event: Event
     attempts: int
     reason: str
+    failing_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailingEvent:
+    """An event that a sink did not take so far and is to be offered again, and why it did not."""
+
+    id: str
+    session_id: str
+    attempts: int
+    reason: str
+    failing_since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +82,11 @@ class SinkBacklog:
     oldest_at: datetime | None
 
 
+_LOOKED_THROUGH = 1000  # what failed was tried first, so it is among the oldest
+
+
 def append(
-    connection: Connection, new_events: Sequence[Event], sinks: Sequence[str]
+    connection: Connection, new_events: Sequence[Event], sinks: Sequence[Recipient]
 ) -> list[Event]:
     """Add events for these sinks; those whose id exists are ignored.
 
@@ -83,23 +111,21 @@ def append(
         ],
     ).all()
     seqs = {event_id: seq for seq, event_id in added}
-    if seqs and sinks:
-        connection.execute(
-            deliveries.insert(),
-            [
-                {
-                    "seq": seqs[event.id],
-                    "sink": sink,
-                    "session_id": event.session_id,
-                    "state": "pending",
-                    "attempts": 0,
-                    "holds_back": True,
-                }
-                for event in new_events
-                if event.id in seqs
-                for sink in sinks
-            ],
-        )
+    due = [
+        {
+            "seq": seqs[event.id],
+            "sink": sink,
+            "session_id": event.session_id,
+            "state": "pending",
+            "attempts": 0,
+            "holds_back": True,
+        }
+        for event in new_events
+        if event.id in seqs
+        for sink in _takers(event, sinks)
+    ]
+    if due:
+        connection.execute(deliveries.insert(), due)
     return [
         Event(event.id, event.session_id, event.type, event.at, event.body, seqs[event.id])
         for event in new_events
@@ -112,8 +138,10 @@ def pending(
     sink: str,
     limit: int,
     now: datetime,
+    *,
+    besides: Sequence[str] = (),
 ) -> list[PendingEvent]:
-    """What is due for this sink, in order of seq.
+    """What is due for this sink, in order of seq, of all sessions besides some.
 
     An event waits while an earlier one of its session is pending for a later time, unless that
     one was marked as not holding back; parked events hold nothing back.
@@ -128,18 +156,19 @@ def pending(
         earlier.c.holds_back,
     )
     rows = connection.execute(
-        sa.select(events, deliveries.c.attempts)
+        sa.select(events, deliveries.c.attempts, deliveries.c.failing_since)
         .join(deliveries, deliveries.c.seq == events.c.seq)
         .where(
             deliveries.c.sink == sink,
             deliveries.c.state == _PENDING,
             sa.or_(deliveries.c.not_before.is_(None), deliveries.c.not_before <= now),
             ~held_back,
+            *([deliveries.c.session_id.not_in(besides)] if besides else []),
         )
         .order_by(deliveries.c.seq)
         .limit(limit)
     ).mappings()
-    return [PendingEvent(_event(row), row["attempts"]) for row in rows]
+    return [PendingEvent(_event(row), row["attempts"], row["failing_since"]) for row in rows]
 
 
 def next_due(connection: Connection, sink: str) -> datetime | None:
@@ -167,6 +196,7 @@ def failed(
     not_before: datetime,
     *,
     holds_back: bool = True,
+    at: datetime | None = None,
 ) -> None:
     """Try an event again later; while it waits, it holds back its session's later events or not."""
     connection.execute(
@@ -175,42 +205,111 @@ def failed(
             reason=reason,
             not_before=not_before,
             holds_back=holds_back,
+            failing_since=_first_failure(at),
         )
     )
 
 
-def park(connection: Connection, sink: str, seq: int, reason: str) -> None:
+def park(
+    connection: Connection, sink: str, seq: int, reason: str, at: datetime | None = None
+) -> None:
     """Give an event up for this sink until `resend`."""
     connection.execute(
         _deliveries_of(sink, [seq]).values(
-            state="parked", attempts=deliveries.c.attempts + 1, reason=reason, not_before=None
+            state="parked",
+            attempts=deliveries.c.attempts + 1,
+            reason=reason,
+            not_before=None,
+            failing_since=_first_failure(at),
         )
     )
 
 
-def parked(connection: Connection, sink: str, limit: int) -> list[ParkedEvent]:
-    """What this sink gave up, oldest first."""
+def _first_failure(at: datetime | None) -> sa.ColumnElement[datetime]:
+    now = sa.literal(at or datetime.now(UTC), UtcDateTime())
+    return sa.func.coalesce(deliveries.c.failing_since, now)
+
+
+def parked(
+    connection: Connection, sink: str, limit: int, *, after: int = 0, reason: str = ""
+) -> list[ParkedEvent]:
+    """What this sink gave up, oldest first, after this seq; `reason` is a part of the reason."""
     rows = connection.execute(
-        sa.select(events, deliveries.c.attempts, deliveries.c.reason)
+        sa.select(events, deliveries.c.attempts, deliveries.c.reason, deliveries.c.failing_since)
         .join(deliveries, deliveries.c.seq == events.c.seq)
-        .where(deliveries.c.sink == sink, deliveries.c.state == _PARKED)
+        .where(
+            deliveries.c.sink == sink,
+            deliveries.c.state == _PARKED,
+            deliveries.c.seq > after,
+            *_for_reason(reason),
+        )
         .order_by(deliveries.c.seq)
         .limit(limit)
     ).mappings()
-    return [ParkedEvent(_event(row), row["attempts"], row["reason"]) for row in rows]
+    return [
+        ParkedEvent(_event(row), row["attempts"], row["reason"], row["failing_since"])
+        for row in rows
+    ]
 
 
-def resend(connection: Connection, sink: str, event_id: str | None = None) -> int:
-    """Make a parked event, or all of them, pending with all attempts anew; returns how many."""
-    query = deliveries.update().where(deliveries.c.sink == sink, deliveries.c.state == _PARKED)
-    if event_id is not None:
-        query = query.where(
-            deliveries.c.seq
-            == sa.select(events.c.seq).where(events.c.id == event_id).scalar_subquery()
-        )
+def resend(
+    connection: Connection, sink: str, event_id: str | None = None, *, reason: str = ""
+) -> int:
+    """Make a parked event, those of this reason, or all, pending anew; returns how many.
+
+    `reason` is a part of the reason. They are sent in their old order, after what was sent since.
+    """
+    query = _given_up(sink, event_id, reason).where(deliveries.c.state == _PARKED)
     return connection.execute(
-        query.values(state="pending", attempts=0, not_before=None, holds_back=True)
+        query.values(
+            state="pending", attempts=0, not_before=None, holds_back=True, failing_since=None
+        )
     ).rowcount
+
+
+def drop(
+    connection: Connection,
+    sink: str,
+    note: str,
+    event_id: str | None = None,
+    *,
+    reason: str = "",
+    pending: bool = False,
+) -> int:
+    """Give up for good what `resend` would send, with `pending` also what waits; returns how many.
+
+    `note`, who wants it and why, stands before the reason for as long as the event is kept.
+    """
+    query = _given_up(sink, event_id, reason).where(
+        sa.or_(deliveries.c.state == _PARKED, deliveries.c.state == _PENDING)
+        if pending
+        else deliveries.c.state == _PARKED
+    )
+    was = sa.func.coalesce(deliveries.c.reason, "not tried")
+    return connection.execute(
+        query.values(state="dropped", not_before=None, reason=sa.literal(f"{note}; was: ") + was)
+    ).rowcount
+
+
+def _given_up(sink: str, event_id: str | None, reason: str) -> sa.Update:
+    query = deliveries.update().where(deliveries.c.sink == sink, *_for_reason(reason))
+    if event_id is not None:
+        one = sa.select(events.c.seq).where(events.c.id == event_id).scalar_subquery()
+        query = query.where(deliveries.c.seq == one)
+    return query
+
+
+def _for_reason(reason: str) -> list[sa.ColumnElement[bool]]:
+    return [deliveries.c.reason.icontains(reason, autoescape=True)] if reason else []
+
+
+def sinks(connection: Connection) -> list[str]:
+    """The sinks that have something pending or parked."""
+    found: set[str] = set()
+    for state in (_PENDING, _PARKED):
+        query = sa.select(deliveries.c.sink).where(deliveries.c.state == state).distinct()
+        found.update(connection.scalars(query))
+    return sorted(found)
 
 
 def backlog(connection: Connection, sink: str) -> SinkBacklog:
@@ -236,6 +335,31 @@ def backlog(connection: Connection, sink: str) -> SinkBacklog:
         parked=count(_PARKED),
         oldest_at=connection.scalar(sa.select(events.c.recorded_at).where(events.c.seq == first)),
     )
+
+
+def failing(connection: Connection, sink: str) -> FailingEvent | None:
+    """The first event that waits because it failed, among the oldest ones."""
+    oldest = (
+        deliveries.select()
+        .where(deliveries.c.sink == sink, deliveries.c.state == _PENDING)
+        .order_by(deliveries.c.seq)
+        .limit(_LOOKED_THROUGH)
+        .subquery()
+    )
+    row = connection.execute(
+        sa.select(
+            events.c.id,
+            oldest.c.session_id,
+            oldest.c.attempts,
+            oldest.c.reason,
+            oldest.c.failing_since,
+        )
+        .join(oldest, oldest.c.seq == events.c.seq)
+        .where(oldest.c.failing_since.is_not(None))
+        .order_by(oldest.c.seq)
+        .limit(1)
+    ).first()
+    return FailingEvent(*row) if row is not None else None
 
 
 def since(
@@ -279,6 +403,14 @@ def seq_of(connection: Connection, event_id: str) -> int | None:
 # Literal SQL, not parameters: only then does SQLite know that the partial indexes apply.
 _PENDING: sa.ColumnElement[str] = sa.literal_column("'pending'", sa.String)
 _PARKED: sa.ColumnElement[str] = sa.literal_column("'parked'", sa.String)
+
+
+def _takers(event: Event, sinks: Sequence[Recipient]) -> list[str]:
+    return [
+        one if isinstance(one, str) else one.name
+        for one in sinks
+        if isinstance(one, str) or event.type.startswith(one.types)
+    ]
 
 
 def _deliveries_of(sink: str, seqs: Iterable[int]) -> sa.Update:

@@ -205,6 +205,7 @@ deliveries = Table(
     Column("not_before", UtcDateTime),
     Column("holds_back", Boolean(create_constraint=False), nullable=False),
     Column("reason", String),
+    Column("failing_since", UtcDateTime),  # its first failure since it was appended or sent again
     # Partial: what is delivered is most of the table and is never looked for.
     Index("ix_deliveries_pending", "sink", "seq", sqlite_where=_PENDING, postgresql_where=_PENDING),
     Index(

@@ -258,6 +258,9 @@ class Metrics:
         self.outbox_oldest_age_seconds = gauge(
             "outbox_oldest_age_seconds", "age of the oldest of them", ("sink",)
         )
+        self.outbox_parked = gauge(
+            "outbox_parked", "events a sink gave up, which wait for an operator", ("sink",)
+        )
         self.amqp_connected = gauge("amqp_connected", "1: the broker is connected")
         self.websocket_listeners = gauge("websocket_listeners", "WebSocket listeners connected")
         self.websocket_events_sent_total = counter(
@@ -301,6 +304,7 @@ class Metrics:
         for sink in sinks:
             self.outbox_backlog.labels(sink=sink)
             self.outbox_oldest_age_seconds.labels(sink=sink)
+            self.outbox_parked.labels(sink=sink)
             for result in DELIVERY_RESULTS:
                 self.deliveries_total.labels(sink=sink, result=result)
 

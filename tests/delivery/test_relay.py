@@ -35,6 +35,7 @@ class Sink:
         self.unwanted: set[int] = set()
         self.declined: set[int] = set()
         self.unacceptable: set[int] = set()
+        self.slow: dict[int, asyncio.Event] = {}
         self.tries = 0
 
     async def connect(self) -> None:
@@ -52,6 +53,8 @@ class Sink:
             raise Declined("not now")
         if event.seq in self.unacceptable:
             raise Unacceptable("too large")
+        if event.seq in self.slow:
+            await self.slow[event.seq].wait()
         self.got.append((event.session_id, event.seq))
 
 
@@ -165,6 +168,43 @@ async def test_an_event_that_is_declined_holds_back_its_own_session_only(tmp_pat
 
         await eventually(lambda: len(sink.got) == 4, "the rest")
     assert sink.got[2:] == [("s1", 1), ("s1", 3)]
+
+
+async def test_an_event_that_takes_long_holds_back_its_own_session_only(tmp_path: Path) -> None:
+    sink = Sink()
+    sink.slow = {1: asyncio.Event()}
+    async with relaying(tmp_path, sink) as (database, metrics):
+        await publish(database, event("s1", 0), event("s1", 1), event("s2", 2))
+        await eventually(lambda: sink.got == [("s2", 3)], "what came with it")
+
+        await publish(database, event("s3", 3), event("s1", 4), event("s2", 5))
+        await eventually(lambda: len(sink.got) == 3, "what came later")
+        assert sink.got[1:] == [("s3", 4), ("s2", 6)]
+        sink.slow.pop(1).set()
+
+        await eventually(lambda: len(sink.got) == 6, "the rest")
+        await eventually(
+            lambda: (
+                metrics.registry.get_sample_value("siprec_outbox_backlog", {"sink": "sink"}) == 0
+            ),
+            "an empty outbox",
+        )
+    assert [seq for session, seq in sink.got if session == "s1"] == [1, 2, 5]
+    assert sink.tries == 6
+
+
+async def test_a_sink_that_declines_everything_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    sink = Sink()
+    sink.declined = set(range(1, 501))
+    async with relaying(tmp_path, sink) as (database, _):
+        await publish(database, *(event(f"t{n}", n) for n in range(500)))
+        await eventually(lambda: sink.tries > 0, "a try")
+        await asyncio.sleep(0.3)
+        tried = sink.tries
+        sink.declined = set()
+
+        await eventually(lambda: len(sink.got) == 500, "all of them")
+    assert tried < 300  # at most what was under way when it was noticed, and a few rounds of that
 
 
 async def test_an_event_that_will_never_be_taken_is_parked_at_once(tmp_path: Path) -> None:

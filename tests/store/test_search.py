@@ -226,7 +226,8 @@ def test_what_was_there_before_is_found_after_the_migration(tmp_path: Path) -> N
                 f"ALTER TABLE jobs DROP COLUMN {name};"
                 for name in ("priority", "source", "prompt", "tried", "order_at")
             )
-            + "UPDATE alembic_version SET version_num = '0004';"
+            + "ALTER TABLE deliveries DROP COLUMN failing_since;"
+            "UPDATE alembic_version SET version_num = '0004';"
         )
     connection.close()
 

@@ -254,6 +254,83 @@ async def test_a_delivery_that_waits_holds_back_its_session_only(database_url: s
     assert [one.event.id for one in after] == ["a", "b", "z"]
 
 
+async def test_what_was_given_up_is_listed_sent_again_or_dropped_by_id_by_reason_or_all(
+    database_url: str,
+) -> None:
+    ids = [f"e{number}" for number in range(5)]
+
+    def give_up(connection: Connection) -> None:
+        outbox.append(connection, [event(id) for id in ids], ["x", "y"])
+        for seq, reason in enumerate(["410 Gone", "422 100%", "422 50%", "410 Gone"], 1):
+            outbox.park(connection, "x", seq, reason)
+
+    async with opened(database_url) as database:
+        await with_session(database)
+        await database.write(give_up)
+
+        async def left() -> dict[str, str]:
+            rows = await database.read(partial(outbox.parked, sink="x", limit=9))
+            return {row.event.id: row.reason for row in rows}
+
+        first = await database.read(partial(outbox.parked, sink="x", limit=2))
+        after = await database.read(
+            partial(outbox.parked, sink="x", limit=9, after=first[-1].event.seq, reason="gone")
+        )
+        by_reason = await database.write(partial(outbox.resend, sink="x", reason="00%"))
+        one = await database.write(partial(outbox.resend, sink="x", event_id="e0"))
+        unknown = await database.write(partial(outbox.resend, sink="x", event_id="e4"))
+        others = await left()
+        dropped = await database.write(
+            partial(outbox.drop, sink="x", note="dropped by me: test", reason="410")
+        )
+        waiting = await database.read(partial(outbox.pending, sink="x", limit=9, now=NOW))
+        gone = await database.write(partial(outbox.drop, sink="x", note="all", pending=True))
+        rest = await left()
+        sinks = await database.read(outbox.sinks)
+        notes = await database.read(
+            lambda c: c.execute(
+                sa.select(schema.deliveries.c.state, schema.deliveries.c.reason).where(
+                    schema.deliveries.c.sink == "x"
+                ).order_by(schema.deliveries.c.seq)
+            ).all()
+        )  # fmt: skip
+
+    assert [row.event.id for row in first] == ["e0", "e1"]
+    assert [row.event.id for row in after] == ["e3"]
+    assert first[0].failing_since is not None
+    assert (by_reason, one, unknown) == (1, 1, 0)
+    assert others == {"e2": "422 50%", "e3": "410 Gone"}
+    assert (dropped, gone, rest) == (1, 4, {})
+    assert [row.event.id for row in waiting] == ["e0", "e1", "e4"]
+    assert [(row.attempts, row.failing_since) for row in waiting] == [(0, None)] * 3
+    assert sinks == ["y"]
+    assert {state for state, _ in notes} == {"dropped"}
+    assert [reason for _, reason in notes][3:] == [
+        "dropped by me: test; was: 410 Gone", "all; was: not tried",
+    ]  # fmt: skip
+
+
+async def test_an_event_fails_since_its_first_failure(database_url: str) -> None:
+    async with opened(database_url) as database:
+        await with_session(database)
+        await database.write(partial(outbox.append, new_events=[event("a")], sinks=["x"]))
+        for minutes in (0, 1, 2):
+            at = NOW + timedelta(minutes=minutes)
+            await database.write(
+                partial(outbox.failed, sink="x", seq=1, reason="500", not_before=at, at=at)
+            )
+        later = NOW + timedelta(hours=1)
+        (pending,) = await database.read(
+            partial(outbox.pending, sink="x", limit=9, now=later, besides=["nobody"])
+        )
+        besides = await database.read(
+            partial(outbox.pending, sink="x", limit=9, now=later, besides=["s1"])
+        )
+
+    assert (pending.attempts, pending.failing_since) == (3, NOW)
+    assert besides == []
+
+
 async def test_the_first_transcript_of_a_version_stays(database_url: str) -> None:
     async with opened(database_url) as database:
         await with_session(database)
