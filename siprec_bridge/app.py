@@ -18,7 +18,7 @@ import structlog
 from siprec_bridge import __version__
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api, Front
-from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket
+from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket, WebhookSink, load_hooks
 from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
@@ -97,8 +97,20 @@ class Bridge:
             if settings.amqp_url
             else None
         )
+        self.webhooks = [WebhookSink(hook, metrics) for hook in load_hooks(settings.webhooks)]
         self.relays = [Relay(self.database, self.broker, metrics)] if self.broker else []
+        self.relays += [
+            Relay(
+                self.database,
+                sink,
+                metrics,
+                sessions_at_once=sink.hook.concurrency,
+                patience=sink.hook.retry_for,
+            )
+            for sink in self.webhooks
+        ]
         sinks: list[outbox.Recipient] = [self.broker.name] if self.broker is not None else []
+        sinks += [sink.hook.recipient for sink in self.webhooks]
         metrics.preset(
             model=self.provider.model, sinks=[one.name for one in self.relays], vendors=vendors
         )
@@ -257,6 +269,8 @@ class Bridge:
 
         if self.broker is not None:
             parts.push_async_callback(self.broker.close)
+        for sink in self.webhooks:
+            parts.push_async_callback(sink.close)
         for relay in self.relays:
             self.database.on_commit(relay.wake)
             self._run(parts, relay.run, f"relay to {relay.name}")
@@ -492,6 +506,11 @@ class Bridge:
             f"delivery to AMQP at {self.broker.address}"
             if self.broker is not None
             else "no delivery to AMQP: AMQP_URL is not set",
+            *(
+                f"delivery to {sink.name} at {sink.address}, "
+                f"{', '.join(one + '*' for one in sink.hook.types or ('',))}"
+                for sink in self.webhooks
+            ),
             f"page, API, metrics and health at http{secure}://{http}/, "
             + (
                 f"with a token ({', '.join(one.name for one in settings.http_tokens)})"

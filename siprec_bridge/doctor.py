@@ -16,6 +16,7 @@ from pathlib import Path
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
+from siprec_bridge.delivery import Unreachable, WebhookSink, load_hooks
 from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.receiver.ports import PortRange, shares
@@ -23,6 +24,7 @@ from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
+from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcription import load_rules
 from siprec_bridge.trial import try_provider
 from siprec_bridge.trial import word_error_rate as word_error_rate
@@ -66,6 +68,8 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
     if settings.transcription_rules is not None:
         yield _rules(settings)
     yield await _broker(settings)
+    async for finding in examine_webhooks(settings):
+        yield finding
     yield _clock()
 
 
@@ -261,6 +265,28 @@ async def _broker(settings: Settings) -> Finding:
         cause = " ".join(str(error).split()) or type(error).__name__
         return Finding("broker", False, f"{cause}; check AMQP_URL, its user and its vhost")
     return Finding("broker", True, f"a message went through exchange {settings.amqp_exchange}")
+
+
+async def examine_webhooks(settings: Settings) -> AsyncIterator[Finding]:
+    """Ask each for its options, by our way there and our certificates: that delivers nothing."""
+    try:
+        hooks = load_hooks(settings.webhooks)
+    except ConfigurationError as error:
+        yield Finding("webhook", False, str(error))
+        return
+    for hook in hooks:
+        sink = WebhookSink(hook, Metrics())
+        try:
+            status = await sink.knock()
+        except Unreachable as error:
+            text = f"{hook.name}: {error}; check url, ca and client_certificate in WEBHOOKS"
+            yield Finding("webhook", False, text)
+        else:
+            clear = "" if sink.address.startswith("https:") else "; transcripts go there in clear"
+            text = f"{hook.name}: {sink.address} is there (it answers OPTIONS with {status}){clear}"
+            yield Finding("webhook", True, text)
+        finally:
+            await sink.close()
 
 
 def _clock() -> Finding:

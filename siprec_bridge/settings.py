@@ -364,6 +364,10 @@ class Settings(BaseModel):
     amqp_exchange: str = Field(
         "siprec", min_length=1, description="topic exchange that is published to"
     )
+    webhooks: Path | None = Field(
+        None,
+        description="TOML file of webhooks: URLs that events are posted to, signed; none: no webhooks",
+    )
 
     # Operation
     http_host: str = Field(

@@ -1,4 +1,4 @@
-"""Delivery: events from the outbox to AMQP and to WebSocket listeners. CloudEvents 1.0.
+"""Delivery: events from the outbox to AMQP, webhooks and WebSocket listeners. CloudEvents 1.0.
 
 Refuses to know calls and recognisers; what is in the outbox is delivered, what is not never was.
 """
@@ -12,16 +12,20 @@ from siprec_bridge.delivery.relay import (
     Unacceptable,
     Unreachable,
 )
+from siprec_bridge.delivery.webhook import Hook, WebhookSink, load_hooks
 from siprec_bridge.delivery.websocket import PATH, TranscriptSocket
 
 __all__ = [
     "PATH",
     "AmqpSink",
     "Declined",
+    "Hook",
     "Relay",
     "Returned",
     "Sink",
     "TranscriptSocket",
     "Unacceptable",
     "Unreachable",
+    "WebhookSink",
+    "load_hooks",
 ]

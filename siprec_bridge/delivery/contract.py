@@ -1,4 +1,4 @@
-"""What is published for programs: the schema of each event, and both ways to them."""
+"""What is published for programs: the schema of each event, and the ways to them."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """AsyncAPI 3.0 document of both ways to the events."""
+    """AsyncAPI 3.0 document of the ways to the events."""
     messages = {
         kind: {
             "name": kind,
@@ -53,7 +53,7 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "siprec-bridge events",
             "version": "1",
-            "description": "CloudEvents 1.0: structured over WebSocket; over AMQP binary, where the "
+            "description": "CloudEvents 1.0: structured over WebSocket and to webhooks; over AMQP binary, where the "
             "payload is the schema's `data` and the other members are ce-* headers.",
         },
         "channels": {
@@ -73,10 +73,17 @@ def asyncapi() -> dict[str, Any]:
                     }
                 },
             },
+            "webhook": {
+                "address": "/",
+                "description": "the path of a URL of WEBHOOKS",
+                "messages": references,
+            },
         },
         "operations": {
             "sendOverWebSocket": operation("websocket"),
             "sendOverAmqp": operation("amqp"),
+            "postToWebhook": operation("webhook")
+            | {"bindings": {"http": {"method": "POST", "bindingVersion": "0.3.0"}}},
             "receiveOverWebSocket": {
                 "action": "receive",
                 "channel": {"$ref": "#/channels/websocket"},

@@ -17,6 +17,7 @@ _SDES_KEY = re.compile(r"(inline:)[A-Za-z0-9+/=]+", re.I)
 _DIGEST = re.compile(r'((?:response|cnonce|nonce)=")[^"]*"', re.I)
 # What the bridge gives out (tokens, tickets, logins), and whatever somebody sends for a token.
 _OUR_SECRET = re.compile(r"siprec_[A-Za-z0-9_-]{43}")
+_WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/=]+")
 _BEARER = re.compile(r"(bearer\s+)[^\s\"',]+", re.I)
 MASK = "***"
 
@@ -93,13 +94,15 @@ def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def masked(text: str) -> str:
-    """The text without passwords in URLs, tokens, SDES keys and digests."""
+    """The text without passwords in URLs, tokens, webhooks' secrets, SDES keys and digests."""
     if "://" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
     if "inline:" in text.lower():
         text = _SDES_KEY.sub(rf"\1{MASK}", text)
     if "siprec_" in text:
         text = _OUR_SECRET.sub(MASK, text)
+    if "whsec_" in text:
+        text = _WEBHOOK_SECRET.sub(MASK, text)
     if "bearer" in text.lower():
         text = _BEARER.sub(rf"\1{MASK}", text)
     if '="' in text:

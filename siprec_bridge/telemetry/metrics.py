@@ -27,6 +27,7 @@ DOUBTS = ("no_speech", "low_confidence", "compression", "repeated", "outside_spe
 _SECONDS_OF_A_RUN = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _SECONDS_OF_A_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_SECONDS_OF_A_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SECONDS_OF_LATENESS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _LOSS_RATIOS = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _MOS = (1, 1.5, 2, 2.5, 3, 3.5, 3.8, 4, 4.2, 4.3, 4.5)
@@ -260,6 +261,12 @@ class Metrics:
         )
         self.outbox_parked = gauge(
             "outbox_parked", "events a sink gave up, which wait for an operator", ("sink",)
+        )
+        self.webhook_answers_total = counter(
+            "webhook_answers", "requests to webhooks, by how they were answered", ("sink", "answer")
+        )
+        self.webhook_seconds = histogram(
+            "webhook_seconds", "from a request to its answer", _SECONDS_OF_A_REQUEST, ("sink",)
         )
         self.amqp_connected = gauge("amqp_connected", "1: the broker is connected")
         self.websocket_listeners = gauge("websocket_listeners", "WebSocket listeners connected")

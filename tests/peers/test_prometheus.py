@@ -19,6 +19,7 @@ from harness.bridge import listening, of_type, running_bridge
 from harness.calls import call, finals, tones
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
+from harness.webhooks import Endpoint, hooks_file
 from siprec_bridge.telemetry import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +105,11 @@ async def test_every_panel_has_data_after_a_call_and_every_alert_can_be_evaluate
     speaks = str(recogniser(tmp_path, "speaks"))
     empty: list[str] = []
     async with (
+        Endpoint().serving() as endpoint,
         running_bridge(
             tmp_path / "data",
             WHISPER_BINARY_PATH=speaks,
+            WEBHOOKS=hooks_file(tmp_path, endpoint.url),
             AMQP_URL=rabbitmq.url,
             AMQP_EXCHANGE="dashboard",
         ) as bridge,

@@ -89,6 +89,7 @@ def test_what_a_library_warns_of_is_told_by_its_cause_and_what_fails_with_its_tr
         ({"sdp": "a=crypto:1 AES_CM_128_HMAC_SHA1_80 INLINE:c2VjcmV0a2V5"}, "c2VjcmV0a2V5"),
         ({"line": "< Authorization: Bearer hunter2"}, "hunter2"),
         ({"path": f"/ws/transcripts?ticket=siprec_{'Ab-_' * 10}abc&final=true"}, "Ab-_"),
+        ({"cause": "bad whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, "MfKQ9r8"),
         ({"header": 'Digest response="6629fae49393a05397450978507c4ef1"'}, "6629fae"),
     ],
 )
