@@ -4,9 +4,9 @@
     benchmarks/chaos.py [--minutes 10] [--rate 1.5] [--seed N] [--kills N] [--postgresql]
                         [--keep FOLDER] [--set NAME=VALUE]
 
-Real peers: our caller, RabbitMQ, three WebSocket listeners, SQLite or PostgreSQL. Faults follow one
+Real peers: our caller, RabbitMQ, a webhook's endpoint, three WebSocket listeners, SQLite or PostgreSQL. Faults follow one
 another: the bridge is killed (kill -9), the broker is killed or blocked by its memory alarm, the
-database is locked or restarted, the recogniser fails at everything, hangs or is cut short, several
+database is locked or restarted, the endpoint answers 500 and 429 or not at all, the recogniser fails at everything, hangs or is cut short, several
 of these at once; the listeners' connections are cut all the time. Then all is healed, and counted. Exit code 1 when
 anything is missing. `--kills` ends it after so many kills of the bridge.
 """
@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aio_pika
+from aiohttp import web
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
@@ -41,6 +42,7 @@ from harness.postgresql import Postgresql  # noqa: E402
 from harness.rabbitmq import RabbitMq  # noqa: E402
 from harness.recognisers import BEHAVIOURS, recogniser  # noqa: E402
 from harness.rtp import tone  # noqa: E402
+from harness.webhooks import SECRET, Endpoint, Posted, taken  # noqa: E402
 from siprec_bridge.caller import CallError, CallPlan, Leg, parse_target, place_call  # noqa: E402
 
 _EXCHANGE = "chaos"
@@ -86,6 +88,7 @@ class World:
     chance: random.Random
     broker: RabbitMq
     server: Postgresql | None
+    endpoint: Endpoint
     settings: dict[str, str]
     bridge: Bridge | None = None
     up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -208,6 +211,20 @@ async def database_away(world: World) -> None:
     await asyncio.to_thread(lock)
 
 
+async def endpoint_broken(world: World) -> None:
+    """It answers that it is broken or busy, or does not answer."""
+    fault = world.chance.choice((500, 429, None))
+
+    async def answer(_: Posted) -> web.Response:
+        if fault is None:
+            await asyncio.sleep(60)
+        return web.Response(status=fault or 500, headers={"Retry-After": "1"})
+
+    world.endpoint.answer = answer
+    await asyncio.sleep(world.chance.uniform(1.0, 8.0))
+    world.endpoint.answer = taken
+
+
 async def recogniser_broken(world: World) -> None:
     """It fails at everything, hangs beyond its deadline, or is cut short."""
     fault = world.folder / "as_told.fault"
@@ -221,6 +238,7 @@ FAULTS: dict[Callable[[World], Coroutine[None, None, None]], int] = {
     broker_killed: 2,
     broker_blocked: 1,
     database_away: 2,
+    endpoint_broken: 1,
     recogniser_broken: 2,
 }
 
@@ -370,7 +388,10 @@ async def count(world: World) -> bool:
     )
     ok = not (without_session or twice or unfinished or untold or short or tracebacks)
     ok &= len(events) == len(stored)
-    got = {"amqp": (await queue_content(world.broker), "")}
+    got = {
+        "amqp": (await queue_content(world.broker), ""),
+        "webhook": (Counter(world.endpoint.took), ""),
+    }
     for number, heard in enumerate(world.heard, 1):
         got[f"listener {number}"] = heard.ids, f", cut {heard.cuts} times"
     for name, (ids, more) in got.items():
@@ -401,13 +422,33 @@ def free_port() -> str:
                 return str(tcp.getsockname()[1])
 
 
+async def fail_and_count(world: World, options: argparse.Namespace) -> bool:
+    """Let it all happen, heal it, and count; returns whether nothing is missing."""
+    await world.start()
+    calling = asyncio.create_task(calls_come_in(world, options.rate))
+    listeners = [asyncio.create_task(listener(world, one)) for one in world.heard]
+    try:
+        until = time.monotonic() + options.minutes * 60
+        await faults_happen(world, until, options.kills)
+        world.calm = True
+        await calling
+        took = await healed(world)
+        print(f"healed within {took:.0f} s", flush=True)
+        await asyncio.sleep(2.0)
+        return await count(world)
+    finally:
+        for task in (calling, *listeners):
+            task.cancel()
+        await asyncio.gather(calling, *listeners, return_exceptions=True)
+
+
 async def run(folder: Path, options: argparse.Namespace) -> bool:
     """All of it; returns whether nothing is missing."""
     chance = random.Random(options.seed)
     (folder / "rabbitmq").mkdir()
     broker = RabbitMq(folder / "rabbitmq")
     server = Postgresql() if options.postgresql else None
-    world = World(folder, chance, broker, server, {})
+    world = World(folder, chance, broker, server, Endpoint(), {})
     try:
         await asyncio.to_thread(broker.start)
         async with await aio_pika.connect(broker.url) as connection:
@@ -422,6 +463,7 @@ async def run(folder: Path, options: argparse.Namespace) -> bool:
             "HTTP_PORT": free_port(),
             "AMQP_URL": broker.url,
             "AMQP_EXCHANGE": _EXCHANGE,
+            "WEBHOOKS": str(folder / "webhooks.toml"),
             "WHISPER_BINARY_PATH": str(recogniser(folder, "as_told")),
             "WHISPER_TIMEOUT": "5s",
             "MEDIA_WORKERS": "2",
@@ -430,22 +472,11 @@ async def run(folder: Path, options: argparse.Namespace) -> bool:
         if server is not None:
             await asyncio.to_thread(server.start)
             world.settings["DATABASE_URL"] = await asyncio.to_thread(server.new_database)
-        await world.start()
-        calling = asyncio.create_task(calls_come_in(world, options.rate))
-        listeners = [asyncio.create_task(listener(world, one)) for one in world.heard]
-        try:
-            until = time.monotonic() + options.minutes * 60
-            await faults_happen(world, until, options.kills)
-            world.calm = True
-            await calling
-            took = await healed(world)
-            print(f"healed within {took:.0f} s", flush=True)
-            await asyncio.sleep(2.0)
-            return await count(world)
-        finally:
-            for task in (calling, *listeners):
-                task.cancel()
-            await asyncio.gather(calling, *listeners, return_exceptions=True)
+        async with world.endpoint.serving():
+            (folder / "webhooks.toml").write_text(
+                f'[chaos]\nurl = "{world.endpoint.url}"\nsecrets = ["{SECRET}"]\ntimeout = "3s"\n'
+            )
+            return await fail_and_count(world, options)
     finally:
         if world.bridge is not None and world.bridge.process.returncode is None:
             world.bridge.process.send_signal(signal.SIGTERM)
