@@ -146,29 +146,9 @@ def pending(
     An event waits while an earlier one of its session is pending for a later time, unless that
     one was marked as not holding back; parked events hold nothing back.
     """
-    earlier = deliveries.alias("earlier")
-    held_back = sa.exists().where(
-        earlier.c.sink == sink,
-        earlier.c.state == _PENDING,
-        earlier.c.session_id == deliveries.c.session_id,
-        earlier.c.seq < deliveries.c.seq,
-        earlier.c.not_before > now,
-        earlier.c.holds_back,
-    )
-    rows = connection.execute(
-        sa.select(events, deliveries.c.attempts, deliveries.c.failing_since)
-        .join(deliveries, deliveries.c.seq == events.c.seq)
-        .where(
-            deliveries.c.sink == sink,
-            deliveries.c.state == _PENDING,
-            sa.or_(deliveries.c.not_before.is_(None), deliveries.c.not_before <= now),
-            ~held_back,
-            *([deliveries.c.session_id.not_in(besides)] if besides else []),
-        )
-        .order_by(deliveries.c.seq)
-        .limit(limit)
-    ).mappings()
-    return [PendingEvent(_event(row), row["attempts"], row["failing_since"]) for row in rows]
+    query = _DUE.where(deliveries.c.session_id.not_in(besides)) if besides else _DUE
+    rows = connection.execute(query, {"sink": sink, "now": now, "limit": limit})
+    return [PendingEvent(Event(*row[:-2]), *row[-2:]) for row in rows]
 
 
 def next_due(connection: Connection, sink: str) -> datetime | None:
@@ -395,6 +375,12 @@ def last_seq(connection: Connection) -> int:
     return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
 
 
+def get(connection: Connection, event_id: str) -> Event | None:
+    """The event with this id, as long as it is kept."""
+    row = connection.execute(events.select().where(events.c.id == event_id)).mappings().first()
+    return _event(row) if row is not None else None
+
+
 def seq_of(connection: Connection, event_id: str) -> int | None:
     """The seq of the event with this id."""
     return connection.scalar(sa.select(events.c.seq).where(events.c.id == event_id))
@@ -411,6 +397,34 @@ def _takers(event: Event, sinks: Sequence[Recipient]) -> list[str]:
         for one in sinks
         if isinstance(one, str) or event.type.startswith(one.types)
     ]
+
+
+_earlier = deliveries.alias("earlier")
+_now = sa.bindparam("now", type_=UtcDateTime)
+# Built once: to build it costs as much as to run it, and an event that has just been committed waits.
+_DUE = (
+    sa.select(
+        *(events.c[name] for name in Event.__slots__),
+        deliveries.c.attempts,
+        deliveries.c.failing_since,
+    )
+    .join(deliveries, deliveries.c.seq == events.c.seq)
+    .where(
+        deliveries.c.sink == sa.bindparam("sink"),
+        deliveries.c.state == _PENDING,
+        sa.or_(deliveries.c.not_before.is_(None), deliveries.c.not_before <= _now),
+        ~sa.exists().where(
+            _earlier.c.sink == sa.bindparam("sink"),
+            _earlier.c.state == _PENDING,
+            _earlier.c.session_id == deliveries.c.session_id,
+            _earlier.c.seq < deliveries.c.seq,
+            _earlier.c.not_before > _now,
+            _earlier.c.holds_back,
+        ),
+    )
+    .order_by(deliveries.c.seq)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+)
 
 
 def _deliveries_of(sink: str, seqs: Iterable[int]) -> sa.Update:
