@@ -21,9 +21,10 @@ from siprec_bridge.telemetry import Metrics
 log = structlog.get_logger()
 
 _BATCH = 500
-_SESSIONS_AT_ONCE = 64
+_SESSIONS_AT_ONCE = 256
 _LOOK_S = 5.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 60.0
+_LONGEST_PAUSE_S = 15.0  # of a sink that is away: a try costs it little
 _TRIES_BEFORE_PARKING = 3
 _STRAGGLER_S = 0.5  # for so long all wait for one event, then the others go on
 _FAILURES_OF_A_SINK = 8  # events declined in a row: the trouble is the sink's, not theirs
@@ -126,6 +127,7 @@ class Relay:
         self._setbacks: list[_Setback] = []
         self._outage: Unreachable | None = None
         self._declined_in_a_row = 0
+        self._measured_at = 0.0
         self._delay_s = 0.0  # nothing is tried for so long; 0: go on
         self.trouble: str | None = None
 
@@ -183,7 +185,7 @@ class Relay:
         if self.trouble is None:
             log.error(event, sink=self._sink.name, cause=str(error))
         self.trouble = str(error)
-        self._delay_s = min(max(2 * self._delay_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
+        self._delay_s = min(max(2 * self._delay_s, _FIRST_DELAY_S), _LONGEST_PAUSE_S)
 
     def _all_is_well(self) -> None:
         if self.trouble is not None:
@@ -272,6 +274,9 @@ class Relay:
                     if not task.cancelled():
                         task.result()
             await self._note()
+            # A broker that blocks us may hold up a batch for hours, while the backlog grows.
+            if asyncio.get_running_loop().time() - self._measured_at > _LOOK_S:
+                await self._measure()
             if not self._under_way:
                 break
             if self._outage is None and len(self._under_way) <= self._at_once // 2:
@@ -363,6 +368,7 @@ class Relay:
 
     async def _measure(self) -> int:
         """Show how much waits; returns that."""
+        self._measured_at = asyncio.get_running_loop().time()
         name = self._sink.name
         backlog = await self._database.read(lambda connection: outbox.backlog(connection, name))
         age = 0.0
