@@ -1,6 +1,7 @@
 """What vendors add: their own names for the call, in headers and in metadata, under one name each.
 
-Consumers join transcripts to their call records by these. Whatever else a vendor puts into the
+Consumers join transcripts to their call records by these; `tenant` and `direction` say whose call it
+is and which way it went. Whatever else a vendor puts into the
 metadata is kept as it is.
 """
 
@@ -26,6 +27,9 @@ _HEADERS = {
     "x-broadworks-correlation-info": "broadworks_correlation",
     "x-acme-call-id": "acme_call_id",
     "x-ringcentral-session-id": "ringcentral_session_id",
+    "x-tenant-id": "tenant",
+    "x-tenant": "tenant",
+    "x-call-direction": "direction",
 }
 
 # Local name of an element (lower case) to name.
@@ -38,7 +42,11 @@ _ELEMENTS = {
     "genesysuuid": "genesys_call_uuid",
     "calluuid": "genesys_call_uuid",
     "ingress-call-id": "sip_call_id",
+    "serviceproviderid": "tenant",
 }
+
+# BroadWorks says by an element's name which way the call went.
+_DIRECTIONS = {"origcall": "outbound", "termcall": "inbound"}
 
 
 def call_ids_of_headers(headers: Headers) -> dict[str, str]:
@@ -48,6 +56,8 @@ def call_ids_of_headers(headers: Headers) -> dict[str, str]:
         name = _HEADERS.get(header.lower())
         if name is not None and value.strip():
             found.setdefault(name, readable(value.strip()[:_LONGEST]))
+    if "direction" in found:
+        found["direction"] = found["direction"].lower()
     return found
 
 
@@ -58,6 +68,9 @@ def call_ids_of_metadata(by_name: Mapping[str, Sequence[Element]]) -> dict[str, 
         for element in by_name.get(element_name, ()):
             if text := (element.text or "").strip():
                 found.setdefault(name, text[:_LONGEST])
+    for element_name, direction in _DIRECTIONS.items():
+        if by_name.get(element_name):
+            found.setdefault("direction", direction)
     return found
 
 

@@ -56,6 +56,16 @@ def test_both_forks_of_one_call_share_a_group_and_each_has_its_speaker() -> None
     assert far.call_ids["cisco_farend_refci"] == "4710"
 
 
+def test_headers_say_whose_call_it_is_and_which_way_it_went() -> None:
+    data = request("INVITE").replace(
+        b"\r\nContact:", b"\r\nX-Tenant-ID: acme\r\nX-Call-Direction: Inbound\r\nContact:", 1
+    )
+    invite = parse(data)
+    assert isinstance(invite, Request)
+
+    assert read_fork(invite).call_ids == {"tenant": "acme", "direction": "inbound"}
+
+
 def test_forks_of_different_calls_are_not_joined() -> None:
     calls = [
         fork("nearend"), fork("nearend", x_refci="4712"), fork("nearend", x_nearendclusterid="ulm")

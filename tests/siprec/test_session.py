@@ -429,6 +429,24 @@ def test_any_body_is_taken_apart_or_refused(data: bytes) -> None:
         parse_body("multipart/mixed;boundary=b", None, b"--b\r\n" + data)
 
 
+@pytest.mark.parametrize(
+    ("call_type", "direction"), [("origCall", "outbound"), ("termCall", "inbound")]
+)
+def test_broadworks_says_whose_call_it_is_and_which_way_it_went(
+    call_type: str, direction: str
+) -> None:
+    data = (
+        "<extensiondata><broadWorksRecordingMetadata xmlns='urn:b'>"
+        "<serviceProviderID>ACME</serviceProviderID>"
+        f"<callType><{call_type}><callingPartyNumber>1</callingPartyNumber></{call_type}></callType>"
+        "</broadWorksRecordingMetadata></extensiondata></recording>"
+    )
+    session = new_session()
+    session.offer(full(metadata=METADATA.replace("</recording>", data)), START)
+
+    assert session.document().call_ids == {"tenant": "ACME", "direction": direction}
+
+
 def test_vendor_data_is_kept_and_its_call_ids_get_one_name() -> None:
     vendor = (
         '<v:data xmlns:v="urn:vendor"><v:ucid>00FA</v:ucid><v:x a="1"/></v:data>'
