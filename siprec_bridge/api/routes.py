@@ -11,6 +11,7 @@ from siprec_bridge.api.admission import Admission
 from siprec_bridge.api.asking import Handler, Route
 from siprec_bridge.api.custody import Custody
 from siprec_bridge.api.deliveries import Deliveries
+from siprec_bridge.api.events import Events
 from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
 from siprec_bridge.api.pausing import Pausing
@@ -57,6 +58,7 @@ class Api:
             Transcriptions(database, orders, scheduler),
             Jobs(database, scheduler),
             Deliveries(database, relays),
+            Events(database),
         )
         self._runner: web.AppRunner | None = None
 

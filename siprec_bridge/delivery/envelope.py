@@ -4,6 +4,7 @@ Ids are deterministic: an event that is built or sent again has the id it had, s
 drops duplicates by `id` alone. `sequence` rises with every event of a bridge and may leave gaps.
 """
 
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
@@ -123,6 +124,17 @@ class TranscriptSegmentData(Data):
     final: Literal[True] = True
 
 
+class Reference(BaseModel):
+    """Where the data is that was too large to be sent. GET, with a token of scope `read`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str = Field(description="without HTTP_PUBLIC_URL a path below the bridge's address")
+    size: int = Field(description="octets")
+    sha256: str = Field(description="of these octets, in hexadecimal digits")
+    media_type: Literal["application/json"] = CONTENT_TYPE
+
+
 class TranscriptFinalData(Data):
     """The whole conversation. No speech is a conversation without utterances."""
 
@@ -139,6 +151,11 @@ class TranscriptFinalData(Data):
     model: str
     final: Literal[True] = True
     assurance: Assurance | None = Field(None, description="whether the whole call was recorded")
+    reference: Reference | None = Field(
+        None,
+        description="AMQP: the utterances are left out, and the text if that alone is too large; "
+        "this same data with them is there",
+    )
 
 
 class TranscriptFailedData(Data):
@@ -350,6 +367,27 @@ def transcript_failed(
         reason=reason,
     )
     return _event("transcript.failed", f"{job_id}/{at.astimezone(UTC).isoformat()}", at, data)
+
+
+def by_reference(event: Event, limit: int, public_url: str) -> str:
+    """The body of a transcript of more than `limit` octets without its utterances; else as it is.
+
+    What the reference is to is the event's body as it is stored: see `api.events`.
+    """
+    if event.type != "transcript.final":
+        return event.body
+    whole = event.body.encode()
+    reference = Reference(
+        url=f"{public_url.rstrip('/')}/api/events/{event.id}/data",
+        size=len(whole),
+        sha256=hashlib.sha256(whole).hexdigest(),
+    )
+    data = TranscriptFinalData.model_validate_json(whole)
+    data = data.model_copy(update={"utterances": (), "reference": reference})
+    body = data.model_dump_json()
+    if len(body.encode()) > limit:
+        body = data.model_copy(update={"text": ""}).model_dump_json()
+    return body
 
 
 def attributes(event: Event) -> dict[str, str | int]:

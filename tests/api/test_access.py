@@ -20,7 +20,7 @@ from siprec_bridge.api import Api, seeing
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.recording import Keep, Orders, Retention
 from siprec_bridge.recording.orders import AUDIO
-from siprec_bridge.store import JobRow, SessionRow, jobs, recordings, search
+from siprec_bridge.store import Event, JobRow, SessionRow, jobs, outbox, recordings, search
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcription import Scheduler
 
@@ -54,6 +54,7 @@ SCOPES = {
     "GET /api/deliveries/{sink}/parked": "read",
     "POST /api/deliveries/{sink}/resend": "operate",
     "POST /api/deliveries/{sink}/drop": "operate",
+    "GET /api/events/{id}/data": "read",
     "GET /api/jobs": "read",
     "POST /api/jobs/{id}/retry": "operate",
 }
@@ -122,6 +123,7 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
                 people = '{"participants": [{"name": "Caller"}]}'
                 search.index(connection, id, row.started_at, people)
                 created = NOW + timedelta(minutes=number)
+                outbox.append(connection, [Event(id, id, "session.ended", created, "{}")], [])
                 jobs.insert(connection, JobRow(f"{id}.1", id, "whisper", 1.0, created, "failed"))
 
         await place.database.write(insert)
@@ -211,6 +213,7 @@ async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other
         "POST /api/sessions/{id}/pause": 409,  # it is over
         "POST /api/sessions/{id}/resume": 409,
         "POST /api/jobs/{id}/retry": 202,
+        "GET /api/events/{id}/data": 200,
         "DELETE /api/sessions/{id}": 409,  # it waits for its transcription, again
     }
 

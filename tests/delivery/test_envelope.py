@@ -1,6 +1,8 @@
 """Events as consumers see them, against the schemas that we publish."""
 
+import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -61,6 +63,41 @@ def test_every_event_keeps_its_published_schema(event: Event) -> None:
 
     Draft202012Validator(schema).validate(frame)
     assert envelope.parse(json.dumps(frame)).id == event.id
+
+
+def test_a_transcript_beyond_the_limit_keeps_its_text_if_it_can_and_says_where_the_rest_is() -> (
+    None
+):
+    whole = envelope.transcript_events(conversation(), 1)[-1]
+    schema = json.loads((DOCS / "events.schema.json").read_text())[whole.type]
+    large = whole.body.encode()
+
+    some, none = (
+        json.loads(envelope.by_reference(whole, limit, "https://b.example.com"))
+        for limit in (len(large), 100)
+    )
+
+    expected = json.loads(large) | {
+        "utterances": [],
+        "reference": {
+            "url": f"https://b.example.com/api/events/{whole.id}/data",
+            "size": len(large),
+            "sha256": hashlib.sha256(large).hexdigest(),
+            "media_type": "application/json",
+        },
+    }
+    assert some == expected
+    assert none == expected | {"text": ""}
+    for data in (some, none):
+        body = json.dumps(data)
+        frame = envelope.structured(replace(whole, body=body))
+        Draft202012Validator(schema).validate(json.loads(frame))
+
+
+def test_other_events_are_never_sent_by_reference() -> None:
+    started = envelope.session_started(FACTS)
+
+    assert envelope.by_reference(started, 10, "") == started.body
 
 
 def test_an_event_that_is_built_again_has_the_same_id_and_others_have_not() -> None:
