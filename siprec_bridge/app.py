@@ -18,7 +18,15 @@ import structlog
 from siprec_bridge import __version__
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api, Front
-from siprec_bridge.delivery import AmqpSink, Relay, TranscriptSocket, WebhookSink, load_hooks
+from siprec_bridge.delivery import (
+    AmqpSink,
+    Brokers,
+    BrokerTls,
+    Relay,
+    TranscriptSocket,
+    WebhookSink,
+    load_hooks,
+)
 from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
@@ -92,9 +100,17 @@ class Bridge:
             wait=settings.database_wait.total_seconds(),
             node=_node(settings),
         )
+        brokers = brokers_of(settings)
         self.broker = (
-            AmqpSink(settings.amqp_url, metrics, exchange=settings.amqp_exchange)
-            if settings.amqp_url
+            AmqpSink(
+                brokers,
+                metrics,
+                exchange=settings.amqp_exchange,
+                topology=settings.amqp_topology,
+                inline_limit=settings.amqp_inline_limit,
+                public_url=settings.http_public_url or "",
+            )
+            if brokers is not None
             else None
         )
         self.webhooks = [WebhookSink(hook, metrics) for hook in load_hooks(settings.webhooks)]
@@ -548,6 +564,19 @@ class Bridge:
             sip_tls=bound["tls"],
             http=http,
         )
+
+
+def brokers_of(settings: Settings) -> Brokers | None:
+    """Where AMQP goes, if anywhere. Raises ConfigurationError."""
+    if settings.amqp_url is None:
+        return None
+    ca, certificate = settings.amqp_tls_ca_path, settings.amqp_tls_cert_path
+    return Brokers(
+        settings.amqp_url,
+        tls=BrokerTls(ca, certificate, settings.amqp_tls_key_path) if ca or certificate else None,
+        external=settings.amqp_auth == "external",
+        heartbeat_s=round(settings.amqp_heartbeat.total_seconds()),
+    )
 
 
 def _media_policy(settings: Settings) -> MediaPolicy:

@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 import os
-import secrets
 import shutil
 import socket
 import ssl
@@ -13,10 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aio_pika
-from aio_pika.exceptions import AMQPError
-
-from siprec_bridge.delivery import Unreachable, WebhookSink, load_hooks
+from siprec_bridge.app import brokers_of
+from siprec_bridge.delivery import AmqpSink, Unreachable, WebhookSink, load_hooks
 from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.receiver.ports import PortRange, shares
@@ -246,22 +243,23 @@ def _rules(settings: Settings) -> Finding:
 
 async def _broker(settings: Settings) -> Finding:
     """Publish a message through the exchange to a queue of our own, and take it out again."""
-    if not settings.amqp_url:
-        return Finding("broker", True, "none configured (AMQP_URL)")
     try:
+        brokers = brokers_of(settings)
+        if brokers is None:
+            return Finding("broker", True, "none configured (AMQP_URL)")
+        sink = AmqpSink(
+            brokers,
+            Metrics(),
+            exchange=settings.amqp_exchange,
+            topology=settings.amqp_topology,
+        )
         async with asyncio.timeout(_BROKER_TIMEOUT_S):
-            connection = await aio_pika.connect(settings.amqp_url)
-            async with connection:
-                channel = await connection.channel()
-                exchange = await channel.declare_exchange(
-                    settings.amqp_exchange, aio_pika.ExchangeType.TOPIC, durable=True
-                )
-                queue = await channel.declare_queue(exclusive=True)
-                key = f"doctor.{secrets.token_hex(8)}"
-                await queue.bind(exchange, key)
-                await exchange.publish(aio_pika.Message(b"ping"), key)
-                await queue.get(no_ack=True, timeout=5.0)
-    except (AMQPError, OSError, TimeoutError, ValueError, aio_pika.exceptions.QueueEmpty) as error:
+            await sink.connect()
+            try:
+                await sink.try_out()
+            finally:
+                await sink.close()
+    except (ConfigurationError, Unreachable, TimeoutError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         return Finding("broker", False, f"{cause}; check AMQP_URL, its user and its vhost")
     return Finding("broker", True, f"a message went through exchange {settings.amqp_exchange}")

@@ -152,6 +152,8 @@ _CASELESS = (
     "rtp_source",
     "srtp",
     "hallucination_guard",
+    "amqp_topology",
+    "amqp_auth",
 )
 
 
@@ -359,10 +361,35 @@ class Settings(BaseModel):
 
     # Delivery
     amqp_url: str | None = Field(
-        None, description="amqp://user:password@host:5672/vhost; none: no AMQP"
+        None,
+        description="amqp://user:password@host:5672/vhost, or amqps://; several by commas are tried "
+        "in turn; none: no AMQP",
     )
     amqp_exchange: str = Field(
         "siprec", min_length=1, description="topic exchange that is published to"
+    )
+    amqp_topology: Literal["declare", "check"] = Field(
+        "declare", description="the exchange is made where it is missing; check: it must be there"
+    )
+    amqp_auth: Literal["password", "external"] = Field(
+        "password", description="external: our certificate logs us in (SASL EXTERNAL)"
+    )
+    amqp_tls_ca_path: Path | None = Field(
+        None, description="PEM file of who signs brokers' certificates; else the system's"
+    )
+    amqp_tls_cert_path: Path | None = Field(
+        None, description="PEM file of our certificate for brokers and its chain"
+    )
+    amqp_tls_key_path: Path | None = Field(None, description="PEM file of its private key")
+    amqp_heartbeat: Annotated[
+        Duration, Field(ge=timedelta(seconds=1), le=timedelta(minutes=10))
+    ] = Field(
+        timedelta(seconds=15),
+        description="between signs of life; a broker that is still for three of them is given up",
+    )
+    amqp_inline_limit: Annotated[int, BeforeValidator(_size), Field(ge=1000)] = Field(
+        4_000_000,
+        description="transcripts that are larger go by reference: an address to get it at",
     )
     webhooks: Path | None = Field(
         None,
@@ -376,6 +403,9 @@ class Settings(BaseModel):
         "give HTTP_TOKENS before you open it to a network",
     )
     http_port: Port = Field(8080, description="port of the same; 0 picks a free one")
+    http_public_url: Annotated[str | None, Field(pattern=r"^https?://[^\s?#]+$")] = Field(
+        None, description="how others reach it, such as https://bridge.example.com; else unknown"
+    )
     http_tokens: Tokens = Field(
         (),
         description="who may ask, a line each as `siprec-bridge token new` prints it, or by "
@@ -431,6 +461,8 @@ class Settings(BaseModel):
             raise ValueError("PORTS: at least one UDP, TCP or TLS port is needed")
         if self.tls_port is not None and not (self.tls_cert_path and self.tls_key_path):
             raise ValueError("TLS_PORT needs TLS_CERT_PATH and TLS_KEY_PATH")
+        if (self.amqp_tls_cert_path is None) != (self.amqp_tls_key_path is None):
+            raise ValueError("AMQP_TLS_CERT_PATH and AMQP_TLS_KEY_PATH go together")
         if (self.http_tls_cert_path is None) != (self.http_tls_key_path is None):
             raise ValueError("HTTP_TLS_CERT_PATH and HTTP_TLS_KEY_PATH go together")
         if self.tls_client_names and self.tls_client_ca_path is None:

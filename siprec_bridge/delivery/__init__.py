@@ -4,6 +4,7 @@ Refuses to know calls and recognisers; what is in the outbox is delivered, what 
 """
 
 from siprec_bridge.delivery.amqp import AmqpSink
+from siprec_bridge.delivery.broker import Brokers, BrokerTls
 from siprec_bridge.delivery.relay import (
     Declined,
     Relay,
@@ -18,6 +19,8 @@ from siprec_bridge.delivery.websocket import PATH, TranscriptSocket
 __all__ = [
     "PATH",
     "AmqpSink",
+    "BrokerTls",
+    "Brokers",
     "Declined",
     "Hook",
     "Relay",

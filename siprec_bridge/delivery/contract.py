@@ -66,6 +66,8 @@ def asyncapi() -> dict[str, Any]:
                 "address": "{type}.{session_id}",
                 "parameters": {"type": {}, "session_id": {}},
                 "messages": references,
+                "description": "Where the call's tenant or direction is known, a CC header adds the "
+                "key call.{tenant}.{direction}.{type}.",
                 "bindings": {
                     "amqp": {
                         "is": "routingKey",

@@ -269,6 +269,9 @@ class Metrics:
             "webhook_seconds", "from a request to its answer", _SECONDS_OF_A_REQUEST, ("sink",)
         )
         self.amqp_connected = gauge("amqp_connected", "1: the broker is connected")
+        self.amqp_blocked = gauge(
+            "amqp_blocked", "1: the broker takes nothing, for its memory or disk alarm"
+        )
         self.websocket_listeners = gauge("websocket_listeners", "WebSocket listeners connected")
         self.websocket_events_sent_total = counter(
             "websocket_events_sent", "events written to WebSocket listeners"

@@ -1,109 +1,22 @@
 """The AMQP sink and its relay at a real RabbitMQ: what arrives, and what the broker can refuse."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import aio_pika
 import pytest
-from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from harness.bridge import eventually
-from harness.rabbitmq import RabbitMq
-from siprec_bridge.delivery import AmqpSink, Relay, Unreachable, envelope
-from siprec_bridge.store import Database, Event, outbox
+from harness.certificates import Authority
+from harness.deliveries import NOW, bound_queue, delivering, event, ids, take
+from harness.proxy import proxy_to
+from harness.rabbitmq import CERTIFIED, RabbitMq
+from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Unreachable, envelope
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.store import Event
 from siprec_bridge.telemetry import Metrics
 
 pytestmark = pytest.mark.peer
-
-NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-
-
-def event(session: str, number: int, filling: int = 0) -> Event:
-    facts = envelope.SessionFacts(session, "c", NOW, call_ids={"x": "x" * filling})
-    return envelope.session_updated(facts, number)
-
-
-@dataclass
-class Delivery:
-    """A relay at work between an outbox and a broker."""
-
-    database: Database
-    sink: AmqpSink
-    metrics: Metrics
-
-    async def publish(self, *events: Event) -> None:
-        await self.database.write(lambda c: outbox.append(c, events, [self.sink.name]))
-
-    async def backlog(self) -> outbox.SinkBacklog:
-        return await self.database.read(lambda c: outbox.backlog(c, self.sink.name))
-
-    async def parked(self) -> list[outbox.ParkedEvent]:
-        return await self.database.read(lambda c: outbox.parked(c, self.sink.name, 100))
-
-    def count(self, result: str) -> float:
-        labels = {"sink": self.sink.name, "result": result}
-        name = "siprec_deliveries_total"
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-@asynccontextmanager
-async def delivering(
-    folder: Path, broker: RabbitMq, exchange: str, *, publish_timeout_s: float = 15.0
-) -> AsyncIterator[Delivery]:
-    database = Database(f"sqlite:///{folder / 'events.db'}")
-    await database.start()
-    metrics = Metrics()
-    sink = AmqpSink(broker.url, metrics, exchange=exchange, publish_timeout_s=publish_timeout_s)
-    relay = Relay(database, sink, metrics)
-    database.on_commit(relay.wake)
-    running = asyncio.create_task(relay.run())
-    try:
-        yield Delivery(database, sink, metrics)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await sink.close()
-        await database.stop()
-
-
-@asynccontextmanager
-async def bound_queue(
-    broker: RabbitMq,
-    name: str,
-    key: str = "#",
-    *,
-    queue_name: str = "",
-    arguments: dict[str, str | int] | None = None,
-) -> AsyncIterator[AbstractQueue]:
-    """A durable queue that gets what is published to the exchange `name`."""
-    async with await aio_pika.connect(broker.url) as connection:
-        channel = await connection.channel()
-        exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
-        queue = await channel.declare_queue(
-            queue_name or name, durable=True, arguments=dict(arguments or {})
-        )
-        await queue.bind(exchange, key)
-        yield queue
-
-
-async def take(queue: AbstractQueue, distinct: int) -> list[AbstractIncomingMessage]:
-    """Messages until so many different ones are here."""
-    messages: list[AbstractIncomingMessage] = []
-    async with asyncio.timeout(30), queue.iterator() as incoming:
-        async for message in incoming:
-            await message.ack()
-            messages.append(message)
-            if len({one.message_id for one in messages}) == distinct:
-                return messages
-    raise AssertionError("unreachable")
-
-
-def ids(messages: list[AbstractIncomingMessage]) -> list[str | None]:
-    return [one.message_id for one in messages]
 
 
 async def test_a_full_queue_holds_back_its_session_in_order_and_no_other(
@@ -162,7 +75,119 @@ async def test_a_broker_that_does_not_let_us_in_is_named_with_its_reason(
         "amqp://127.0.0.1:1/": "Connect call failed",
     }
     for url, reason in wrong.items():
-        sink = AmqpSink(url, Metrics())
+        sink = AmqpSink(Brokers(url), Metrics())
 
         with pytest.raises(Unreachable, match=reason):
             await sink.connect()
+
+
+async def test_the_first_host_that_lets_us_in_is_taken_and_after_a_loss_the_next(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    sent = [event("s", number) for number in range(2)]
+    async with (
+        bound_queue(rabbitmq, "hosts") as queue,
+        proxy_to(rabbitmq.port) as first,
+        proxy_to(rabbitmq.port) as second,
+    ):
+        urls = [f"amqp://guest:guest@127.0.0.1:{port}/" for port in (1, first.port, second.port)]
+        async with delivering(tmp_path, Brokers(", ".join(urls)), "hosts") as delivery:
+            await delivery.publish(sent[0])
+            await take(queue, distinct=1)
+            reached = (first.connections, second.connections)
+            first.cut()
+            await eventually(lambda: second.connections == 1, "the next host")
+            await delivery.publish(sent[1])
+            await take(queue, distinct=1)
+
+        assert reached == (1, 0)
+        assert (first.connections, second.connections) == (1, 1)
+
+
+async def test_a_certificate_logs_in_over_tls(tmp_path: Path, rabbitmq: RabbitMq) -> None:
+    assert rabbitmq.authority is not None
+    certificate, key = rabbitmq.authority.sign(CERTIFIED)
+    tls = BrokerTls(rabbitmq.authority.ca, certificate, key)
+    sent = event("s", 1)
+    async with (
+        bound_queue(rabbitmq, "external") as queue,
+        delivering(
+            tmp_path, Brokers(rabbitmq.tls_url, tls=tls, external=True), "external"
+        ) as delivery,
+    ):
+        await delivery.publish(sent)
+        (message,) = await take(queue, distinct=1)
+
+    assert message.message_id == sent.id
+
+
+async def test_a_broker_whose_certificate_nobody_signed_or_that_does_not_know_ours_gets_nothing(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    assert rabbitmq.authority is not None
+    stranger = Authority(tmp_path / "other").sign(CERTIFIED)
+    unknown = rabbitmq.authority.sign("nobody")
+    ca = rabbitmq.authority.ca
+    for tls, reason in (
+        (BrokerTls(), "CERTIFICATE_VERIFY_FAILED|certificate verify failed"),
+        (BrokerTls(ca, *unknown), "ACCESS_REFUSED"),
+        (BrokerTls(ca, *stranger), "alert|closed|reset|Read 0 bytes"),
+    ):
+        sink = AmqpSink(Brokers(rabbitmq.tls_url, tls=tls, external=tls.certificate is not None),
+                        Metrics())  # fmt: skip
+
+        with pytest.raises(Unreachable, match=reason):
+            await sink.connect()
+
+
+@pytest.mark.parametrize(
+    ("urls", "arguments", "named"),
+    [
+        ("http://broker/", {}, "AMQP_URL"),
+        ("amqp://a/,amqps://b/", {"tls": BrokerTls()}, "AMQP_URL"),
+        ("amqps://a/", {"tls": BrokerTls(Path("/nowhere.pem"))}, "AMQP_TLS_CA_PATH"),
+        ("amqps://a/", {"external": True}, "AMQP_AUTH"),
+        ("amqp://a/?certfile=a.pem", {"external": True}, "AMQP_AUTH"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_start(
+    urls: str, arguments: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        Brokers(urls, **arguments)
+
+
+async def test_a_call_s_tenant_and_direction_are_a_second_key(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    def of(session: str, **call_ids: str) -> Event:
+        return envelope.session_updated(
+            envelope.SessionFacts(session, 'x"call_ids":', NOW, call_ids=call_ids), 1
+        )
+
+    sent = [
+        of("s1", tenant="ACME.Corp/1", direction="inbound"),
+        of("s2", tenant="other", direction="inbound"),
+        of("s3", direction="outbound"),
+        of("s4"),
+    ]
+    name = "tenants"
+    async with (
+        bound_queue(rabbitmq, name) as everything,
+        bound_queue(rabbitmq, name, "call.acme_corp_1.*.session.#", queue_name="acme") as acme,
+        bound_queue(rabbitmq, name, "call.*.inbound.#", queue_name="inbound") as inbound,
+        bound_queue(rabbitmq, name, "call.-.outbound.#", queue_name="outbound") as outbound,
+        delivering(tmp_path, rabbitmq, name) as delivery,
+    ):
+        await delivery.publish(*sent)
+        all_ = await take(everything, distinct=4)
+        got = {
+            queue.name: ids(await take(queue, distinct))
+            for queue, distinct in ((acme, 1), (inbound, 2), (outbound, 1))
+        }
+
+    assert [one.routing_key for one in all_] == [f"session.updated.s{n}" for n in (1, 2, 3, 4)]
+    first, second, third, _ = (one.id for one in sent)
+    assert got["acme"] == [first]
+    assert set(got["inbound"]) == {first, second}
+    assert got["outbound"] == [third]

@@ -3,7 +3,10 @@
 It runs as the user who runs the tests, root or not, next to whatever broker the machine has.
 """
 
+import base64
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +15,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.certificates import Authority
+
+CERTIFIED = "siprec-bridge"  # a user who may come with a certificate of that name
 PATIENCE_S = 45.0
 _BIN = Path("/usr/lib/rabbitmq/bin")  # Debian's own wrapper in PATH insists on root or rabbitmq
 _HANDSHAKE = b"AMQP\x00\x00\x09\x01"
@@ -26,7 +32,8 @@ class RabbitMq:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port, self._epmd_port, self._distribution_port = _free_ports(3)
+        self.port, self.tls_port, self._epmd_port, self._distribution_port = _free_ports(4)
+        self.authority: Authority | None = None
         self.node = f"siprec{self.port}@localhost"
         self._epmd: subprocess.Popen[bytes] | None = None
         self._broker: subprocess.Popen[bytes] | None = None
@@ -40,6 +47,11 @@ class RabbitMq:
     def url(self) -> str:
         """AMQP URL of the node."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    @property
+    def tls_url(self) -> str:
+        """The same over TLS; the certificate is for 127.0.0.1 and signed by `authority`."""
+        return f"amqps://127.0.0.1:{self.tls_port}/"
 
     def running(self) -> bool:
         """Whether the node's process is there."""
@@ -108,9 +120,24 @@ class RabbitMq:
     def _write_configuration(self) -> None:
         for name in ("data", "log", "home"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
-        (self._folder / "enabled_plugins").write_text("[].\n")
+        if self.authority is None:
+            self.authority = Authority(self._folder / "tls")
+        certificate, key = self.authority.sign("localhost")
+        (self._folder / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
+        (self._folder / "definitions.json").write_text(json.dumps(_users("guest", CERTIFIED)))
         (self._folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
+            f"ssl_options.cacertfile = {self.authority.ca}\n"
+            f"ssl_options.certfile = {certificate}\n"
+            f"ssl_options.keyfile = {key}\n"
+            "ssl_options.verify = verify_peer\n"
+            "ssl_options.fail_if_no_peer_cert = false\n"
+            "ssl_cert_login_from = common_name\n"
+            "auth_mechanisms.1 = PLAIN\n"
+            "auth_mechanisms.2 = AMQPLAIN\n"
+            "auth_mechanisms.3 = EXTERNAL\n"
+            f"load_definitions = {self._folder / 'definitions.json'}\n"
             "disk_free_limit.absolute = 1MB\n"
             "max_message_size = 1000000\n"
             "log.file.level = warning\n"
@@ -166,6 +193,31 @@ class RabbitMq:
     def _log_tail(self) -> str:
         files = [self._folder / "console.log", *(self._folder / "log").glob("*.log")]
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in files)
+
+
+def _users(*names: str) -> dict[str, object]:
+    """Users who may do everything, each with its name as password."""
+
+    def digest(name: str) -> str:
+        salt = b"salt"
+        return base64.b64encode(salt + hashlib.sha256(salt + name.encode()).digest()).decode()
+
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {
+                "name": name,
+                "password_hash": digest(name),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "administrator",
+            }
+            for name in names
+        ],
+        "permissions": [
+            {"user": name, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+            for name in names
+        ],
+    }
 
 
 def _free_ports(count: int) -> list[int]:
