@@ -1,32 +1,29 @@
 """Events at a real RabbitMQ, through its outages and ours."""
 
 import asyncio
+import contextlib
+import hashlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import sqlite3
+import sys
 from pathlib import Path
 
 import aio_pika
+import aiohttp
 import pytest
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
 from harness.bridge import eventually, listening, running_bridge, start_bridge
 from harness.calls import call, finals, tones
+from harness.deliveries import bound_queue
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
+from harness.tokens import given
 
 pytestmark = pytest.mark.peer
 
-
-@asynccontextmanager
-async def bound_queue(broker: RabbitMq, name: str, key: str = "#") -> AsyncIterator[AbstractQueue]:
-    """A durable queue that gets what is published to the exchange of the same name."""
-    async with await aio_pika.connect(broker.url) as connection:
-        channel = await connection.channel()
-        exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
-        queue = await channel.declare_queue(name, durable=True)
-        await queue.bind(exchange, key)
-        yield queue
+CONSUMER = Path(__file__).parents[2] / "docs" / "examples" / "amqp_consumer.py"
 
 
 async def take(queue: AbstractQueue, kind: str) -> list[AbstractIncomingMessage]:
@@ -72,6 +69,71 @@ async def test_a_queue_gets_every_event_as_a_cloud_event(
         headers = {name.removeprefix("ce-"): value for name, value in message.headers.items()}
         for name in ("specversion", "id", "source", "type", "subject", "time", "sequence"):
             assert headers[name] == event[name]
+
+
+async def test_a_large_transcript_comes_by_reference_and_the_example_consumer_fetches_it(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    speaks, database = str(recogniser(tmp_path, "speaks")), tmp_path / "consumer.db"
+    token = given("consumer", "read")
+    async with (
+        bound_queue(rabbitmq, "large-ones") as queue,
+        bound_queue(rabbitmq, "large-ones", "transcript.#", queue_name="by-example"),
+        running_bridge(
+            tmp_path / "data",
+            WHISPER_BINARY_PATH=speaks,
+            AMQP_URL=rabbitmq.url,
+            AMQP_EXCHANGE="large-ones",
+            AMQP_INLINE_LIMIT="1000",
+            HTTP_PUBLIC_URL="https://bridge.example.com/",
+            HTTP_TOKENS=token.line,
+        ) as bridge,
+    ):
+        await call(bridge, legs=tones(0.5))
+        message = (await take(queue, "transcript.final"))[-1]
+        path = f"/api/events/{message.message_id}/data"
+        consumer = await asyncio.create_subprocess_exec(
+            sys.executable, str(CONSUMER), stderr=asyncio.subprocess.DEVNULL,
+            env=os.environ | {
+                "AMQP_URL": rabbitmq.url, "QUEUE": "by-example", "DATABASE": str(database),
+                "BRIDGE_URL": bridge.http, "BRIDGE_TOKEN": token.secret,
+            },
+        )  # fmt: skip
+        try:
+            await eventually(lambda: len(consumed(database)) == 1, "what the consumer does", bridge)
+        finally:
+            consumer.kill()
+            await consumer.wait()
+        refused, _ = await bridge.get(path)
+        async with (
+            aiohttp.ClientSession(bridge.http, headers=token.headers) as session,
+            session.get(path) as answer,
+        ):
+            whole = await answer.read()
+
+    sent, fetched = json.loads(message.body), json.loads(whole)
+    assert refused == 401
+    assert sent.pop("reference") == {
+        "url": f"https://bridge.example.com{path}",
+        "size": len(whole),
+        "sha256": hashlib.sha256(whole).hexdigest(),
+        "media_type": "application/json",
+    }
+    assert len(message.body) < len(whole)
+    assert fetched["utterances"]
+    assert consumed(database) == [fetched]
+    assert fetched.pop("reference") is None
+    assert sent == fetched | {"utterances": [], "text": sent["text"]}
+
+
+def consumed(database: Path) -> list[object]:
+    """The transcripts that the example has stored."""
+    with contextlib.closing(sqlite3.connect(database, timeout=5)) as connection:
+        try:
+            found = connection.execute("SELECT data FROM events WHERE type = 'transcript.final'")
+            return [json.loads(data) for (data,) in found]
+        except sqlite3.OperationalError:  # it has not made its tables yet
+            return []
 
 
 async def test_a_broker_that_is_away_gets_everything_when_it_comes_back(
