@@ -134,7 +134,7 @@ class Bridge:
         self.gate = Gate(
             settings.http_tokens,
             metrics,
-            origins=settings.http_origins,
+            origins=settings.origins,
             proxies=settings.http_proxies,
         )
         # Given by a file, tokens are added and revoked while calls are running.

@@ -527,6 +527,12 @@ class Settings(BaseModel):
             return self.http_host == "localhost"
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """Whose pages may use the HTTP port: those of HTTP_ORIGINS, and our own by its public name."""
+        own = re.match(r"https?://[^/]+", self.http_public_url or "")
+        return (*self.http_origins, own[0].lower()) if own else self.http_origins
+
+    @property
     def recordings(self) -> Path:
         """Absolute folder of the audio."""
         return (self.recording_dir or self.data_dir / "recordings").absolute()

@@ -173,3 +173,10 @@ def test_a_codec_that_nobody_can_decode_is_named() -> None:
 
     with pytest.raises(ConfigurationError, match=r"CODECS=PCMA,EVS.*EVS: names among PCMU"):
         load({"CODECS": "PCMA,EVS"})
+
+
+def test_the_public_address_is_an_origin_of_our_own() -> None:
+    given = {"HTTP_ORIGINS": "https://a.example.com", "HTTP_PUBLIC_URL": "https://B.example.com/x"}
+
+    assert load(given).origins == ("https://a.example.com", "https://b.example.com")
+    assert load({}).origins == ()
