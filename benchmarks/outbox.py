@@ -216,15 +216,15 @@ async def at_rest(
     how = f"{LATENCY_EVENTS} events, durable queue, persistent"
     return [
         result("commit to the publish at rest, median", percentile(to_sink, 50), "ms"),
-        result("commit to confirm at rest, median", percentile(to_confirm, 50), "ms"),
-        result("commit to confirm at rest, 95 %", percentile(to_confirm, 95), "ms"),
         result(
-            "commit to a consumer at rest, median",
-            percentile(to_consumer, 50),
+            "commit to confirm at rest, median",
+            percentile(to_confirm, 50),
             "ms",
             LATENCY_GOAL_MS,
             how,
         ),
+        result("commit to confirm at rest, 95 %", percentile(to_confirm, 95), "ms"),
+        result("commit to a consumer at rest, median", percentile(to_consumer, 50), "ms"),
         result("commit to a consumer at rest, 95 %", percentile(to_consumer, 95), "ms"),
     ]
 
