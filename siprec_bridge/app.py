@@ -38,10 +38,12 @@ from siprec_bridge.recording import (
     LadderKeeper,
     Orders,
     RecordingService,
+    Redactor,
     Retention,
     left_behind,
     recover,
 )
+from siprec_bridge.redaction import Policy
 from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings, tokens_of
@@ -143,8 +145,19 @@ class Bridge:
         self.socket = TranscriptSocket(
             self.database, metrics, self.gate, per_client=settings.http_listeners_per_client
         )
+        redactor = Redactor(
+            Policy(frozenset(settings.redact), settings.redact_regions),
+            self.orders,
+            metrics,
+            cover=settings.redact_audio,
+        )
         self.completion = Completion(
-            self.database, metrics, sinks=sinks, clock=_now, deliver=self._deliver
+            self.database,
+            metrics,
+            sinks=sinks,
+            clock=_now,
+            deliver=self._deliver,
+            redactor=redactor,
         )
         self._speech = _speech(settings)
         self.scheduler = Scheduler(
@@ -164,7 +177,11 @@ class Bridge:
             if settings.transcription_fallback_after is not None
             else None,
         )
-        self.finisher = Finisher(dtmf=settings.dtmf_events, form=settings.recording_format)
+        # People type card numbers, too: where anything is taken out, keys are not kept.
+        masked = settings.dtmf_events == "keep" and bool(settings.redact or rules.redact)
+        self.finisher = Finisher(
+            dtmf="mask" if masked else settings.dtmf_events, form=settings.recording_format
+        )
         self.archive = Archive(
             self.database,
             self.finisher,
@@ -174,6 +191,7 @@ class Bridge:
             sinks=sinks,
             clock=_now,
             transcribe=self.scheduler.wake,
+            redactor=redactor,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from siprec_bridge.access import Token, read_tokens
 from siprec_bridge.provider import ConfigurationError, parse_duration
+from siprec_bridge.redaction import DEFAULT_REGIONS, Kind, parse_kinds
 from siprec_bridge.sdp import RECORDABLE
 
 
@@ -122,6 +123,18 @@ def _age(value: object) -> object:
     return _duration(value)
 
 
+def _kinds(value: object) -> object:
+    return tuple(sorted(parse_kinds(value.split(",")))) if isinstance(value, str) else value
+
+
+def _regions(value: object) -> object:
+    names = _upper_names(value)
+    for name in names if isinstance(names, list) else ():
+        if not re.fullmatch(r"[A-Z]{2}", name):
+            raise ValueError(f"{name}: countries such as US,GB,DE are needed")
+    return names
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 PortList = Annotated[tuple[Port, ...], BeforeValidator(_ports)]
 NameList = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
@@ -154,6 +167,7 @@ _CASELESS = (
     "hallucination_guard",
     "amqp_topology",
     "amqp_auth",
+    "redact_audio",
 )
 
 
@@ -357,6 +371,20 @@ class Settings(BaseModel):
         "suppress",
         description="text that nobody seems to have said: set aside in the stored transcript, "
         "or delivered with its doubt, or as any other",
+    )
+
+    # Redaction
+    redact: Annotated[tuple[Kind, ...], BeforeValidator(_kinds)] = Field(
+        (),
+        description="what is taken out of transcripts and audio: of cards, emails, phones, ids, "
+        "ibans; or all; or off. A rule may say otherwise",
+    )
+    redact_regions: Annotated[tuple[str, ...], BeforeValidator(_regions)] = Field(
+        DEFAULT_REGIONS,
+        description="countries whose telephone numbers are known without their country code",
+    )
+    redact_audio: Literal["silence", "beep", "keep"] = Field(
+        "silence", description="what the recording gets there; keep: it stays as it was"
     )
 
     # Delivery

@@ -112,6 +112,18 @@ class Utterance(Value):
     doubt: str | None = None  # why it may never have been said
 
 
+class Redaction(Value):
+    """That something was taken out, and when it was said: never what. Seconds of the session.
+
+    `kind`: card, cvv, email, phone, id or iban. The recording is silent there.
+    """
+
+    kind: str
+    label: str
+    start: float
+    end: float
+
+
 class RunFacts(Value):
     """How the text came about: one run of the recogniser. Status: success, error or timeout."""
 
@@ -141,6 +153,7 @@ class Conversation(Value):
     legs: tuple[Leg, ...] = ()
     utterances: tuple[Utterance, ...] = ()
     suppressed: tuple[Suppressed, ...] = ()
+    redactions: tuple[Redaction, ...] = ()
     language: str | None = None  # None: no speech, or the legs differ
     provider: str
     model: str

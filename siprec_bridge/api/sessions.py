@@ -146,6 +146,8 @@ class Sessions:
             raise web.HTTPGone(text=f"the audio was deleted at {row.audio_deleted_at.isoformat()}")
         name = request.match_info["name"]
         audio = json.loads(row.audio) if row.audio else {"legs": [], "stereo": None}
+        if audio.get("withheld"):
+            raise web.HTTPConflict(text="the audio is not redacted yet: its transcription waits")
         # Only names that we wrote ourselves: nothing else of the folder can be asked for.
         known = [leg["file"] for leg in audio["legs"]] + [audio["stereo"]]
         if name not in known:

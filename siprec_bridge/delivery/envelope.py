@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from siprec_bridge.siprec import Assurance
 from siprec_bridge.store import Event
-from siprec_bridge.transcript import Conversation, Leg, Participant, Utterance, Word
+from siprec_bridge.transcript import Conversation, Leg, Participant, Redaction, Utterance, Word
 
 SOURCE: Final = "/siprec-bridge"
 CONTENT_TYPE: Final = "application/json"
@@ -150,6 +150,7 @@ class TranscriptFinalData(Data):
     provider: str
     model: str
     final: Literal[True] = True
+    redactions: tuple[Redaction, ...] = Field((), description="where something was taken out")
     assurance: Assurance | None = Field(None, description="whether the whole call was recorded")
     reference: Reference | None = Field(
         None,
@@ -338,6 +339,7 @@ def transcript_events(
         language=conversation.language,
         text=conversation.text,
         utterances=conversation.utterances,
+        redactions=conversation.redactions,
         assurance=assurance,
     )
     return [*segments, _event("transcript.final", version, conversation.ended_at, whole)]

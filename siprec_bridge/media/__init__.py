@@ -4,7 +4,7 @@ Refuses to know SIP dialogs, participants and what is done with the audio. Packe
 in a worker process; the spool that it appends to is the truth of a recording.
 """
 
-from siprec_bridge.media.audio_file import FinishedFile, RecordingFormat
+from siprec_bridge.media.audio_file import FinishedFile, RecordingFormat, write_atomically
 from siprec_bridge.media.coverage import Covered
 from siprec_bridge.media.decode import can_decode, decodable
 from siprec_bridge.media.engine import MediaEngine
@@ -17,11 +17,13 @@ from siprec_bridge.media.finish import (
 )
 from siprec_bridge.media.finisher import Finisher
 from siprec_bridge.media.offline import OfflineMedia
+from siprec_bridge.media.silence import Cover, silence
 from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable
 from siprec_bridge.receiver.control import StreamPort, StreamReport, StreamSpec
 from siprec_bridge.receiver.ports import NoPortLeft
 
 __all__ = [
+    "Cover",
     "Covered",
     "DtmfEvents",
     "FinishedAudio",
@@ -41,4 +43,6 @@ __all__ = [
     "can_decode",
     "decodable",
     "finish_session",
+    "silence",
+    "write_atomically",
 ]

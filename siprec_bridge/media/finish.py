@@ -29,7 +29,7 @@ from siprec_bridge.media.coverage import Covered, Levels
 from siprec_bridge.media.likeness import Listened, same_audio
 from siprec_bridge.media.line import UNIT, Line
 from siprec_bridge.receiver.spool import MalformedSpool, SpoolReader
-from siprec_bridge.transcript import KeyPress
+from siprec_bridge.transcript import KeyPress, Redaction
 
 DtmfEvents = Literal["keep", "mask", "drop"]
 Stretches = Sequence[tuple[datetime, datetime]]
@@ -82,6 +82,8 @@ class FinishedAudio:
 
     `damaged` names spools that could not be read, `dtmf` says what was done with telephone keys.
     `identical` are pairs of labels whose legs carry the same audio; `files` has the checksums.
+    `redact` names what is taken out of what was said; until that is done, the audio is `withheld`.
+    `redactions` tell where, in seconds of the session: there the audio is covered, or will be.
     """
 
     legs: tuple[FinishedLeg, ...]
@@ -93,6 +95,9 @@ class FinishedAudio:
     identical: tuple[tuple[str, str], ...] = ()
     files: tuple[FinishedFile, ...] = ()
     form: RecordingFormat = "wav"
+    redact: tuple[str, ...] = ()
+    withheld: bool = False
+    redactions: tuple[Redaction, ...] = ()
 
 
 _AUDIO = TypeAdapter(FinishedAudio)

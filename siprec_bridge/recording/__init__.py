@@ -17,6 +17,7 @@ from siprec_bridge.recording.orders import (
 )
 from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
+from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
 from siprec_bridge.recording.service import RecordingService
 
@@ -36,6 +37,7 @@ __all__ = [
     "Orders",
     "Recorder",
     "RecordingService",
+    "Redactor",
     "Retention",
     "Signalling",
     "UnderHold",

@@ -16,6 +16,7 @@ from siprec_bridge.delivery import envelope
 from siprec_bridge.media import Finisher
 from siprec_bridge.recording.assurance import assure
 from siprec_bridge.recording.orders import AUDIO, Orders
+from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
 from siprec_bridge.store import Database, Event, SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.telemetry import Metrics
@@ -40,6 +41,7 @@ class Archive:
         sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
         transcribe: Callable[[], None],
+        redactor: Redactor | None = None,
     ) -> None:
         self._database = database
         self._finisher = finisher
@@ -48,6 +50,7 @@ class Archive:
         self._metrics = metrics
         self._sinks = sinks
         self._clock = clock
+        self._redactor = redactor
         self._transcribe = transcribe  # tells the scheduler that a job waits
 
     async def end(
@@ -90,6 +93,8 @@ class Archive:
             self._sample_rate,
             {one.index: one.expected(at) for one in document.streams},
         )
+        if self._redactor is not None:
+            audio = self._redactor.mark(audio, document, session.peer)
         assurance = assure(document, audio, at, cause)
         judged = document.model_copy(update={"assurance": assurance}).model_dump_json()
         seconds = sum(leg.duration for leg in audio.legs)

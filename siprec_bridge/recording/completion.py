@@ -12,8 +12,10 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.media import FinishedAudio
 from siprec_bridge.provider import AudioFile, Job, ProviderError
 from siprec_bridge.recording.orders import AUDIO, version_of
+from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, JobRow, SessionRow, jobs, outbox, recordings, transcripts
 from siprec_bridge.telemetry import Metrics
@@ -34,11 +36,13 @@ class Completion:
         sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
         deliver: Callable[[], None],
+        redactor: Redactor | None = None,
     ) -> None:
         self._database = database
         self._metrics = metrics
         self._sinks = sinks
         self._clock = clock
+        self._redactor = redactor
         self._deliver = deliver  # tells the relays that events wait
 
     async def load(self, job: JobRow) -> Job:
@@ -66,6 +70,10 @@ class Completion:
         now = self._clock()
         version = version_of(job)
         conversation = _conversation(row, heard, facts)
+        audio: FinishedAudio | None = None
+        if self._redactor is not None:
+            conversation, audio = await self._redactor.redact(row, conversation)
+            facts = conversation.run or facts
         document = SessionDocument.model_validate_json(row.document)
         events = envelope.transcript_events(conversation, version, document.assurance)
 
@@ -73,6 +81,9 @@ class Completion:
             text, whole = conversation.text, conversation.model_dump_json()
             if transcripts.save(connection, row.id, version, job.id, text, whole, now):
                 outbox.append(connection, events, self._sinks)
+            if audio is not None:
+                summary = AUDIO.dump_json(audio).decode()
+                recordings.update(connection, row.id, audio=summary)
             jobs.finish(connection, job.id, facts, now)
 
         await self._database.write(store)

@@ -248,6 +248,14 @@ class Metrics:
             "from the end of a call to its stored transcript",
             _SECONDS_OF_A_RUN,
         )
+        self.redactions_total = counter(
+            "redactions", "things that were taken out of what was said", ("kind",)
+        )
+        self.audio_redacted_seconds_total = counter(
+            "audio_redacted_seconds", "seconds of audio that were covered for it"
+        )
+        for kind in ("card", "cvv", "email", "phone", "id", "iban"):
+            self.redactions_total.labels(kind=kind)
         for outcome in JOB_OUTCOMES:
             self.jobs_total.labels(outcome=outcome)
 

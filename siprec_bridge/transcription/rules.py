@@ -16,6 +16,7 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.redaction import Kind, parse_kinds
 from siprec_bridge.siprec import SessionDocument, extension_texts
 from siprec_bridge.store.jobs import Priority
 
@@ -57,10 +58,26 @@ class Wish(BaseModel):
     priority: Priority | None = None
 
 
-FIELDS: Final = tuple(Wish.model_fields)
+def _kinds(value: object) -> object:
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return tuple(sorted(parse_kinds(value)))
+    return value
 
 
-class Rule(Wish):
+class Ruling(Wish):
+    """What rules decide, which nobody else may ask for."""
+
+    redact: Annotated[tuple[Kind, ...] | None, BeforeValidator(_kinds)] = Field(
+        None, description="kinds to take out of what was said; off: none"
+    )
+
+
+FIELDS: Final = tuple(Ruling.model_fields)
+
+
+class Rule(Ruling):
     """Conditions, all of which must hold, and what is used then. Globs know *, ? and [ab]."""
 
     name: str | None = None
@@ -121,7 +138,7 @@ class CallFacts:
 class Choice:
     """What rules make of a call, and for each field that they decided on, by which rule."""
 
-    wish: Wish
+    wish: Ruling
     because: Mapping[str, str]
 
 
@@ -130,6 +147,11 @@ class Rules:
 
     def __init__(self, rules: Sequence[Rule] = ()) -> None:
         self._rules = tuple(rules)
+
+    @property
+    def redact(self) -> bool:
+        """Whether any rule has something taken out."""
+        return any(one.redact for one in self._rules)
 
     def __len__(self) -> int:
         return len(self._rules)
@@ -145,7 +167,7 @@ class Rules:
             if missing and rule.matches(call):
                 values |= {name: getattr(rule, name) for name in missing}
                 because |= dict.fromkeys(missing, rule.name or f"rule {number}")
-        return Choice(Wish.model_validate(values), because)
+        return Choice(Ruling.model_validate(values), because)
 
 
 def load_rules(path: Path | None, vendors: Sequence[str]) -> Rules:

@@ -9,7 +9,8 @@ import pytest
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.siprec import Presence, SessionDocument, StreamDocument
 from siprec_bridge.transcript import Participant
-from siprec_bridge.transcription import Rules, Wish, facts_of_call, load_rules
+from siprec_bridge.transcription import Rules, facts_of_call, load_rules
+from siprec_bridge.transcription.rules import Ruling
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 RULES = """
@@ -79,12 +80,12 @@ def rules(folder: Path, text: str = RULES) -> Rules:
     return load_rules(path, ("whisper", "acme"))
 
 
-def chosen(found: Rules, call: SessionDocument, peer: str = "tcp:192.0.2.1:5060") -> Wish:
+def chosen(found: Rules, call: SessionDocument, peer: str = "tcp:192.0.2.1:5060") -> Ruling:
     return found.choose(facts_of_call(call, peer)).wish
 
 
 def test_without_rules_all_is_left_open() -> None:
-    assert chosen(load_rules(None, ()), document()) == Wish()
+    assert chosen(load_rules(None, ()), document()) == Ruling()
 
 
 def test_each_field_is_decided_by_the_first_rule_that_matches_and_names_it(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_each_field_is_decided_by_the_first_rule_that_matches_and_names_it(tmp_p
 
     choice = rules(tmp_path).choose(facts_of_call(call, "udp:10.1.2.3:5060"))
 
-    assert choice.wish == Wish(
+    assert choice.wish == Ruling(
         priority="urgent", language="de", prompt="Kundennummer, Storno", model="small"
     )
     assert choice.because == {
@@ -131,14 +132,14 @@ def test_group_vendors_names_and_metadata_must_all_match(tmp_path: Path) -> None
     extension = '<x:data xmlns:x="urn:acme"><x:Queue>support</x:Queue></x:data>'
     whole = document(group="g-7", call_ids={"ucid": "000123"}, extensions=(extension,))
 
-    assert chosen(found, whole) == Wish(vendor="acme", model="large")
+    assert chosen(found, whole) == Ruling(vendor="acme", model="large")
     for lacking in (
         document(group="h", call_ids={"ucid": "000123"}, extensions=(extension,)),
         document(group="g-7", call_ids={"ucid": "1"}, extensions=(extension,)),
         document(group="g-7", call_ids={"ucid": "000123"}, extensions=("<x:broken",)),
         document(),
     ):
-        assert chosen(found, lacking) == Wish()
+        assert chosen(found, lacking) == Ruling()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Covering parts of finished audio."""
+
+import hashlib
+import wave
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from siprec_bridge.media import FinishedAudio, FinishedLeg, silence
+from siprec_bridge.media.audio_file import AudioFile
+
+RATE = 8000
+_START = datetime(2026, 5, 4, 12, tzinfo=UTC)
+Form = Literal["wav", "flac"]
+
+
+def finished(folder: Path, form: Form) -> FinishedAudio:
+    """Two legs of four seconds, the second one a second later, and both in stereo."""
+    noise = np.full(4 * RATE, 1000, np.int16)
+    files, legs = [], []
+    for index in (0, 1):
+        with AudioFile(folder / f"s-{index}.{form}", 1, RATE) as file:
+            file.write(noise)
+        files.append(file.finished)
+        legs.append(
+            FinishedLeg(
+                stream_id=f"s-{index}", index=index, label=str(index), file=f"s-{index}.{form}",
+                started_at=_START + timedelta(seconds=index), duration=4.0, sample_rate=RATE,
+                packets=1,
+            )
+        )  # fmt: skip
+    with AudioFile(folder / f"s-stereo.{form}", 2, RATE) as both:
+        both.write(np.full((5 * RATE, 2), 1000, np.int16))
+    return FinishedAudio(
+        tuple(legs), stereo=f"s-stereo.{form}", started_at=_START, duration=5.0,
+        files=(*files, both.finished), form=form,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["wav", "flac"])
+def test_a_part_of_one_party_is_silent_in_its_file_and_on_its_side(
+    tmp_path: Path, form: Form
+) -> None:
+    before = finished(tmp_path, form)
+
+    after = silence(tmp_path, before, {"1": [(1.0, 2.5)]})
+
+    assert silent(samples(tmp_path / f"s-1.{form}")[:, 0]) == (1.0, 2.5)
+    assert silent(samples(tmp_path / f"s-0.{form}")[:, 0]) is None
+    both = samples(tmp_path / f"s-stereo.{form}")
+    assert (silent(both[:, 0]), silent(both[:, 1])) == (None, (2.0, 3.5))
+    assert len(both) == 5 * RATE
+    for one in after.files:
+        data = (tmp_path / one.name).read_bytes()
+        assert (one.size, one.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert after.files[0] == before.files[0]
+
+
+def test_a_part_beyond_the_end_covers_to_the_end_and_again_changes_nothing(tmp_path: Path) -> None:
+    before = finished(tmp_path, "wav")
+
+    once = silence(tmp_path, before, {"0": [(3.5, 9.0)]})
+    twice = silence(tmp_path, once, {"0": [(3.5, 9.0)]})
+
+    assert silent(samples(tmp_path / "s-0.wav")[:, 0]) == (3.5, 4.0)
+    assert twice == once
+
+
+def test_a_beep_is_heard_where_the_speech_was(tmp_path: Path) -> None:
+    before = finished(tmp_path, "wav")
+
+    silence(tmp_path, before, {"0": [(1.0, 2.0)]}, "beep")
+
+    part = samples(tmp_path / "s-0.wav")[RATE : 2 * RATE, 0].astype(float)
+    assert np.argmax(np.abs(np.fft.rfft(part))) == 1000
+    assert samples(tmp_path / "s-0.wav")[RATE - 1, 0] == 1000
+
+
+def silent(audio: npt.NDArray[np.int16]) -> tuple[float, float] | None:
+    """From when to when all samples are zero."""
+    (zeros,) = np.nonzero(audio == 0)
+    if not len(zeros):
+        return None
+    assert len(zeros) == zeros[-1] - zeros[0] + 1
+    return float(zeros[0] / RATE), float((zeros[-1] + 1) / RATE)
+
+
+def samples(path: Path) -> npt.NDArray[np.int16]:
+    """All samples, shape (n, channels)."""
+    if path.suffix == ".wav":
+        with path.open("rb") as raw, wave.open(raw) as file:
+            data = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+            return data.reshape(-1, file.getnchannels())
+    with av.open(str(path)) as container:
+        channels = container.streams.audio[0].channels
+        return np.concatenate(
+            [frame.to_ndarray().reshape(-1, channels) for frame in container.decode(audio=0)]
+        )

@@ -1,0 +1,293 @@
+"""A recorded call whose numbers are taken out: of documents, database, files and audio alike."""
+
+import json
+import wave
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siprec_bridge.media import FinishedAudio, FinishedLeg
+from siprec_bridge.media.audio_file import AudioFile
+from siprec_bridge.recording import Completion, Orders, Redactor
+from siprec_bridge.recording.integrity import verify
+from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.recording.redactor import CoverMode
+from siprec_bridge.redaction import KINDS, Policy
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import (
+    Database,
+    Event,
+    SessionRow,
+    StoreError,
+    jobs,
+    outbox,
+    recordings,
+    search,
+    transcripts,
+)  # fmt: skip
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import Conversation, RunFacts, Segment, Transcript, Word
+from siprec_bridge.transcription import RecordedLeg, Rules, merge
+from siprec_bridge.transcription.rules import Rule
+
+RATE = 8000
+EVERYTHING = Policy(frozenset(KINDS))
+START = datetime(2026, 5, 4, 12, tzinfo=UTC)
+FACTS = RunFacts(
+    provider="whisper", model="base", status="success", stderr_tail="heard: 4242 4242 4242 4242"
+)
+
+
+@dataclass
+class Desk:
+    """A finished session of two legs, ten seconds each, the second a second later."""
+
+    database: Database
+    metrics: Metrics
+    completion: Completion
+    redactor: Redactor
+    row: SessionRow
+    folder: Path
+
+    async def take(self, heard: dict[str, Transcript], version: int = 1) -> None:
+        """What a run of the recogniser came to."""
+        job = Orders("whisper", ("whisper",)).first(
+            self.row, SessionDocument.model_validate_json(self.row.document), 10.0, START
+        )
+        job = replace(job, id=f"{self.row.id}.{version}")
+        await self.database.write(lambda connection: jobs.insert(connection, job))
+        await self.completion.done(job, heard, FACTS)
+
+    async def session(self) -> SessionRow:
+        found = await self.database.read(lambda c: recordings.get(c, self.row.id))
+        assert found is not None
+        return found
+
+    async def events(self) -> list[Event]:
+        return await self.database.read(lambda c: outbox.since(c, 0, 100))
+
+
+@asynccontextmanager
+async def desk(
+    folder: Path,
+    *,
+    policy: Policy = EVERYTHING,
+    rules: Sequence[Rule] = (),
+    cover: CoverMode = "silence",
+) -> AsyncIterator[Desk]:
+    """A desk on a data folder."""
+    metrics = Metrics()
+    database = Database(f"sqlite:///{folder / 'bridge.db'}")
+    await database.start()
+    orders = Orders("whisper", ("whisper",), Rules(rules))
+    redactor = Redactor(policy, orders, metrics, cover=cover)
+    completion = Completion(
+        database, metrics, sinks=["amqp"], clock=lambda: START + timedelta(minutes=1),
+        deliver=lambda: None, redactor=redactor,
+    )  # fmt: skip
+    files = folder / "recordings" / "s-1"
+    files.mkdir(parents=True)
+    document = SessionDocument(session_id="s-1")
+    audio = redactor.mark(record(files), document, "udp:192.0.2.1:5060")
+    row = SessionRow(
+        id="s-1", sip_call_id="c-1", state="finished", started_at=START, peer="udp:192.0.2.1:5060",
+        folder=str(files), document=document.model_dump_json(), ended_at=START,
+        audio=AUDIO.dump_json(audio).decode(),
+    )  # fmt: skip
+    await database.write(lambda connection: recordings.insert(connection, row))
+    try:
+        yield Desk(database, metrics, completion, redactor, row, files)
+    finally:
+        await database.stop()
+
+
+def record(folder: Path) -> FinishedAudio:
+    """The files of a call."""
+    files, legs = [], []
+    for index in (0, 1):
+        with AudioFile(folder / f"s-1-{index}.wav", 1, RATE) as file:
+            file.write(np.full(10 * RATE, 1000, np.int16))
+        files.append(file.finished)
+        legs.append(
+            FinishedLeg(
+                stream_id=f"s-1-{index}", index=index, label=str(index), file=f"s-1-{index}.wav",
+                started_at=START + timedelta(seconds=index), duration=10.0, sample_rate=RATE,
+                packets=1,
+            )
+        )  # fmt: skip
+        (folder / f"s-1-{index}.spool").write_bytes(b"spoken")
+    with AudioFile(folder / "s-1-stereo.wav", 2, RATE) as both:
+        both.write(np.full((11 * RATE, 2), 1000, np.int16))
+    return FinishedAudio(
+        tuple(legs), stereo="s-1-stereo.wav", started_at=START, duration=11.0,
+        files=(*files, both.finished),
+    )  # fmt: skip
+
+
+def said(*lines: tuple[str, float]) -> Transcript:
+    """Segments that begin at these seconds of their file, 0.25 s a word."""
+    segments = []
+    for text, start in lines:
+        words = tuple(
+            Word(text=f" {word}", start=start + n / 4, end=start + (n + 1) / 4)
+            for n, word in enumerate(text.split())
+        )
+        segments.append(Segment(text=text, start=start, end=words[-1].end, words=words))
+    return Transcript(language="en", segments=tuple(segments), model="base")
+
+
+CARD = {
+    "0": said(("what is your card number", 0.0), ("mm-hm", 4.0)),
+    "1": said(("it is 4242 four two four two", 1.0), ("4242 four two four two", 4.0)),
+}
+
+
+def conversation_of(here: Desk) -> Conversation:
+    """What the run of CARD comes to."""
+    audio = AUDIO.validate_json(here.row.audio or "")
+    legs = [RecordedLeg(leg.label, leg.started_at, leg.duration) for leg in audio.legs]
+    return merge(
+        legs, CARD, lambda label, at: None, session_id="s-1", sip_call_id="c-1", group_id=None,
+        participants=(), started_at=START, ended_at=START, facts=FACTS,
+    )  # fmt: skip
+
+
+def silent(path: Path, channel: int = 0) -> tuple[float, float] | None:
+    """From when to when all samples are zero."""
+    with path.open("rb") as raw, wave.open(raw) as file:
+        data = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        (zeros,) = np.nonzero(data.reshape(-1, file.getnchannels())[:, channel] == 0)
+    return (zeros[0] / RATE, (zeros[-1] + 1) / RATE) if len(zeros) else None
+
+
+def everything(folder: Path) -> bytes:
+    """All octets below a data folder, of the database and its log, too."""
+    return b"\n".join(one.read_bytes() for one in folder.rglob("*") if one.is_file())
+
+
+async def test_a_card_number_read_out_in_two_breaths_is_nowhere(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await here.take(CARD)
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1"))
+        found = await here.database.read(lambda c: search.search(c, 10, text="4242"))
+        events = await here.events()
+        while_running = everything(tmp_path)
+    afterwards = everything(tmp_path)
+
+    assert transcript is not None
+    assert transcript.text.splitlines() == [
+        "what is your card number", "it is [card]", "mm-hm", "[card]",
+    ]  # fmt: skip
+    document = json.loads(transcript.document)
+    assert [(one["kind"], one["label"]) for one in document["redactions"]] == 2 * [("card", "1")]
+    assert [word["text"] for word in document["utterances"][1]["words"]] == [
+        " it",
+        " is",
+        " [card]",
+    ]
+    assert [one.type for one in events] == 4 * ["transcript.segment"] + ["transcript.final"]
+    assert json.loads(events[-1].body)["redactions"] == document["redactions"]
+    assert found == []
+    for content in (while_running, afterwards):
+        assert b"4242" not in content
+        assert b"four two" not in content
+        assert b"[card]" in content
+    assert here.metrics.registry.get_sample_value("siprec_redactions_total", {"kind": "card"}) == 2
+
+
+async def test_the_recording_is_silent_there_and_its_spools_are_gone(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        before = AUDIO.validate_json(here.row.audio or "")
+        await here.take(CARD)
+        row = await here.session()
+
+    # Two words into the leg's first segment, with 0.2 s before and after; to the end of the other.
+    assert silent(here.folder / "s-1-0.wav") is None
+    first, last = silent(here.folder / "s-1-1.wav") or (0, 0)
+    assert [first, last] == [pytest.approx(1.3), pytest.approx(5.45)]
+    assert silent(here.folder / "s-1-stereo.wav", 0) is None
+    first, last = silent(here.folder / "s-1-stereo.wav", 1) or (0, 0)
+    assert [first, last] == [pytest.approx(2.3), pytest.approx(6.45)]
+    after = AUDIO.validate_json(row.audio or "")
+    assert (before.withheld, after.withheld) == (True, False)
+    assert verify(row).troubles == ()
+    assert verify(here.row).troubles != ()
+    assert AUDIO.validate_json((here.folder / "s-1.audio.json").read_bytes()) == after
+    assert list(here.folder.glob("*.spool")) == []
+    seconds = here.metrics.registry.get_sample_value("siprec_audio_redacted_seconds_total")
+    assert seconds == pytest.approx(1.65 + 1.65, abs=0.1)
+
+
+async def test_a_further_version_does_not_uncover_what_an_earlier_one_covered(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.take(CARD)
+        await here.take({"0": said(("call me at 212 736 5001", 6.0)), "1": Transcript()}, 2)
+        row = await here.session()
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1", 2))
+
+    assert silent(here.folder / "s-1-0.wav") is not None
+    assert silent(here.folder / "s-1-1.wav") is not None
+    assert verify(row).troubles == ()
+    assert transcript is not None
+    kinds = [one["kind"] for one in json.loads(transcript.document)["redactions"]]
+    assert kinds == ["card", "card", "phone"]
+
+
+async def test_killed_after_the_audio_was_covered_the_next_run_comes_to_a_sound_whole(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        conversation = conversation_of(here)
+        await here.redactor.redact(here.row, conversation)  # and nothing is committed
+        assert silent(here.folder / "s-1-1.wav") is not None
+        await here.take({"0": CARD["0"], "1": said(("it is", 1.0))}, 2)
+        row = await here.session()
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1"))
+
+    assert verify(row).troubles == ()
+    assert not AUDIO.validate_json(row.audio or "").withheld
+    assert transcript is not None
+    assert len(json.loads(transcript.document)["redactions"]) == 2
+
+
+async def test_audio_that_cannot_be_covered_keeps_the_transcript_back(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        (here.folder / "s-1-stereo.wav").unlink()
+
+        with pytest.raises(StoreError, match="not covered"):
+            await here.take(CARD)
+
+        assert await here.events() == []
+        assert AUDIO.validate_json((await here.session()).audio or "").withheld
+        assert b"4242" not in everything(tmp_path)
+
+
+async def test_a_rule_has_more_or_nothing_taken_out_of_its_calls(tmp_path: Path) -> None:
+    rule = Rule.model_validate({"peer": "192.0.2.0/24", "redact": "off"})
+    async with desk(tmp_path / "a", rules=[rule]) as here:
+        await here.take(CARD)
+        assert AUDIO.validate_json((await here.session()).audio or "").withheld is False
+        assert b"4242" in everything(tmp_path / "a")
+        assert len(list(here.folder.glob("*.spool"))) == 2
+    more = Rule.model_validate({"peer": "192.0.2.0/24", "redact": ["cards", "emails"]})
+    async with desk(tmp_path / "b", policy=Policy(), rules=[more]) as here:
+        await here.take(CARD)
+        assert b"4242" not in everything(tmp_path / "b")
+
+
+async def test_audio_is_kept_where_only_text_is_to_be_redacted(tmp_path: Path) -> None:
+    async with desk(tmp_path, cover="keep") as here:
+        await here.take(CARD)
+        row = await here.session()
+
+    assert row.audio == here.row.audio
+    assert verify(row).troubles == ()
+    assert len(list(here.folder.glob("*.spool"))) == 2
+    assert b"4242" not in everything(tmp_path)
