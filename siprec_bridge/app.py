@@ -34,6 +34,7 @@ from siprec_bridge.recording import (
     Capacity,
     Completion,
     Desk,
+    Eraser,
     Keep,
     LadderKeeper,
     Orders,
@@ -272,6 +273,14 @@ class Bridge:
             clock=_now,
             node=None if settings.recordings_shared else self.database.node,
         )
+        eraser = Eraser(
+            self.database,
+            metrics,
+            self.retention,
+            sinks=sinks,
+            clock=_now,
+            node=None if settings.recordings_shared else self.database.node,
+        )
         self.api = Api(
             self.database,
             metrics,
@@ -281,6 +290,7 @@ class Bridge:
             self.gate,
             self.orders,
             self.scheduler,
+            eraser,
             self.relays,
             open_metrics=settings.http_open_metrics,
             secure=self.http_tls is not None,

@@ -16,7 +16,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, Literal, cast, get_args
 
-Scope = Literal["read", "listen", "operate", "metrics"]
+Scope = Literal["read", "listen", "operate", "erase", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")

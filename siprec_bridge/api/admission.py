@@ -28,7 +28,7 @@ class Admission:
                 client = self.client(request)
                 self._gate.require(client, scope)
                 request[CLIENT] = client
-                if scope == "operate":
+                if scope in ("operate", "erase"):
                     log.info(
                         "api.operated", client=client.name, method=request.method, path=request.path
                     )

@@ -11,6 +11,7 @@ from siprec_bridge.api.admission import Admission
 from siprec_bridge.api.asking import Handler, Route
 from siprec_bridge.api.custody import Custody
 from siprec_bridge.api.deliveries import Deliveries
+from siprec_bridge.api.erasures import Erasures
 from siprec_bridge.api.events import Events
 from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
@@ -19,7 +20,7 @@ from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
 from siprec_bridge.delivery import Relay
-from siprec_bridge.recording import Orders, RecordingService, Retention
+from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import Scheduler
@@ -43,6 +44,7 @@ class Api:
         gate: Gate,
         orders: Orders,
         scheduler: Scheduler,
+        eraser: Eraser,
         relays: Sequence[Relay] = (),
         *,
         open_metrics: bool = False,
@@ -54,6 +56,7 @@ class Api:
             Logins(gate, self._admission, secure=secure),
             Sessions(database),
             Custody(database, retention),
+            Erasures(database, eraser),
             Pausing(database, calls),
             Transcriptions(database, orders, scheduler),
             Jobs(database, scheduler),

@@ -10,6 +10,7 @@ from siprec_bridge.caller import CallError
 from siprec_bridge.cli import deliveries, jobs, recordings, rules, sessions, tokens
 from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
+from siprec_bridge.cli.erase import erase
 from siprec_bridge.cli.listen import listen
 from siprec_bridge.cli.replay import replay
 from siprec_bridge.cli.search import search
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, call, listen, doctor, search, replay):
+for command in (serve, call, listen, doctor, search, replay, erase):
     app.command()(command)
 for name, group in (
     ("jobs", jobs.app),

@@ -1,6 +1,7 @@
 """`siprec-bridge sessions`: what was recorded."""
 
 import json
+import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -147,6 +148,35 @@ def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
     except InUse:
         refuse(f"{session} is being recorded or transcribed")
     print(f"{session} is deleted")
+
+
+@app.command("export")
+def sessions_export(
+    session: SessionId,
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; - is standard output; ./ID.zip if not said")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Write all that is known of a session into one ZIP file, its audio included."""
+    from siprec_bridge.recording.export import gather, zipped
+
+    settings, _ = from_environment(config)
+    parts = with_database(settings, lambda store: gather(store, session))
+    if parts is None:
+        refuse(f"there is no session {session}")
+    if out is not None and str(out) == "-":
+        for piece in zipped(parts):
+            sys.stdout.buffer.write(piece)
+        return
+    path = out or Path(f"{session}.zip")
+    try:
+        with path.open("xb") as file:
+            for piece in zipped(parts):
+                file.write(piece)
+    except OSError as error:
+        refuse(f"{path}: {error.strerror}")
+    print(f"{path} is written" + "".join(f"; without {name}" for name in parts.left_out))
 
 
 def _set_hold(session: str, held: str | None, config: Path | None) -> None:

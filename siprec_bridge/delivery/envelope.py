@@ -104,6 +104,14 @@ class SessionEndedData(SessionData):
     duration: float
 
 
+class SessionErasedData(Data):
+    """What consumers are to erase, too: these participants, as they were known, or the whole."""
+
+    participant_ids: tuple[str, ...] = ()
+    labels: tuple[str, ...] = Field((), description="streams with their voice")
+    whole: bool = Field(description="true: the whole session was erased")
+
+
 class TranscriptSegmentData(Data):
     """One utterance. `start` and `end` are seconds from the start of the session."""
 
@@ -221,6 +229,13 @@ class SessionEnded(CloudEvent):
     data: SessionEndedData
 
 
+class SessionErased(CloudEvent):
+    """A person was erased from the session, or the session as a whole; copies are to follow."""
+
+    type: Literal["session.erased"] = "session.erased"
+    data: SessionErasedData
+
+
 class TranscriptSegment(CloudEvent):
     """One utterance of the transcript."""
 
@@ -248,6 +263,7 @@ AnyEvent = Annotated[
     | SessionPaused
     | SessionResumed
     | SessionEnded
+    | SessionErased
     | TranscriptSegment
     | TranscriptFinal
     | TranscriptFailed,
@@ -292,6 +308,28 @@ def session_ended(facts: SessionFacts, *, started_at: datetime, cause: str) -> E
         duration=(facts.at - started_at).total_seconds(),
     )
     return _event("session.ended", "", facts.at, data)
+
+
+def session_erased(
+    session_id: str,
+    sip_call_id: str,
+    *,
+    group_id: str | None,
+    participant_ids: Sequence[str],
+    labels: Sequence[str],
+    whole: bool,
+    at: datetime,
+) -> Event:
+    """The event of an erasure at this time."""
+    data = SessionErasedData(
+        session_id=session_id,
+        sip_call_id=sip_call_id,
+        group_id=group_id,
+        participant_ids=tuple(participant_ids),
+        labels=tuple(labels),
+        whole=whole,
+    )
+    return _event("session.erased", at.astimezone(UTC).isoformat(), at, data)
 
 
 def transcript_events(

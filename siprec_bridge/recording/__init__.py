@@ -7,6 +7,7 @@ knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 Â
 from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
+from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.orders import (
     AudioDeleted,
@@ -22,12 +23,15 @@ from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention,
 from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
+    "Affected",
     "Archive",
     "AudioDeleted",
     "Capacity",
     "Completion",
     "Desk",
     "Elsewhere",
+    "Eraser",
+    "Identifier",
     "InUse",
     "Keep",
     "LadderKeeper",

@@ -4,7 +4,16 @@ Refuses to know what an event says, how audio is made and who listens; callers h
 values and get frozen rows. Audio itself lies in files beside the database.
 """
 
-from siprec_bridge.store import jobs, ladder, outbox, recordings, retention, search, transcripts
+from siprec_bridge.store import (
+    erasure,
+    jobs,
+    ladder,
+    outbox,
+    recordings,
+    retention,
+    search,
+    transcripts,
+)
 from siprec_bridge.store.database import Database
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow, Waiting
@@ -29,6 +38,7 @@ __all__ = [
     "StoreError",
     "TranscriptRow",
     "Waiting",
+    "erasure",
     "jobs",
     "ladder",
     "node_id",

@@ -6,6 +6,7 @@ wait share one commit, and each caller returns when it is durable.
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -34,6 +35,7 @@ _GROUP_LIMIT = 500  # works that share one commit
 _QUEUE_LIMIT = 10_000  # works that may wait; each has a caller that waits with it
 _PROBE_TIMEOUT_S = 10.0
 _AWAY_PAUSE_S = 1.0
+_LOG_PATIENCE_S = 10.0
 _FRESH_S = 5.0  # a commit this recent proves that the database is writable
 
 
@@ -149,6 +151,14 @@ class Database:
         if not self._open:
             raise StoreError("the database is closed")
         return await self._loop.run_in_executor(self._readers, self._read_now, work)
+
+    async def shorten_log(self) -> None:
+        """Leave nothing of what was deleted in the log beside SQLite's file.
+
+        Readers that are at it are waited for, a while. Raises StoreError.
+        """
+        if not self.shared:
+            await asyncio.to_thread(_truncate_log, self.place)
 
     async def unwritable(self) -> str | None:
         """Why nothing can be stored now (one line), or None. Writes a row unless just written."""
@@ -331,6 +341,16 @@ def _attempt(work: _Work, connection: Connection) -> None:
         work.error = error
     else:
         savepoint.commit()
+
+
+def _truncate_log(path: str) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=_LOG_PATIENCE_S)) as connection:
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: {error}") from error
+    if busy:
+        log.warning("database.log_not_shortened", effect="the next checkpoints overwrite it")
 
 
 def _touch_probe(connection: Connection) -> None:

@@ -120,6 +120,7 @@ class Sqlite:
             connection.isolation_level = None  # the driver begins transactions late: we do it
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file
             connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
             connection.execute(f"PRAGMA query_only = {'ON' if readers else 'OFF'}")
 

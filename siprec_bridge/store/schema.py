@@ -232,6 +232,20 @@ sip_messages = Table(
     sqlite_autoincrement=True,
 )
 
+# Kept when what it tells of is gone: no key to sessions, and no retention.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("action", String, nullable=False),
+    Column("actor", String),
+    Column("reason", String),
+    Column("subject", String, nullable=False),  # a hash
+    Column("detail", Text, nullable=False),  # JSON
+    sqlite_autoincrement=True,
+)
+
 probe = Table(
     "probe",
     metadata,

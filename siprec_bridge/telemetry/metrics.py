@@ -254,6 +254,11 @@ class Metrics:
         self.audio_redacted_seconds_total = counter(
             "audio_redacted_seconds", "seconds of audio that were covered for it"
         )
+        self.erasures_total = counter(
+            "erasures", "sessions that a person was erased from, by how much of them", ("what",)
+        )
+        for what in ("person", "session"):
+            self.erasures_total.labels(what=what)
         for kind in ("card", "cvv", "email", "phone", "id", "iban"):
             self.redactions_total.labels(kind=kind)
         for outcome in JOB_OUTCOMES:

@@ -95,7 +95,7 @@ def test_without_tokens_everybody_may_do_everything() -> None:
     client = door.gate.client("192.0.2.1", authorization="Bearer whatever")
 
     assert door.gate.open
-    assert client.scopes == {"read", "listen", "operate", "metrics"}
+    assert client.scopes == {"read", "listen", "operate", "erase", "metrics"}
     assert client.view.whole
 
 

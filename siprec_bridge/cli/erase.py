@@ -1,0 +1,77 @@
+"""`siprec-bridge erase`: one person out of all that is stored."""
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siprec_bridge.cli.arguments import AsJson, ConfigFile
+from siprec_bridge.cli.database import with_database
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.settings import from_environment
+from siprec_bridge.store import Database, node_id, outbox
+from siprec_bridge.telemetry import Metrics, configure_logs
+
+if TYPE_CHECKING:
+    from siprec_bridge.recording import Affected
+
+
+def erase(
+    participant: Annotated[str, typer.Option(help="sip:user@host, tel:+number or +number")],
+    reason: Annotated[str | None, typer.Option(help="why, for the audit")] = None,
+    by: Annotated[str | None, typer.Option(help="who asks for it, for the audit")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole-sessions", help="delete the sessions, not the person alone")
+    ] = False,
+    do_it: Annotated[
+        bool, typer.Option("--yes", help="do it; else it is only shown what would go")
+    ] = False,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
+) -> None:
+    """Erase a person from all sessions: voice, words, name and address; what others said stays.
+
+    Exit code 1: some sessions were left as they are, each with its cause.
+    """
+    from siprec_bridge.delivery import load_hooks
+    from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
+    from siprec_bridge.recording.erasure import as_json as shown
+
+    settings, _ = from_environment(config)
+    try:
+        whom = Identifier.parse(participant)
+    except ValueError as error:
+        raise ConfigurationError("--participant", str(error)) from None
+
+    async def run(store: Database) -> "list[Affected]":
+        node = None
+        if store.shared and not settings.recordings_shared:
+            node = settings.node_id or node_id(settings.data_dir)
+
+        def now() -> datetime:
+            return datetime.now(UTC)
+
+        metrics = Metrics()
+        sinks: list[outbox.Recipient] = ["amqp"] if settings.amqp_url else []
+        sinks += [hook.recipient for hook in load_hooks(settings.webhooks)]
+        retention = Retention(store, metrics, Keep(), clock=now, node=node)
+        eraser = Eraser(store, metrics, retention, sinks=sinks, clock=now, node=node)
+        if not do_it:
+            return await eraser.find(whom)
+        return await eraser.erase(whom, by=by, reason=reason, whole=whole)
+
+    configure_logs("error", "console")
+    found = with_database(settings, run)
+    if as_json:
+        print(json.dumps([shown(one) for one in found], indent=1))
+    else:
+        for one in found:
+            cause = f" ({one.cause})" if one.cause else ""
+            print(
+                f"{one.session_id}  {one.started_at:%Y-%m-%d %H:%M:%S}  {one.outcome}{cause}  "
+                f"{one.utterances} utterances, {one.audio_seconds:.1f} s of audio"
+            )
+        print(f"{len(found)} sessions" + ("" if do_it else "; nothing was changed: say --yes"))
+    if do_it and any(one.outcome != "erased" for one in found):
+        raise typer.Exit(1)

@@ -1,0 +1,418 @@
+"""One person out of all sessions, on request: GDPR, Article 17. What others said stays.
+
+Files first, then the rows, in one transaction a session: cut off between the two, the same
+request does the rest. A session under hold is told of and left alone.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Literal, Self
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.delivery import envelope
+from siprec_bridge.media import FinishedAudio, silence, write_atomically
+from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.recording.retention import Elsewhere, InUse, Retention, UnderHold
+from siprec_bridge.recording.scrub import Scrub, mentions_of, text_of
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import (
+    Database,
+    SessionRow,
+    StoreError,
+    erasure,
+    outbox,
+    recordings,
+    retention,
+)
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import Participant
+
+log = structlog.get_logger()
+
+_AROUND = timedelta(seconds=2)  # audio and metadata do not change at the same moment
+_NUMBER = re.compile(r"\+?[\d\s().-]*\d[\d\s().-]*")
+_SCRYPT = {"n": 2**14, "r": 8, "p": 1}
+
+Outcome = Literal["erased", "due", "held", "in_use", "elsewhere", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """Whom a request is about: an address of record, in the form in which they are compared."""
+
+    user: str
+    host: str | None = None  # None: a telephone number, at whatever host
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read sip:user@host, sips:…, tel:number or +number. Raises ValueError."""
+        scheme, colon, rest = text.strip().partition(":")
+        if not colon:
+            scheme, rest = "tel", text.strip()
+        scheme = scheme.lower()
+        rest = rest.partition(";")[0].partition("?")[0]
+        if scheme in ("sip", "sips"):
+            user, at, host = rest.rpartition("@")
+            if not (user and at and host):
+                raise ValueError(f"{scheme}:user@host is needed")
+            return cls(user.lower(), _host(host))
+        if scheme == "tel" and _NUMBER.fullmatch(rest) and len(_digits(rest)) >= 3:
+            return cls(_digits(rest))
+        raise ValueError("sip:user@host, tel:+number or +number is needed")
+
+    def matches(self, aor: str | None) -> bool:
+        """Whether this is the address of that person."""
+        try:
+            other = Identifier.parse(aor or "")
+        except ValueError:
+            return False
+        if self.host is None or other.host is None:
+            numbers = [_digits(one.user) for one in (self, other) if _NUMBER.fullmatch(one.user)]
+            return len(numbers) == 2 and numbers[0] == numbers[1]
+        return self == other
+
+    @property
+    def pattern(self) -> str:
+        """LIKE: what documents that name them have, perhaps with signs between digits."""
+        if self.host is None:
+            return "%" + "%".join(self.user.lstrip("0")) + "%"
+        return (
+            "%"
+            + re.sub(r"([\\%_])", r"\\\1", json.dumps(self.user, ensure_ascii=False)[1:-1])
+            + "%"
+        )
+
+    def hashed(self, salt: bytes) -> str:
+        """What an audit keeps: to tell whether it was them, for who knows the address."""
+        text = f"{self.user}@{self.host or ''}".encode()
+        return f"scrypt:{salt.hex()}:{hashlib.scrypt(text, salt=salt, **_SCRYPT).hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Affected:
+    """A session with the person, and what is, or would be, taken from it.
+
+    `audio_seconds`: of the person's streams; `cause`: why it was left as it is.
+    """
+
+    session_id: str
+    started_at: datetime
+    outcome: Outcome
+    labels: tuple[str, ...] = ()
+    participant_ids: tuple[str, ...] = ()
+    utterances: int = 0
+    audio_seconds: float = 0.0
+    cause: str | None = None
+
+
+class Eraser:
+    """Erases people. `node`: whose audio it can reach; None: everybody's."""
+
+    def __init__(
+        self,
+        database: Database,
+        metrics: Metrics,
+        retention: Retention,
+        *,
+        sinks: Sequence[outbox.Recipient],
+        clock: Callable[[], datetime],
+        node: str | None = None,
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._retention = retention
+        self._sinks = sinks
+        self._clock = clock
+        self._node = node
+
+    async def find(self, whom: Identifier) -> list[Affected]:
+        """The sessions that the person took part in. Changes nothing. Raises StoreError."""
+        return [await self._judged(row, people) for row, people in await self._sessions_of(whom)]
+
+    async def erase(
+        self, whom: Identifier, *, by: str | None, reason: str | None, whole: bool = False
+    ) -> list[Affected]:
+        """Take the person out of each session, or `whole` sessions with the person away.
+
+        What cannot be done is told with its cause. Raises StoreError.
+        """
+        done: list[Affected] = []
+        for row, people in await self._sessions_of(whom):
+            found = await self._judged(row, people)
+            if found.outcome == "due":
+                try:
+                    if whole:
+                        await self._erase_session(row, found, whom)
+                    else:
+                        await self._erase_person(row, people, whom)
+                except UnderHold:
+                    found = replace(found, outcome="held")
+                except InUse:
+                    found = replace(found, outcome="in_use")
+                except Elsewhere as error:
+                    found = replace(found, outcome="elsewhere", cause=str(error))
+                except (OSError, EOFError, StoreError) as error:
+                    found = replace(found, outcome="failed", cause=str(error))
+                    log.error("erasure.failed", session_id=row.id, cause=str(error))
+                else:
+                    found = replace(found, outcome="erased")
+                    what = "session" if whole else "person"
+                    self._metrics.erasures_total.labels(what=what).inc()
+                    log.info(f"erasure.{what}_erased", session_id=row.id, by=by)
+            done.append(found)
+        await self._finish(whom, done, by=by, reason=reason, whole=whole)
+        return done
+
+    async def _finish(
+        self,
+        whom: Identifier,
+        done: Sequence[Affected],
+        *,
+        by: str | None,
+        reason: str | None,
+        whole: bool,
+    ) -> None:
+        ids: dict[str, list[str]] = {}
+        for one in done:
+            ids.setdefault(one.outcome, []).append(one.session_id)
+        subject = await asyncio.to_thread(whom.hashed, secrets.token_bytes(16))
+        line = erasure.AuditRow(
+            at=self._clock(),
+            action="erase_sessions" if whole else "erase_person",
+            actor=by,
+            reason=reason,
+            subject=subject,
+            detail=erasure.detail(ids),
+        )
+
+        def store(connection: Connection) -> None:
+            erasure.note(connection, line)
+            if "erased" in ids:
+                erasure.compact_index(connection)
+
+        await self._database.write(store)
+        await self._database.shorten_log()
+
+    async def _sessions_of(self, whom: Identifier) -> list[tuple[SessionRow, list[Participant]]]:
+        found: list[tuple[SessionRow, list[Participant]]] = []
+        after = ""
+        while rows := await self._database.read(
+            partial(erasure.sessions_naming, pattern=whom.pattern, after=after)
+        ):
+            for row in rows:
+                document = SessionDocument.model_validate_json(row.document)
+                people = [one for one in document.participants if whom.matches(one.aor)]
+                if people:
+                    found.append((row, people))
+            after = rows[-1].id
+        return found
+
+    async def _judged(self, row: SessionRow, people: Sequence[Participant]) -> Affected:
+        document = SessionDocument.model_validate_json(row.document)
+        scrub = _scrub(document, people, "")
+
+        def look(connection: Connection) -> tuple[bool, int]:
+            busy = retention.has_open_jobs(connection, row.id)
+            latest = list(erasure.transcripts_of(connection, row.id))[-1:]
+            said = json.loads(latest[0].document).get("utterances", ()) if latest else ()
+            return busy, sum(scrub.is_theirs(one) for one in said)
+
+        busy, utterances = await self._database.read(look)
+        audio = AUDIO.validate_json(row.audio) if row.audio else FinishedAudio(())
+        outcome: Outcome = "due"
+        cause = None
+        if row.held is not None:
+            outcome = "held"
+        elif busy or row.state not in ("finished", "failed"):
+            outcome = "in_use"
+        elif self._node is not None and row.node not in (None, self._node):
+            outcome, cause = "elsewhere", row.node
+        return Affected(
+            session_id=row.id,
+            started_at=row.started_at,
+            outcome=outcome,
+            labels=tuple(sorted(scrub.labels)),
+            participant_ids=tuple(one.id for one in people),
+            utterances=utterances,
+            audio_seconds=round(
+                sum(leg.duration for leg in audio.legs if leg.label in scrub.labels), 3
+            )
+            if row.audio_deleted_at is None
+            else 0.0,
+            cause=cause,
+        )
+
+    async def _erase_session(self, row: SessionRow, found: Affected, whom: Identifier) -> None:
+        await self._retention.delete(row.id)
+        ids = _telling(found.participant_ids, whom)
+        event = self._event(row, ids, found.labels, whole=True)
+
+        def store(connection: Connection) -> None:
+            erasure.delete_events(connection, row.id)
+            outbox.append(connection, [event], self._sinks)
+
+        await self._database.write(store)
+
+    async def _erase_person(
+        self, row: SessionRow, people: Sequence[Participant], whom: Identifier
+    ) -> None:
+        document = SessionDocument.model_validate_json(row.document)
+        scrub = _scrub(document, people, whom.user)
+        audio = await asyncio.to_thread(_erase_audio, row, document, scrub)
+        event = self._event(row, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
+
+        def store(connection: Connection) -> None:
+            now = recordings.get(connection, row.id)
+            if now is None:
+                return
+            if now.held is not None:
+                raise UnderHold
+            if retention.has_open_jobs(connection, row.id):
+                raise InUse
+            recordings.update(
+                connection,
+                row.id,
+                document=_dumped(scrub.document(json.loads(now.document))),
+                warnings=tuple(one for one in now.warnings if not scrub.names(one)),
+                audio=AUDIO.dump_json(audio).decode() if audio is not None else now.audio,
+            )
+            for one in erasure.transcripts_of(connection, row.id):
+                cleaned = scrub.document(json.loads(one.document))
+                erasure.change_transcript(connection, one, text_of(cleaned), _dumped(cleaned))
+            erasure.change_events(connection, _events_without(connection, row.id, scrub))
+            erasure.forget_traces(connection, row.id)
+            outbox.append(connection, [event], self._sinks)
+
+        await self._database.write(store)
+
+    def _event(
+        self, row: SessionRow, ids: Sequence[str], labels: Sequence[str], *, whole: bool
+    ) -> outbox.Event:
+        document = SessionDocument.model_validate_json(row.document)
+        return envelope.session_erased(
+            row.id,
+            row.sip_call_id,
+            group_id=document.group_id,
+            participant_ids=ids,
+            labels=labels,
+            whole=whole,
+            at=self._clock(),
+        )
+
+
+def as_json(found: Affected) -> dict[str, object]:
+    """For API and command line."""
+    return asdict(found) | {"started_at": found.started_at.isoformat()}
+
+
+def _events_without(
+    connection: Connection, session_id: str, scrub: Scrub
+) -> Mapping[int, str | None]:
+    changed: dict[int, str | None] = {}
+    for seq, kind, body in erasure.events_of(connection, session_id):
+        if kind == "session.erased":
+            continue
+        before = json.loads(body)
+        after = scrub.event(kind, before)
+        if after is None:
+            changed[seq] = None
+        elif after != before:
+            changed[seq] = _dumped(after)
+    return changed
+
+
+def _scrub(document: SessionDocument, people: Sequence[Participant], user: str) -> Scrub:
+    ids = {one.id for one in people}
+    taken = {one.id for one in document.participants}
+    numbers = (n for n in range(1, len(taken) + len(ids) + 1) if f"erased-{n}" not in taken)
+    on_stream = {
+        stream.label: {one.participant_id for one in stream.presences}
+        for stream in document.streams
+    }
+    labels = frozenset(label for label, there in on_stream.items() if there & ids)
+    return Scrub(
+        ids={one.id: f"erased-{next(numbers)}" for one in people},
+        labels=labels,
+        alone=frozenset(label for label in labels if on_stream[label] <= ids),
+        mentions=mentions_of([one.model_dump() for one in people], user),
+    )
+
+
+def _erase_audio(row: SessionRow, document: SessionDocument, scrub: Scrub) -> FinishedAudio | None:
+    """Silence the person's streams, and delete what they were made from.
+
+    None: there is no finished audio. Raises OSError.
+    """
+    folder = Path(row.folder)
+    if row.audio_deleted_at is not None or not folder.is_dir():
+        return None
+    for stream in document.streams:
+        if stream.label in scrub.labels:
+            for spool in folder.glob(f"{row.id}-{stream.index}.*spool*"):
+                spool.unlink(missing_ok=True)
+    if row.audio is None:
+        return None
+    audio = AUDIO.validate_json(row.audio)
+    spans = {
+        leg.label: _spans(document, leg.label, leg.started_at, leg.duration, scrub)
+        for leg in audio.legs
+        if leg.label in scrub.labels
+    }
+    silent = silence(folder, audio, spans)
+    silent = replace(
+        silent,
+        legs=tuple(
+            replace(leg, keys=()) if leg.label in scrub.labels else leg for leg in silent.legs
+        ),
+    )
+    write_atomically(folder / f"{row.id}.audio.json", AUDIO.dump_json(silent, indent=1))
+    return silent
+
+
+def _spans(
+    document: SessionDocument, label: str, begun: datetime, duration: float, scrub: Scrub
+) -> list[tuple[float, float]]:
+    """When the person was on a stream, in seconds of its file; all of it, if nobody else was."""
+    stream = document.stream(label)
+    if label in scrub.alone or stream is None:
+        return [(0.0, duration)]
+    spans = []
+    for one in stream.presences:
+        if one.participant_id in scrub.ids:
+            first = (one.since - _AROUND - begun).total_seconds()
+            last = (
+                (one.until + _AROUND - begun).total_seconds() if one.until is not None else duration
+            )
+            spans.append((max(0.0, first), min(duration, last)))
+    return [span for span in spans if span[0] < span[1]]
+
+
+def _telling(ids: Iterable[str], whom: Identifier) -> list[str]:
+    """Ids by which consumers know the person, unless the SRC made them of the address itself."""
+    return [id for id in ids if whom.user not in id.lower()]
+
+
+def _digits(text: str) -> str:
+    """A number's digits; 00 in front is +."""
+    digits = re.sub(r"\D", "", text)
+    return digits.removeprefix("00")
+
+
+def _host(text: str) -> str:
+    """Without a port."""
+    return re.sub(r":\d+$", "", text.lower())
+
+
+def _dumped(value: object) -> str:
+    # As the models write it, so that the same text finds it.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,449 @@
+"""One person out of what is stored; what others said, and what is under hold, stays."""
+
+import io
+import json
+import sqlite3
+import wave
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Connection
+
+from siprec_bridge.delivery import envelope
+from siprec_bridge.media import FinishedAudio, FinishedLeg
+from siprec_bridge.media.audio_file import AudioFile
+from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
+from siprec_bridge.recording.export import gather, zipped
+from siprec_bridge.recording.integrity import verify
+from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.siprec.document import Presence, StreamDocument
+from siprec_bridge.store import (
+    Database,
+    Event,
+    JobRow,
+    SessionRow,
+    SipMessage,
+    erasure,
+    jobs,
+    ladder,
+    outbox,
+    recordings,
+    search,
+    transcripts,
+)  # fmt: skip
+from siprec_bridge.telemetry import Metrics
+from siprec_bridge.transcript import (
+    Conversation,
+    KeyPress,
+    Leg,
+    Participant,
+    Suppressed,
+    Utterance,
+    Word,
+)  # fmt: skip
+
+RATE = 8000
+START = datetime(2026, 5, 4, 12, tzinfo=UTC)
+CAROL = Participant(id="p-carol", name="Carol Quux", aor="sip:carol.quux@example.com")
+BOB = Participant(id="p-bob", name="Bob", aor="tel:+49-30-901820")
+WHOM = Identifier.parse("sip:Carol.Quux@EXAMPLE.com:5060")
+SECRETS = ("zanzibar", "quux", "p-carol")
+
+
+@dataclass
+class Desk:
+    """Recorded calls, and who erases people from them."""
+
+    database: Database
+    metrics: Metrics
+    eraser: Eraser
+    folder: Path
+
+    async def row(self, id: str) -> SessionRow | None:
+        return await self.database.read(lambda connection: recordings.get(connection, id))
+
+    async def events(self) -> list[Event]:
+        return await self.database.read(lambda connection: outbox.since(connection, 0, 1000))
+
+    async def pending(self) -> list[Event]:
+        at = START + timedelta(days=1)
+        found = await self.database.read(lambda c: outbox.pending(c, "amqp", 1000, at))
+        return [one.event for one in found]
+
+    async def add(self, id: str, **changes: Any) -> None:
+        """A call of Carol, on stream 0, and Bob on stream 1; both on 2, one after the other."""
+        folder = self.folder / "recordings" / id
+        folder.mkdir(parents=True)
+        row = SessionRow(
+            id=id, sip_call_id=f"c-{id}", state="finished", started_at=START,
+            peer="udp:192.0.2.1:5060", folder=str(folder), document=document(id).model_dump_json(),
+            ended_at=START + timedelta(seconds=10), warnings=("odd: Carol Quux", "odd"),
+            audio=AUDIO.dump_json(record(folder, id)).decode(),
+        )  # fmt: skip
+        row = replace(row, **changes)
+        talk = conversation(id)
+        events = envelope.transcript_events(talk, 1)
+        message = SipMessage(START, False, "udp:192.0.2.1:5060", "INVITE from Carol Quux")
+        job = JobRow(
+            f"{id}.1", id, "whisper", 10.0, START, "done", prompt="Carol Quux",
+            stderr_tail="zanzibar",
+        )  # fmt: skip
+
+        def store(connection: Connection) -> None:
+            recordings.insert(connection, row)
+            jobs.insert(connection, job)
+            for version in (1, 2):
+                transcripts.save(
+                    connection,
+                    id,
+                    version,
+                    f"{id}.{version}",
+                    talk.text,
+                    talk.model_dump_json(),
+                    START,
+                )
+            outbox.append(connection, events, ["amqp"])
+            ladder.append(connection, [(id, message)])
+
+        await self.database.write(store)
+
+
+@asynccontextmanager
+async def desk(folder: Path) -> AsyncIterator[Desk]:
+    """A desk with one call."""
+    metrics = Metrics()
+    database = Database(f"sqlite:///{folder / 'bridge.db'}")
+    await database.start()
+
+    def now() -> datetime:
+        return START + timedelta(hours=1)
+
+    retention = Retention(database, metrics, Keep(), clock=now)
+    eraser = Eraser(database, metrics, retention, sinks=["amqp"], clock=now)
+    here = Desk(database, metrics, eraser, folder)
+    await here.add("s-1")
+    try:
+        yield here
+    finally:
+        await database.stop()
+
+
+def document(id: str) -> SessionDocument:
+    def stream(index: int, *there: Presence) -> StreamDocument:
+        return StreamDocument(
+            index=index, label=str(index), state="closed", opened_at=START, presences=there
+        )
+
+    half = START + timedelta(seconds=5)
+    return SessionDocument(
+        session_id=id, participants=(CAROL, BOB), warnings=("odd: Carol Quux", "odd"),
+        call_ids={"ucid": "0001", "caller": "carol.quux"},
+        extensions=("<x>Carol Quux</x>", "<y>queue 7</y>"),
+        streams=(
+            stream(0, Presence(participant_id=CAROL.id, since=START)),
+            stream(1, Presence(participant_id=BOB.id, since=START)),
+            stream(
+                2, Presence(participant_id=CAROL.id, since=START, until=half),
+                Presence(participant_id=BOB.id, since=half),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def record(folder: Path, id: str) -> FinishedAudio:
+    files, legs = [], []
+    for index in (0, 1, 2):
+        with AudioFile(folder / f"{id}-{index}.wav", 1, RATE) as file:
+            file.write(np.full(10 * RATE, 1000, np.int16))
+        files.append(file.finished)
+        keys = (KeyPress(key="5", start=1.0, duration=0.1),)
+        legs.append(
+            FinishedLeg(
+                f"{id}-{index}", index, str(index), f"{id}-{index}.wav", START, 10.0, RATE, 1,
+                keys=keys,
+            )
+        )  # fmt: skip
+        (folder / f"{id}-{index}.spool").write_bytes(b"voice")
+    with AudioFile(folder / f"{id}-stereo.wav", 2, RATE) as both:
+        both.write(np.full((10 * RATE, 2), 1000, np.int16))
+    return FinishedAudio(
+        tuple(legs), stereo=f"{id}-stereo.wav", started_at=START, duration=10.0,
+        files=(*files, both.finished),
+    )  # fmt: skip
+
+
+def conversation(id: str) -> Conversation:
+    def said(label: str, who: Participant | None, start: float, text: str) -> Utterance:
+        words = tuple(Word(text=one, start=start, end=start + 1) for one in text.split())
+        at = START + timedelta(seconds=start)
+        return Utterance(
+            label=label, participant=who, start=start, end=start + 1, starts_at=at, ends_at=at,
+            text=text, words=words,
+        )  # fmt: skip
+
+    return Conversation(
+        session_id=id, sip_call_id=f"c-{id}", started_at=START, ended_at=START, duration=10.0,
+        participants=(CAROL, BOB), call_ids={"ucid": "0001", "caller": "carol.quux"},
+        legs=tuple(Leg(label=label, participants=who) for label, who in
+                   (("0", (CAROL,)), ("1", (BOB,)), ("2", (CAROL, BOB)))),
+        utterances=(
+            said("0", CAROL, 1, "I am from zanzibar"), said("1", BOB, 2, "lovely weather there"),
+            said("2", CAROL, 3, "zanzibar again"), said("2", None, 4, "zanzibar, who knows"),
+            said("2", BOB, 7, "it is mine now"),
+        ),
+        suppressed=(Suppressed(text="zanzibar", start=0, end=1, reason="repeated", label="0"),),
+        provider="whisper", model="base",
+    )  # fmt: skip
+
+
+def everything(folder: Path) -> bytes:
+    """All octets of the database, its log, and what is beside the audio, in lower case."""
+    files = [one for one in folder.rglob("*") if one.is_file() and one.suffix != ".wav"]
+    return b"\n".join(one.read_bytes() for one in files).lower()
+
+
+def loud(path: Path, channel: int = 0) -> list[int]:
+    """The seconds that are not silent."""
+    with path.open("rb") as raw, wave.open(raw) as file:
+        data = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        audio = data.reshape(-1, file.getnchannels())[:, channel]
+    return [n for n in range(10) if audio[n * RATE + RATE // 2] != 0]
+
+
+async def test_a_person_is_gone_and_what_others_said_stays(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        assert all(one.encode() in everything(tmp_path) for one in SECRETS)
+
+        (found,) = await here.eraser.erase(WHOM, by="dpo", reason="Art. 17, 2026-31")
+
+        while_running = everything(tmp_path)
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1", 1))
+        by_word = await here.database.read(lambda c: search.search(c, 9, text="zanzibar"))
+        by_name = await here.database.read(lambda c: search.search(c, 9, participant="Quux"))
+        others = await here.database.read(lambda c: search.search(c, 9, text="lovely weather"))
+        messages = await here.database.read(lambda c: ladder.of_session(c, "s-1"))
+    afterwards = everything(tmp_path)
+
+    assert (found.outcome, found.labels, found.utterances) == ("erased", ("0", "2"), 3)
+    assert found.audio_seconds == 20.0
+    for content in (while_running, afterwards):
+        left = [one for one in SECRETS if one.encode() in content]
+        # The event tells consumers which participant it is about, by the id that they know.
+        assert left == ["p-carol"]
+        assert content.count(b"p-carol") <= 2
+    assert transcript is not None
+    assert transcript.text == "lovely weather there\nit is mine now"
+    assert (by_word, by_name, len(others), messages) == ([], [], 1, [])
+    talk = Conversation.model_validate_json(transcript.document)
+    assert talk.participants == (Participant(id="erased-1"), BOB)
+    assert talk.call_ids == {"ucid": "0001"}
+    assert talk.suppressed == ()
+
+
+async def test_the_voice_is_gone_from_its_file_and_its_side_and_the_checksums_fit(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.eraser.erase(WHOM, by=None, reason=None)
+        row = await here.row("s-1")
+
+    assert row is not None
+    folder = Path(row.folder)
+    assert loud(folder / "s-1-0.wav") == []
+    assert loud(folder / "s-1-1.wav") == list(range(10))
+    assert loud(folder / "s-1-2.wav") == [7, 8, 9]  # Bob's, but for two seconds around the change
+    assert loud(folder / "s-1-stereo.wav", 0) == []
+    assert verify(row).troubles == ()
+    assert [one.name for one in folder.glob("*.spool")] == ["s-1-1.spool"]
+    assert AUDIO.validate_json(row.audio or "").legs[0].keys == ()
+    document = SessionDocument.model_validate_json(row.document)
+    assert document.extensions == ("<y>queue 7</y>",)
+    assert (document.warnings, row.warnings) == (("odd",), ("odd",))
+    assert document.streams[2].presences[0].participant_id == "erased-1"
+
+
+async def test_what_was_not_delivered_yet_is_delivered_without_the_person(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        before = await here.pending()
+        await here.eraser.erase(WHOM, by=None, reason=None)
+        after = await here.pending()
+
+    assert [one.type for one in before] == 5 * ["transcript.segment"] + ["transcript.final"]
+    assert [one.type for one in after] == [
+        "transcript.segment", "transcript.segment", "transcript.final", "session.erased",
+    ]  # fmt: skip
+    assert after[2].id == before[5].id
+    final = json.loads(after[2].body)
+    assert final["text"] == "lovely weather there\nit is mine now"
+    assert "zanzibar" not in "".join(one.body for one in after)
+    told = envelope.parse(envelope.structured(after[-1]))
+    assert isinstance(told, envelope.SessionErased)
+    assert (told.data.participant_ids, told.data.labels, told.data.whole) == (
+        ("p-carol",), ("0", "2"), False,
+    )  # fmt: skip
+
+
+async def test_a_hold_an_open_job_and_a_running_call_keep_a_session_as_it_is(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.add("s-held", held='{"by": "court"}')
+        await here.add("s-busy")
+        await here.database.write(
+            lambda c: jobs.insert(c, JobRow("s-busy.3", "s-busy", "whisper", 10.0, START))
+        )
+        await here.add("s-live", state="recording")
+
+        done = await here.eraser.erase(WHOM, by="dpo", reason=None)
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+        held = await here.database.read(lambda c: transcripts.get(c, "s-held"))
+
+    assert {one.session_id: one.outcome for one in done} == {
+        "s-1": "erased", "s-held": "held", "s-busy": "in_use", "s-live": "in_use",
+    }  # fmt: skip
+    assert held is not None
+    assert "zanzibar" in held.text
+    assert loud(tmp_path / "recordings" / "s-held" / "s-held-0.wav") == list(range(10))
+    assert json.loads(line.detail) == {
+        "erased": ["s-1"], "held": ["s-held"], "in_use": ["s-busy", "s-live"],
+    }  # fmt: skip
+
+
+async def test_a_dry_run_tells_what_would_go_and_changes_nothing(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        before = everything(tmp_path)
+        (found,) = await here.eraser.find(WHOM)
+        nobody = await here.eraser.find(Identifier.parse("sip:dave@example.com"))
+
+    assert (found.outcome, found.utterances, nobody) == ("due", 3, [])
+    assert before.count(b"zanzibar") == everything(tmp_path).count(b"zanzibar")
+
+
+async def test_whole_sessions_go_with_all_their_events_and_consumers_are_told(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None, whole=True)
+        row, events = await here.row("s-1"), await here.pending()
+
+    assert (found.outcome, row) == ("erased", None)
+    assert [(one.type, json.loads(one.body)["whole"]) for one in events] == [
+        ("session.erased", True)
+    ]
+    assert not (tmp_path / "recordings" / "s-1").exists()
+    assert b"zanzibar" not in everything(tmp_path)
+
+
+async def test_the_audit_outlives_the_session_and_names_nobody(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await here.eraser.erase(WHOM, by="dpo", reason="Art. 17", whole=True)
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+        moved = here.metrics.registry.get_sample_value("siprec_erasures_total", {"what": "session"})
+
+    assert (line.actor, line.reason, line.action) == ("dpo", "Art. 17", "erase_sessions")
+    assert "carol" not in line.subject
+    salt = bytes.fromhex(line.subject.split(":")[1])
+    assert WHOM.hashed(salt) == line.subject
+    assert Identifier.parse("sip:dave@example.com").hashed(salt) != line.subject
+    assert moved == 1
+
+
+async def test_asked_again_after_being_cut_off_between_audio_and_rows_it_comes_to_the_same(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        database = here.eraser._database
+        here.eraser._database = Database(f"sqlite:///{tmp_path / 'none.db'}")  # closed
+        row = await here.row("s-1")
+        assert row is not None
+        people = [one for one in document("s-1").participants if one.id == CAROL.id]
+        with pytest.raises(Exception, match="closed"):
+            await here.eraser._erase_person(row, people, WHOM)
+        here.eraser._database = database
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None)
+        after = await here.row("s-1")
+
+    assert found.outcome == "erased"
+    assert after is not None
+    assert verify(after).troubles == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "aor", "same"),
+    [
+        ("tel:+4930901820", "tel:+49-30-901820", True),
+        ("+49 30 901820", "sip:+4930901820@pbx.example.com;user=phone", True),
+        ("tel:+4930901820", "sip:004930901820@pbx", True),
+        ("tel:+4930901820", "tel:+4930901821", False),
+        ("tel:+4930901820", "sip:alice@example.com", False),
+        ("sip:alice@example.com", "sips:ALICE@example.com:5061;transport=tls", True),
+        ("sip:alice@example.com", "sip:alice@example.org", False),
+        ("sip:alice@example.com", None, False),
+    ],
+)
+def test_a_person_is_known_by_the_address_however_it_is_written(
+    asked: str, aor: str | None, same: bool
+) -> None:
+    assert Identifier.parse(asked).matches(aor) is same
+
+
+@pytest.mark.parametrize("text", ["", "alice", "sip:alice", "sip:@host", "tel:", "tel:12", "x:y@z"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        Identifier.parse(text)
+
+
+async def test_numbers_are_found_whatever_signs_the_metadata_put_between(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        (found,) = await here.eraser.find(Identifier.parse("+4930901820"))
+
+    assert (found.participant_ids, found.labels) == (("p-bob",), ("1", "2"))
+
+
+async def test_a_session_is_exported_as_one_file(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        parts = await gather(here.database, "s-1")
+        assert parts is not None
+        (tmp_path / "recordings" / "s-1" / "s-1-2.wav").unlink()
+        data = b"".join(zipped(parts))
+        nothing = await gather(here.database, "none")
+        events = await here.events()
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None
+        names = sorted(name.removeprefix("s-1/") for name in archive.namelist())
+        lines = archive.read("s-1/events.jsonl").decode().splitlines()
+        audio = archive.read("s-1/s-1-stereo.wav")
+        left_out = json.loads(archive.read("s-1/left-out.json"))
+        ladder_ = json.loads(archive.read("s-1/ladder.json"))
+    assert nothing is None
+    assert names == [
+        "document.json", "events.jsonl", "jobs.json", "ladder.json", "left-out.json",
+        "s-1-0.wav", "s-1-1.wav", "s-1-stereo.wav", "session.json", "transcript-1.json",
+        "transcript-1.txt", "transcript-2.json", "transcript-2.txt",
+    ]  # fmt: skip
+    assert [envelope.parse(line).id for line in lines] == [one.id for one in events]
+    assert audio == (tmp_path / "recordings" / "s-1" / "s-1-stereo.wav").read_bytes()
+    assert list(left_out) == ["s-1-2.wav"]
+    assert len(ladder_) == 1
+
+
+async def test_the_index_keeps_no_word_of_what_was_erased(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await here.eraser.erase(WHOM, by=None, reason=None)
+    with closing(sqlite3.connect(tmp_path / "bridge.db")) as connection:
+        connection.execute(
+            "CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, passages_fts, 'row')"
+        )
+        terms = {term for (term,) in connection.execute("SELECT term FROM terms")}
+
+    assert "lovely" in terms
+    assert not {"zanzibar", "quux"} & terms
