@@ -174,12 +174,13 @@ class Bridge:
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
             circuit_failures=settings.transcription_circuit,
+            conceal=redactor.conceal if redactor.kinds else None,
             fallback_after=settings.transcription_fallback_after.total_seconds()
             if settings.transcription_fallback_after is not None
             else None,
         )
         # People type card numbers, too: where anything is taken out, keys are not kept.
-        masked = settings.dtmf_events == "keep" and bool(settings.redact or rules.redact)
+        masked = settings.dtmf_events == "keep" and bool(redactor.kinds)
         self.finisher = Finisher(
             dtmf="mask" if masked else settings.dtmf_events, form=settings.recording_format
         )

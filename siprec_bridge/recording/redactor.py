@@ -40,6 +40,17 @@ class Redactor:
         self._metrics = metrics
         self._cover = cover
 
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """All that is taken out of any call."""
+        return self._default.kinds | self._orders.rules.redact
+
+    def conceal(self, text: str) -> str:
+        """A recogniser's own words, which may repeat what it heard."""
+        from siprec_bridge.redaction.conversation import redact_text
+
+        return redact_text(text, replace(self._default, kinds=self.kinds))
+
     def mark(self, audio: FinishedAudio, document: SessionDocument, peer: str) -> FinishedAudio:
         """Note what is to be taken out of a session that has just ended.
 

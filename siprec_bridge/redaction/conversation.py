@@ -205,7 +205,7 @@ def _times(
             Redaction(
                 kind=kind,
                 label=utterance.label,
-                start=round(max(0.0, begin - _PAD_S), 3),
+                start=round(begin - _PAD_S, 3),  # a leg may begin before its session
                 end=round(until + _PAD_S, 3),
             )
         )
@@ -223,9 +223,7 @@ def _set_aside(
         spots = detect([alone], policy)[""]
         for kind in sorted({spot.kind for spot in spots}):
             if one.label is not None:
-                found.append(
-                    Redaction(kind=kind, label=one.label, start=max(0.0, one.start), end=one.end)
-                )
+                found.append(Redaction(kind=kind, label=one.label, start=one.start, end=one.end))
         numbers = [
             Spot("number", run.start, run.end)
             for reading in runs(tokens(alone.folded), alone.folded, None, ())

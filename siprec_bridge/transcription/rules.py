@@ -149,9 +149,9 @@ class Rules:
         self._rules = tuple(rules)
 
     @property
-    def redact(self) -> bool:
-        """Whether any rule has something taken out."""
-        return any(one.redact for one in self._rules)
+    def redact(self) -> frozenset[Kind]:
+        """All that any rule has taken out of its calls."""
+        return frozenset(kind for one in self._rules for kind in one.redact or ())
 
     def __len__(self) -> int:
         return len(self._rules)

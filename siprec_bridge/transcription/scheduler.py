@@ -93,7 +93,8 @@ class Scheduler:
     """Runs jobs until cancelled; jobs that were running are queued again then.
 
     The first provider is the default one. A job that its vendor gave up, or whose vendor has been
-    away or broken for `fallback_after` seconds, goes to the next one; None: to none.
+    away or broken for `fallback_after` seconds, goes to the next one; None: to none. `conceal` is
+    given what recognisers say on stderr, before anybody sees it.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Scheduler:
         lease: timedelta = jobs.LEASE,
         circuit_failures: int = 5,
         fallback_after: float | None = None,
+        conceal: Callable[[str], str] | None = None,
     ) -> None:
         self._database = database
         self._metrics = metrics
@@ -127,6 +129,7 @@ class Scheduler:
         self._retry_delay = retry_delay
         self._lease = lease
         self._fallback_after = fallback_after
+        self._conceal = conceal
         self._lanes = {
             one.name: _Lane(one, Preparation(one.sample_rate, speech), Circuit(circuit_failures))
             for one in providers
@@ -401,6 +404,10 @@ class Scheduler:
             if not rows:
                 return
             result = await lane.provider.transcribe([ready[id].job for id in rows])
+            if self._conceal is not None:
+                tail = self._conceal(result.facts.stderr_tail)
+                facts = result.facts.model_copy(update={"stderr_tail": tail})
+                result = replace(result, facts=facts)
         finally:
             for folder in folders:
                 if folder.exists():

@@ -56,6 +56,12 @@ BEHAVIOURS = {
     "waits_for_leave": (
         "while not here.with_suffix('.go').exists(): time.sleep(0.02)\nsay('hello there')"
     ),
+    "hears_a_card": (
+        "while not here.with_suffix('.go').exists(): time.sleep(0.02)\n"
+        "number = 'it is 4242 4242 four two four two 4242'\n"
+        "print(number, file=sys.stderr); say(number)"
+    ),
+    "hears_a_card_and_exits_1": "print('4242 4242 4242 4242', file=sys.stderr); sys.exit(1)",
     "fails_at_calls": "sys.exit(6) if len(audio) > 1 else say('a tone')",
     "fails_with_company": "sys.exit(5) if len(audio) > 2 else say('hello there')",
 }

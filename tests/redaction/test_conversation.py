@@ -155,3 +155,15 @@ def _say(group: str, language: str, dice: random.Random) -> str:
     if dice.random() < 0.4:
         return group if dice.random() < 0.7 else "-".join(group)
     return " ".join(_DIGITS[language][int(digit)] for digit in group)
+
+
+def test_a_leg_may_begin_before_its_session() -> None:
+    before = conversation((f"1: {CARD}",))
+    one = before.utterances[0]
+    early = one.model_copy(update={"start": -0.5, "end": 1.0, "words": ()})
+
+    (found,) = redact_conversation(
+        before.model_copy(update={"utterances": (early,)}), EVERYTHING
+    ).redactions
+
+    assert (found.start, found.end) == (-0.7, 1.2)
