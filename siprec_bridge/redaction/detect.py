@@ -174,10 +174,10 @@ class _Search:
                 spelled = [(atom.start, atom.end) for run in shortest for atom in run.atoms]
                 for start, end in addresses(one.folded, found, spelled):
                     self._add(one, Spot("email", start, end))
-            if {"ids", "ibans"} & kinds:
-                self._mixed(one, found, longest)
             if "cards" in kinds:
                 self._cards(one)
+            if {"ids", "ibans"} & kinds:
+                self._mixed(one, found, longest)
             for run in longest:
                 self._number(one, run)
             if "cards" in kinds:
@@ -202,6 +202,12 @@ class _Search:
             if size < 12 or self._taken(one, run.start, run.end):
                 continue
             asked = self._asked(one, run.start)
+            if (
+                "ids" in self._policy.kinds
+                and identity.certain_id(run.digits)
+                and not identity.is_issued_card(run.digits)
+            ):
+                continue  # both checks fit: the one of two digits is rarer
             if (
                 (identity.is_card(run.digits) and run.digits[0] != "0" and asked != "other")
                 # One digit was misheard, or missed.
@@ -312,7 +318,8 @@ class _Search:
             for first, last in _mixed_windows(group):
                 some = text_of(group, first, last)
                 start, end = group[first][1], group[last][2]
-                if self._taken(one, start, end):
+                # Of digits alone, a part of a run happens to fit too often.
+                if some.isdecimal() or self._taken(one, start, end):
                     continue
                 if "ibans" in self._policy.kinds and len(some) >= 15 and identity.is_iban(some):
                     self._add(one, Spot("iban", start, end, some))
@@ -335,7 +342,9 @@ class _Search:
             if cue is None or cue[0] != "cvv":
                 continue
             follows = any(-5 <= at - card <= _CARD_MEMORY_S for card in cards)
-            if follows or re.search(r"c\s?v\s?[vc]|card|karte|tarjeta|carte|pruf|crypto", cue[1]):
+            if follows or re.search(
+                r"c\s?v\s?[vc]|card|karte|tarjeta|carte|pruf|crypto|digits?|chiffres", cue[1]
+            ):
                 self._add(one, Spot("cvv", run.start, run.end, run.digits))
 
     def _read_back(self, one: Stream) -> None:

@@ -170,7 +170,8 @@ def _local_part(
     begin: int | None = None
     connected = True  # to what has been taken
     previous: Token | None = None
-    for token in reversed(before):
+    for place in range(len(before) - 1, -1, -1):
+        token = before[place]
         if previous is not None and folded[token.end : previous.start].strip():
             break
         glued = previous is not None and token.end == previous.start
@@ -182,7 +183,8 @@ def _local_part(
             connected = True
         elif token.text.isalnum():
             short = len(token.text) == 1 or token.is_figures or _within(token, spelled)
-            if not (connected or glued or (short and _is_short(previous, spelled))):
+            follows = place > 0 and before[place - 1].text in _CONNECTORS  # dot miller ninety two
+            if not (connected or glued or ((short or follows) and _is_short(previous, spelled))):
                 break
             begin, connected = token.start, False
         else:
