@@ -147,7 +147,7 @@ class Sessions:
         name = request.match_info["name"]
         audio = json.loads(row.audio) if row.audio else {"legs": [], "stereo": None}
         if audio.get("withheld"):
-            raise web.HTTPConflict(text="the audio is not redacted yet: its transcription waits")
+            raise web.HTTPConflict(text="the audio is not redacted, or not yet")
         # Only names that we wrote ourselves: nothing else of the folder can be asked for.
         known = [leg["file"] for leg in audio["legs"]] + [audio["stereo"]]
         if name not in known:

@@ -29,7 +29,8 @@ def silence(
 ) -> FinishedAudio:
     """Cover these parts of legs, by label, in their files and in the stereo file.
 
-    Returns the audio with its new checksums. Raises OSError; what was done by then stays done.
+    Returns the audio with its new checksums. Raises OSError, and ValueError for a file that is no
+    audio; what was done by then stays done.
     """
     files = {one.name: one for one in audio.files}
     for leg in audio.legs:
@@ -61,6 +62,13 @@ def _offset(audio: FinishedAudio, leg: FinishedLeg) -> float:
 
 
 def _cover(path: Path, parts: Sequence[tuple[float, float, slice]], cover: Cover) -> FinishedFile:
+    try:
+        return _written(path, parts, cover)
+    except (wave.Error, EOFError, av.FFmpegError) as error:
+        raise ValueError(f"{path.name} is no audio: {error}") from error
+
+
+def _written(path: Path, parts: Sequence[tuple[float, float, slice]], cover: Cover) -> FinishedFile:
     rate, channels = _form(path)
     at = 0
     with AudioFile(path, channels, rate) as file:
@@ -101,10 +109,7 @@ def _read(path: Path, channels: int) -> Iterator[npt.NDArray[np.int16]]:
             while data := file.readframes(_CHUNK):
                 yield np.frombuffer(data, "<i2").astype(np.int16).reshape(-1, channels)
         return
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(audio=0):
-                # Packed 16 bit, as we wrote it: shape (1, n * channels).
-                yield frame.to_ndarray().reshape(-1, channels).astype(np.int16)
-    except av.FFmpegError as error:
-        raise OSError(f"{path.name}: {error}") from error
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            # Packed 16 bit, as we wrote it: shape (1, n * channels).
+            yield frame.to_ndarray().reshape(-1, channels).astype(np.int16)

@@ -161,7 +161,7 @@ class Eraser:
                     found = replace(found, outcome="in_use")
                 except Elsewhere as error:
                     found = replace(found, outcome="elsewhere", cause=str(error))
-                except (OSError, EOFError, StoreError) as error:
+                except (OSError, ValueError, StoreError) as error:
                     found = replace(found, outcome="failed", cause=str(error))
                     log.error("erasure.failed", session_id=row.id, cause=str(error))
                 else:

@@ -71,7 +71,8 @@ class Redactor:
     ) -> tuple[Conversation, FinishedAudio | None]:
         """The conversation as it may be stored, and the session's audio if that is another now.
 
-        Raises StoreError when the disk does not take the covered audio.
+        A file that is gone or no audio leaves the audio withheld. Raises StoreError when the disk
+        does not take what is covered.
         """
         audio = AUDIO.validate_json(row.audio or "")
         if not audio.redact:
@@ -79,16 +80,18 @@ class Redactor:
         kinds = frozenset(cast(tuple[Kind, ...], audio.redact))
         policy = replace(self._default, kinds=kinds)
         redacted = await asyncio.to_thread(_without, conversation, policy)
+        covered: FinishedAudio | None = None
+        if self._cover != "keep":
+            try:
+                covered = await asyncio.to_thread(
+                    _cover, row, audio, redacted.conversation.redactions, self._cover
+                )
+            except OSError as error:
+                raise StoreError(f"the audio is not covered: {error}") from error
         for one in redacted.redactions:
             self._metrics.redactions_total.labels(kind=one.kind).inc()
-        if self._cover == "keep":
+        if covered is None:
             return redacted.conversation, None
-        try:
-            covered = await asyncio.to_thread(
-                _cover, row, audio, redacted.conversation.redactions, self._cover
-            )
-        except (OSError, EOFError, ValueError) as error:
-            raise StoreError(f"the audio is not covered: {error}") from error
         fresh = sum(one.end - one.start for one in redacted.redactions)
         self._metrics.audio_redacted_seconds_total.inc(fresh)
         if redacted.redactions:
@@ -129,7 +132,12 @@ def _cover(
         # Its files are about to change: until then this is the plan, and nobody is shown them.
         plan = replace(audio, redactions=all_of_it, withheld=True)
         write_atomically(summary, AUDIO.dump_json(plan, indent=1))
-        audio = silence(folder, audio, spans_of(audio, all_of_it, row.started_at), cover)
+        try:
+            audio = silence(folder, audio, spans_of(audio, all_of_it, row.started_at), cover)
+        except (ValueError, FileNotFoundError) as error:
+            # No later try can cover it: it is shown to nobody, and what it was made from is kept.
+            log.error("session.not_covered", session_id=row.id, cause=str(error))
+            return plan
     for spool in folder.glob("*.spool"):
         spool.unlink(missing_ok=True)
     covered = replace(audio, redactions=all_of_it, withheld=False)

@@ -260,6 +260,7 @@ async def test_killed_after_the_audio_was_covered_the_next_run_comes_to_a_sound_
 async def test_audio_that_cannot_be_covered_keeps_the_transcript_back(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
         (here.folder / "s-1-stereo.wav").unlink()
+        (here.folder / "s-1-stereo.wav").mkdir()  # the disk does not give it, for now
 
         with pytest.raises(StoreError, match="not covered"):
             await here.take(CARD)
@@ -267,6 +268,23 @@ async def test_audio_that_cannot_be_covered_keeps_the_transcript_back(tmp_path: 
         assert await here.events() == []
         assert AUDIO.validate_json((await here.session()).audio or "").withheld
         assert b"4242 four" not in everything(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, b"no audio"])
+async def test_audio_that_nobody_can_cover_is_withheld_for_good_and_the_text_goes_on(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    async with desk(tmp_path) as here:
+        (here.folder / "s-1-stereo.wav").unlink()
+        if content is not None:
+            (here.folder / "s-1-stereo.wav").write_bytes(content)
+        await here.take(CARD)
+        row, events = await here.session(), await here.events()
+
+    assert AUDIO.validate_json(row.audio or "").withheld
+    assert len(list(here.folder.glob("*.spool"))) == 2
+    assert events[-1].type == "transcript.final"
+    assert b"4242 four" not in everything(tmp_path)
 
 
 async def test_a_rule_has_more_or_nothing_taken_out_of_its_calls(tmp_path: Path) -> None:
