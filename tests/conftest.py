@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from harness.postgresql import Postgresql
 from harness.rabbitmq import RabbitMq
+from harness.s3 import S3
 
 settings.register_profile(
     "ci",
@@ -49,6 +50,15 @@ def postgresql() -> Iterator[Postgresql]:
         yield server
     finally:
         server.remove()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server, the same for all tests; each makes a bucket of its own."""
+    server = S3(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
