@@ -33,6 +33,7 @@ from siprec_bridge.recording import (
     Archive,
     Capacity,
     Completion,
+    Custodian,
     Desk,
     Eraser,
     Keep,
@@ -41,6 +42,8 @@ from siprec_bridge.recording import (
     RecordingService,
     Redactor,
     Retention,
+    Safekeeping,
+    Stores,
     left_behind,
     recover,
 )
@@ -60,6 +63,7 @@ from siprec_bridge.transcription import (
     load_rules,
     missing_detector,
 )
+from siprec_bridge.vault import open_store
 
 log = structlog.get_logger()
 
@@ -184,6 +188,17 @@ class Bridge:
         self.finisher = Finisher(
             dtmf="mask" if masked else settings.dtmf_events, form=settings.recording_format
         )
+        keeping = _safekeeping(settings)
+        self.stores = Stores(keeping.store, settings.archive_options)
+        self.custodian = Custodian(
+            self.database,
+            metrics,
+            keeping,
+            self.stores,
+            clock=_now,
+            node=self.database.node,
+            shared=settings.recordings_shared,
+        )
         self.archive = Archive(
             self.database,
             self.finisher,
@@ -194,6 +209,7 @@ class Bridge:
             clock=_now,
             transcribe=self.scheduler.wake,
             redactor=redactor,
+            keep_safe=keeping.wanted,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,
@@ -292,6 +308,7 @@ class Bridge:
             self.orders,
             self.scheduler,
             eraser,
+            self.stores,
             self.relays,
             open_metrics=settings.http_open_metrics,
             secure=self.http_tls is not None,
@@ -337,6 +354,7 @@ class Bridge:
         self._run(parts, self._watch_lag, "lag")
         self._run(parts, self._watch_access, "access")
         self._run(parts, self.retention.run, "retention")
+        self._run(parts, self.custodian.run, "archive")
         self._run(
             parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
         )
@@ -537,6 +555,7 @@ class Bridge:
             f"to {settings.rtp_port_max}, received by {self.media.receiver} in {self.media.workers} "
             f"process{'es' * (self.media.workers > 1)}, sources: {settings.rtp_source}",
             f"recordings in {settings.recordings}",
+            *_archive_choices(settings),
             f"database {self.database.place} ({stored})"
             + (f", as node {self.database.node}" if self.database.node is not None else ""),
             f"recogniser {self.provider.describe()}",
@@ -621,6 +640,32 @@ def _media_policy(settings: Settings) -> MediaPolicy:
         suites=available_suites(),
         sdes_only_over_tls=settings.srtp_sdes_only_over_tls,
     )
+
+
+def _safekeeping(settings: Settings) -> Safekeeping:
+    """What becomes of finished recordings. Raises ConfigurationError for a store that cannot be."""
+    return Safekeeping(
+        store=open_store(settings.archive_url, settings.archive_options)
+        if settings.archive_url is not None
+        else None,
+        recipients=settings.recordings_recipients,
+        layout=settings.archive_layout,
+        keep_local=settings.archive_keep_local,
+        after_transcription=settings.archive_when == "transcribed",
+        plain_for=settings.recordings_plain_for,
+    )
+
+
+def _archive_choices(settings: Settings) -> list[str]:
+    said = []
+    if settings.archive_url is not None:
+        kept = settings.archive_keep_local
+        here = f"deleted here {kept} later" if kept is not None else "and kept here"
+        said.append(f"recordings taken to {settings.archive_url}, {here}")
+    if settings.recordings_recipients is not None:
+        count = len(settings.recordings_recipients.keys)
+        said.append(f"recordings encrypted to {count} public key{'s' * (count > 1)}")
+    return said
 
 
 def _speech(settings: Settings) -> SpeechOptions | None:

@@ -3,10 +3,12 @@
 import asyncio
 import ctypes
 import os
+import secrets
 import shutil
 import socket
 import ssl
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +27,7 @@ from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcription import load_rules
 from siprec_bridge.trial import try_provider
 from siprec_bridge.trial import word_error_rate as word_error_rate
+from siprec_bridge.vault import ObjectError, Recipients, encrypt_file, open_store
 
 _OCTETS_AN_HOUR = 4.2e8  # of a two-party call in G.711: spools, a WAV each at 16 kHz, stereo
 _BROKER_TIMEOUT_S = 10.0
@@ -60,6 +63,10 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
     yield _rtp(settings)
     yield _codecs(settings)
     yield _folder(settings)
+    if settings.archive_url is not None:
+        yield await asyncio.to_thread(examine_archive, settings)
+    if settings.recordings_recipients is not None:
+        yield _encryption(settings.recordings_recipients)
     yield await _database(settings)
     yield await _recogniser(options, settings.stt_default_vendor)
     if settings.transcription_rules is not None:
@@ -204,6 +211,44 @@ def _folder(settings: Settings) -> Finding:
             f"{text}: below MIN_FREE_DISK, calls are turned away; make room or move RECORDING_DIR",
         )
     return Finding("recordings", True, text)
+
+
+def examine_archive(settings: Settings) -> Finding:
+    """Write an object to ARCHIVE_URL, read it, delete it."""
+    assert settings.archive_url is not None
+    key, stop = f".doctor-{secrets.token_hex(8)}", threading.Event()
+    try:
+        store = open_store(settings.archive_url, settings.archive_options)
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe"
+            source.write_bytes(secrets.token_bytes(65536))
+            sums = store.put(key, source, stop)
+            try:
+                store.check(key, sums, stop)
+                if store.read(key, 0, sums.size) != source.read_bytes():
+                    raise ObjectError("what was read is not what was written")
+            finally:
+                store.delete(key)
+    except ConfigurationError as error:
+        return Finding("archive", False, str(error))
+    except OSError as error:
+        text = f"{settings.archive_url}: {error}; check ARCHIVE_URL, ARCHIVE_OPTIONS and its rights"
+        return Finding("archive", False, f"{text} (write, read, delete)")
+    return Finding("archive", True, f"{store.place}: an object was written, read and deleted")
+
+
+def _encryption(recipients: Recipients) -> Finding:
+    """Encrypt something, as far as that can be tried by one who cannot decrypt it."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe"
+            source.write_bytes(b"probe")
+            encrypt_file(source, Path(folder) / "probe.age", recipients)
+    except (OSError, ValueError) as error:
+        return Finding("encryption", False, f"{error}; correct RECORDINGS_RECIPIENTS")
+    return Finding(
+        "encryption", True, f"to {', '.join(recipients.keys)}; make sure that somebody has the key"
+    )
 
 
 async def _database(settings: Settings) -> Finding:

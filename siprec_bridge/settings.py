@@ -6,6 +6,7 @@ A setting is an environment variable. The same names, in a TOML file (`http_port
 provider's name (`WHISPER_…`) belongs to that provider, which reads it from `options`.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -22,6 +23,7 @@ from siprec_bridge.access import Token, read_tokens
 from siprec_bridge.provider import ConfigurationError, parse_duration
 from siprec_bridge.redaction import DEFAULT_REGIONS, Kind, parse_kinds
 from siprec_bridge.sdp import RECORDABLE
+from siprec_bridge.vault import Layout, Recipients
 
 
 def _ports(value: object) -> object:
@@ -113,6 +115,26 @@ def _size(value: object) -> object:
     return int(float(found[1]) * 1000 ** " kmgt".index(found[2] or " "))
 
 
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError('a JSON object such as {"endpoint_url": "https://…"} is needed')
+    return found
+
+
+def _layout(value: object) -> object:
+    return Layout(value) if isinstance(value, str) else value
+
+
+def _recipients(value: object) -> object:
+    return Recipients.read(value) if isinstance(value, str) else value
+
+
 def _duration(value: object) -> object:
     return timedelta(seconds=parse_duration(value)) if isinstance(value, str) else value
 
@@ -153,6 +175,8 @@ _SECRETS = (
     "AMQP_URL",
     "HTTP_TOKENS",
     "DATABASE_URL",
+    "ARCHIVE_OPTIONS",
+    "RECORDINGS_RECIPIENTS",  # somebody will give the wrong half of a key
 )  # never shown, not even when they are wrong
 _CASELESS = (
     "log_level",
@@ -162,6 +186,7 @@ _CASELESS = (
     "non_siprec_calls",
     "dtmf_events",
     "recording_format",
+    "archive_when",
     "rtp_source",
     "srtp",
     "hallucination_guard",
@@ -325,6 +350,44 @@ class Settings(BaseModel):
     keep_events: Age = Field(
         timedelta(days=30),
         description="older events are deleted once every sink has them; or never",
+    )
+
+    archive_url: str | None = Field(
+        None,
+        description="where finished recordings are taken: s3://bucket/folder, gs://…, az://…, "
+        "file:///folder; none: they stay in RECORDING_DIR",
+    )
+    archive_options: Annotated[
+        dict[str, object], BeforeValidator(_json_object), Field(repr=False)
+    ] = Field(
+        {},
+        description="how to reach it, as fsspec takes it, in JSON: "
+        '{"endpoint_url": "https://s3.example.com", "key": "…", "secret": "…"}',
+    )
+    archive_layout: Annotated[Layout, BeforeValidator(_layout)] = Field(
+        Layout("{year}/{month}/{day}/{session}"),
+        description="folders in it, of {year} {month} {day} {hour} {session} {call_id} {group} "
+        "{peer} {node}; times are UTC",
+    )
+    archive_when: Literal["finished", "transcribed"] = Field(
+        "finished",
+        description="recordings are taken there once they are finished, or only once their "
+        "transcription is done, too",
+    )
+    archive_keep_local: Age = Field(
+        None,
+        description="files are deleted here so long after the store has proven that it has them; "
+        "unset: never. Never before their transcription is done",
+    )
+    recordings_recipients: Annotated[Recipients | None, BeforeValidator(_recipients)] = Field(
+        None,
+        description="public keys (age1…, ssh-ed25519 …), by commas; set: recordings are encrypted to "
+        "them, at once in the archive, here once their transcription is done",
+    )
+    recordings_plain_for: Age = Field(
+        None,
+        description="so long after the call they are encrypted here even if their transcription is "
+        "not done, which then cannot be done any more; unset: never",
     )
 
     # Transcription
@@ -493,6 +556,10 @@ class Settings(BaseModel):
             raise ValueError("AMQP_TLS_CERT_PATH and AMQP_TLS_KEY_PATH go together")
         if (self.http_tls_cert_path is None) != (self.http_tls_key_path is None):
             raise ValueError("HTTP_TLS_CERT_PATH and HTTP_TLS_KEY_PATH go together")
+        if self.archive_keep_local is not None and self.archive_url is None:
+            raise ValueError("ARCHIVE_KEEP_LOCAL needs ARCHIVE_URL: where else would they be?")
+        if self.recordings_plain_for is not None and self.recordings_recipients is None:
+            raise ValueError("RECORDINGS_PLAIN_FOR needs RECORDINGS_RECIPIENTS")
         if self.tls_client_names and self.tls_client_ca_path is None:
             raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
         for name in self.tls_client_names:

@@ -164,6 +164,26 @@ def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
         gather({"AMQP_URL_FILE": str(tmp_path / "missing")})
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ARCHIVE_OPTIONS": '{"secret": "x"'}, r"ARCHIVE_OPTIONS=\*\*\*: is no JSON"),
+        ({"ARCHIVE_OPTIONS": '["x"]'}, "a JSON object"),
+        ({"ARCHIVE_LAYOUT": "{year}"}, r"ARCHIVE_LAYOUT=\{year\}: needs \{session\}"),
+        ({"ARCHIVE_KEEP_LOCAL": "24h"}, "needs ARCHIVE_URL"),
+        ({"RECORDINGS_RECIPIENTS": "age1x"}, r"RECORDINGS_RECIPIENTS=\*\*\*: age1x: invalid"),
+        ({"RECORDINGS_RECIPIENTS": "AGE-SECRET-KEY-1QQ"}, "give its public key"),
+        ({"RECORDINGS_PLAIN_FOR": "24h"}, "needs RECORDINGS_RECIPIENTS"),
+    ],
+)
+def test_what_cannot_become_of_recordings_is_refused(options: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told) as refused:
+        load(options)
+
+    assert '"secret"' not in str(refused.value)
+    assert "KEY-1QQ" not in str(refused.value)
+
+
 def test_every_setting_says_what_it_means() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 

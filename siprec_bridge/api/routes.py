@@ -16,11 +16,12 @@ from siprec_bridge.api.events import Events
 from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
 from siprec_bridge.api.pausing import Pausing
+from siprec_bridge.api.playback import Playback
 from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
 from siprec_bridge.delivery import Relay
-from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention
+from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention, Stores
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import Scheduler
@@ -45,6 +46,7 @@ class Api:
         orders: Orders,
         scheduler: Scheduler,
         eraser: Eraser,
+        stores: Stores,
         relays: Sequence[Relay] = (),
         *,
         open_metrics: bool = False,
@@ -55,6 +57,7 @@ class Api:
             Status(metrics, health, self._admission, open_metrics=open_metrics),
             Logins(gate, self._admission, secure=secure),
             Sessions(database),
+            Playback(database, stores),
             Custody(database, retention),
             Erasures(database, eraser),
             Pausing(database, calls),
@@ -107,7 +110,11 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        headers = {
+            name: error.headers[name]
+            for name in ("Allow", "Content-Range")
+            if name in error.headers
+        }
         return web.json_response(
             {"error": error.text or error.reason}, status=error.status, headers=headers
         )

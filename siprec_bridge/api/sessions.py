@@ -1,9 +1,8 @@
-"""Sessions as they are stored: the list, the search, one with its ladder and its audio."""
+"""Sessions as they are stored: the list, the search, one with its ladder."""
 
 import json
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 from aiohttp import web
@@ -20,9 +19,19 @@ from siprec_bridge.api.asking import (
     time_of,
 )
 from siprec_bridge.api.jobs import job_fields
+from siprec_bridge.api.playback import custody_of
 from siprec_bridge.api.seeing import find_session, visible
 from siprec_bridge.siprec import Verdict
-from siprec_bridge.store import Database, Found, SessionRow, jobs, ladder, recordings, search
+from siprec_bridge.store import (
+    Database,
+    Found,
+    JobRow,
+    SessionRow,
+    jobs,
+    ladder,
+    recordings,
+    search,
+)
 
 _VERDICTS = get_args(Verdict)
 _STATES = ("recording", "finishing", "finished", "failed")
@@ -41,7 +50,6 @@ class Sessions:
             Route("GET", "/api/search", self._search, "read"),
             Route("GET", "/api/sessions/{id}", self._session, "read"),
             Route("GET", "/api/sessions/{id}/ladder", self._ladder, "read"),
-            Route("GET", "/api/sessions/{id}/audio/{name}", self._audio, "read"),
         ]
 
     async def _sessions(self, request: web.Request) -> web.Response:
@@ -113,12 +121,18 @@ class Sessions:
 
     async def _session(self, request: web.Request) -> web.Response:
         row = await find_session(self._database, request)
-        queued = await self._database.read(partial(jobs.listing, limit=PAGE, session_id=row.id))
+
+        def find(connection: Connection) -> tuple[list[JobRow], dict[str, Any] | None]:
+            queued = jobs.listing(connection, limit=PAGE, session_id=row.id)
+            return queued, custody_of(connection, row.id)
+
+        queued, custody = await self._database.read(find)
         return web.json_response(
             session_fields(row)
             | {
                 "document": json.loads(row.document),
                 "audio": json.loads(row.audio) if row.audio else None,
+                "archive": custody,
                 "jobs": [job_fields(one) for one in queued],
             }
         )
@@ -139,24 +153,6 @@ class Sessions:
                 ]
             }
         )
-
-    async def _audio(self, request: web.Request) -> web.FileResponse:
-        row = await find_session(self._database, request)
-        if row.audio_deleted_at is not None:
-            raise web.HTTPGone(text=f"the audio was deleted at {row.audio_deleted_at.isoformat()}")
-        name = request.match_info["name"]
-        audio = json.loads(row.audio) if row.audio else {"legs": [], "stereo": None}
-        if audio.get("withheld"):
-            raise web.HTTPConflict(text="the audio is not redacted, or not yet")
-        # Only names that we wrote ourselves: nothing else of the folder can be asked for.
-        known = [leg["file"] for leg in audio["legs"]] + [audio["stereo"]]
-        if name not in known:
-            raise web.HTTPNotFound(text="there is no such file")
-        kind = "audio/flac" if name.endswith(".flac") else "audio/wav"
-        path = Path(row.folder) / name
-        if row.node != self._database.node and not path.exists():
-            raise web.HTTPNotFound(text=f"the audio is on node {row.node}")
-        return web.FileResponse(path, headers={"Content-Type": kind})
 
 
 def session_fields(row: SessionRow) -> dict[str, Any]:

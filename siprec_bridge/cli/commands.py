@@ -7,7 +7,7 @@ import typer
 
 from siprec_bridge import __version__
 from siprec_bridge.caller import CallError
-from siprec_bridge.cli import deliveries, jobs, recordings, rules, sessions, tokens
+from siprec_bridge.cli import archive, deliveries, jobs, recordings, rules, sessions, tokens
 from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
 from siprec_bridge.cli.erase import erase
@@ -32,6 +32,7 @@ for name, group in (
     ("sessions", sessions.app),
     ("rules", rules.app),
     ("recordings", recordings.app),
+    ("archive", archive.app),
     ("token", tokens.app),
 ):
     app.add_typer(group, name=name)

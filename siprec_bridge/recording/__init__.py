@@ -8,26 +8,38 @@ from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
+from siprec_bridge.recording.fetching import fetch
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.orders import (
+    AudioAway,
     AudioDeleted,
     NothingToTranscribe,
     Orders,
     UnknownVendor,
     version_of,
+    why_away,
 )
 from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
+from siprec_bridge.recording.safekeeping import (
+    Custodian,
+    NotInStore,
+    Safekeeping,
+    Stores,
+    off_the_loop,
+)
 from siprec_bridge.recording.service import RecordingService
 
 __all__ = [
     "Affected",
     "Archive",
+    "AudioAway",
     "AudioDeleted",
     "Capacity",
     "Completion",
+    "Custodian",
     "Desk",
     "Elsewhere",
     "Eraser",
@@ -36,6 +48,7 @@ __all__ = [
     "Keep",
     "LadderKeeper",
     "Media",
+    "NotInStore",
     "NotRecording",
     "NothingToTranscribe",
     "Orders",
@@ -43,10 +56,15 @@ __all__ = [
     "RecordingService",
     "Redactor",
     "Retention",
+    "Safekeeping",
     "Signalling",
+    "Stores",
     "UnderHold",
     "UnknownVendor",
+    "fetch",
     "left_behind",
+    "off_the_loop",
     "recover",
     "version_of",
+    "why_away",
 ]

@@ -18,7 +18,16 @@ from siprec_bridge.recording.assurance import assure
 from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
-from siprec_bridge.store import Database, Event, SessionRow, StoreError, jobs, outbox, recordings
+from siprec_bridge.store import (
+    Database,
+    Event,
+    SessionRow,
+    StoreError,
+    deposits,
+    jobs,
+    outbox,
+    recordings,
+)
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -42,6 +51,7 @@ class Archive:
         clock: Callable[[], datetime],
         transcribe: Callable[[], None],
         redactor: Redactor | None = None,
+        keep_safe: bool = False,
     ) -> None:
         self._database = database
         self._finisher = finisher
@@ -52,6 +62,7 @@ class Archive:
         self._clock = clock
         self._redactor = redactor
         self._transcribe = transcribe  # tells the scheduler that a job waits
+        self._keep_safe = keep_safe  # there is a custodian who wants the files
 
     async def end(
         self,
@@ -113,6 +124,8 @@ class Archive:
             )
             if jobs.get(connection, job.id) is None:
                 jobs.insert(connection, job)
+            if self._keep_safe:
+                deposits.add(connection, session.id, session.node, now)
 
         await self._database.write(store)
         undecoded = sum(leg.undecoded for leg in audio.legs)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio
 from siprec_bridge.provider import AudioFile, Job, ProviderError
-from siprec_bridge.recording.orders import AUDIO, version_of
+from siprec_bridge.recording.orders import AUDIO, version_of, why_away
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, JobRow, SessionRow, jobs, outbox, recordings, transcripts
@@ -48,6 +48,9 @@ class Completion:
     async def load(self, job: JobRow) -> Job:
         """The job's audio, leg by leg; streams that carried nothing are left out."""
         row = await self._session(job)
+        away = await self._database.read(lambda connection: why_away(connection, row.id))
+        if away is not None:
+            raise LookupError(away)
         audio = AUDIO.validate_json(row.audio or "")
         files = tuple(
             AudioFile(key=leg.label, path=Path(row.folder) / leg.file, duration=leg.duration)

@@ -10,7 +10,15 @@ from sqlalchemy import Connection
 
 from siprec_bridge.media import FinishedAudio
 from siprec_bridge.siprec import SessionDocument
-from siprec_bridge.store import Database, JobRow, SessionRow, jobs, recordings, transcripts
+from siprec_bridge.store import (
+    Database,
+    JobRow,
+    SessionRow,
+    deposits,
+    jobs,
+    recordings,
+    transcripts,
+)
 from siprec_bridge.transcription import Choice, Rules, Wish, address_of, facts_of_call
 
 AUDIO: Final = TypeAdapter(FinishedAudio)
@@ -18,6 +26,10 @@ AUDIO: Final = TypeAdapter(FinishedAudio)
 
 class NothingToTranscribe(Exception):
     """The session is not finished, or never had audio: says which."""
+
+
+class AudioAway(NothingToTranscribe):
+    """The session's audio is encrypted, or in the archive alone: says which."""
 
 
 class AudioDeleted(Exception):
@@ -54,7 +66,7 @@ class Orders:
         """Queue another transcription of a session, which becomes a further version.
 
         What `wish` leaves open is as the rules say, the priority is low. Raises LookupError (no such
-        session), NothingToTranscribe, AudioDeleted, UnknownVendor, StoreError.
+        session), NothingToTranscribe (AudioAway is one), AudioDeleted, UnknownVendor, StoreError.
         """
         if wish.vendor is not None and wish.vendor not in self.vendors:
             raise UnknownVendor(f"vendor must be one of: {', '.join(self.vendors)}")
@@ -69,6 +81,8 @@ class Orders:
                 raise AudioDeleted(f"the audio was deleted at {row.audio_deleted_at.isoformat()}")
             if row.state != "finished" or row.audio is None:
                 raise NothingToTranscribe(f"the session is {row.state}, its audio not finished")
+            if (away := why_away(connection, session_id)) is not None:
+                raise AudioAway(away)
             document = SessionDocument.model_validate_json(row.document)
             seconds = sum(leg.duration for leg in AUDIO.validate_json(row.audio).legs)
             version = 1 + max(
@@ -107,6 +121,18 @@ class Orders:
             created_at=now,
             node=None if self.shared else session.node,
         )
+
+
+def why_away(connection: Connection, session_id: str) -> str | None:
+    """Why a session's audio cannot be heard from this disk (encrypted, archived); None: it can."""
+    kept = deposits.get(connection, session_id)
+    if kept is None:
+        return None
+    if kept.sealed_at is not None and kept.plain_gone_at is not None:
+        return "the audio is encrypted: only those who hold a key of its recipients can read it"
+    if kept.local_gone_at is not None:
+        return f"the audio is in the archive only: siprec-bridge archive fetch {session_id}"
+    return None
 
 
 def version_of(job: JobRow) -> int:

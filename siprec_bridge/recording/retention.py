@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from siprec_bridge.store import Database, SessionRow, StoreError, recordings, retention
+from siprec_bridge.store import Database, SessionRow, StoreError, deposits, recordings, retention
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -137,8 +137,19 @@ class Retention:
             if not some:
                 log.warning("retention.no_room_to_make", octets=total, limit=limit)
                 break
-            await self._delete_audio(some, "size")
+            await self._give_room(some)
         return total
+
+    async def _give_room(self, rows: Sequence[SessionRow]) -> None:
+        """What a store has stays there; here it goes, as soon as nothing is under way with it."""
+
+        def drop(connection: Connection) -> set[str]:
+            ids = [row.id for row in rows]
+            deposits.drop_local(connection, ids, self._clock())
+            return deposits.stored(connection, ids)
+
+        elsewhere = await self._database.write(drop)
+        await self._delete_audio([row for row in rows if row.id not in elsewhere], "size")
 
     async def _measure(self) -> None:
         while rows := await self._database.read(

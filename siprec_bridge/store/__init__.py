@@ -5,6 +5,7 @@ values and get frozen rows. Audio itself lies in files beside the database.
 """
 
 from siprec_bridge.store import (
+    deposits,
     erasure,
     jobs,
     ladder,
@@ -15,6 +16,7 @@ from siprec_bridge.store import (
     transcripts,
 )
 from siprec_bridge.store.database import Database
+from siprec_bridge.store.deposits import DepositBacklog, DepositRow
 from siprec_bridge.store.errors import StoreError
 from siprec_bridge.store.jobs import Backlog, JobRow, Waiting
 from siprec_bridge.store.ladder import SipMessage
@@ -27,6 +29,8 @@ from siprec_bridge.store.transcripts import TranscriptRow
 __all__ = [
     "Backlog",
     "Database",
+    "DepositBacklog",
+    "DepositRow",
     "Event",
     "Found",
     "Hit",
@@ -38,6 +42,7 @@ __all__ = [
     "StoreError",
     "TranscriptRow",
     "Waiting",
+    "deposits",
     "erasure",
     "jobs",
     "ladder",

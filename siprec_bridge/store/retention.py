@@ -10,8 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from siprec_bridge.store import deposits
 from siprec_bridge.store.recordings import SessionRow, row_of
 from siprec_bridge.store.schema import deliveries, events, jobs, sessions
+from siprec_bridge.store.schema import deposits as kept
 
 _OVER = sessions.c.state.in_(("finished", "failed")) & sessions.c.held.is_(None)
 _WITH_AUDIO = sessions.c.audio_deleted_at.is_(None)
@@ -48,13 +50,20 @@ def with_audio(
     """Sessions whose audio may go, oldest first.
 
     `before`: those that ended by then, whatever became of their transcription. Else those that
-    have been transcribed: audio that nobody has heard is not given up for want of room.
+    have been transcribed: audio that nobody has heard is not given up for want of room, nor what
+    is still to be taken to a store, and what lies there alone takes no room.
     """
     query = sessions.select().where(_OVER, _WITH_AUDIO)
     if before is not None:
         query = query.where(sessions.c.ended_at < before, ~_job_in("queued", "running"))
     else:
-        query = query.where(~_job_in("queued", "running", "failed"))
+        query = query.where(
+            ~_job_in("queued", "running", "failed"),
+            ~sa.exists().where(
+                kept.c.session_id == sessions.c.id,
+                sa.or_(kept.c.state == "pending", kept.c.local_gone_at.is_not(None)),
+            ),
+        )
     return _oldest(connection, query, limit, node)
 
 
@@ -81,10 +90,15 @@ def note_audio_deleted(connection: Connection, ids: Sequence[str], at: datetime)
     connection.execute(
         sessions.update().where(sessions.c.id.in_(ids)).values(audio_deleted_at=at, audio_bytes=0)
     )
+    deposits.forget(connection, ids)
 
 
 def delete_sessions(connection: Connection, ids: Sequence[str]) -> None:
-    """Delete sessions with their jobs, transcripts, ladders, and events that no sink waits for."""
+    """Delete sessions with their jobs, transcripts, ladders, and events that no sink waits for.
+
+    What object stores have of them is deleted from now on, too.
+    """
+    deposits.forget(connection, ids)
     connection.execute(events.delete().where(events.c.session_id.in_(ids), ~_awaited()))
     connection.execute(sessions.delete().where(sessions.c.id.in_(ids)))
 

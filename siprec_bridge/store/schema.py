@@ -219,6 +219,35 @@ deliveries = Table(
     Index("ix_deliveries_parked", "sink", "seq", sqlite_where=_PARKED, postgresql_where=_PARKED),
 )
 
+# No foreign key either: objects must go after the session's row has gone.
+_TO_DO = text("state <> 'done'")
+
+deposits = Table(
+    "deposits",
+    metadata,
+    Column("session_id", String, primary_key=True),
+    Column("node", String),  # that has the files; null: any
+    Column("state", String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("not_before", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("reason", Text),
+    Column("place", String),  # the store's URL
+    Column("prefix", String),  # of its keys there
+    Column("manifest", Text),
+    Column("stale", Text),  # names of objects that an earlier manifest had, as a JSON list
+    Column("octets", BigInteger),
+    Column("stored_at", UtcDateTime),
+    Column("sealed_at", UtcDateTime),
+    Column("plain_gone_at", UtcDateTime),
+    Column("local_gone_at", UtcDateTime),
+    Column("dropping", String),  # what of the local files is being deleted
+    Column("runner", String),
+    Column("lease_until", UtcDateTime),
+    Index("ix_deposits_to_do", "not_before", sqlite_where=_TO_DO, postgresql_where=_TO_DO),
+    Index("ix_deposits_state_created_at", "state", "created_at"),
+)
+
 sip_messages = Table(
     "sip_messages",
     metadata,

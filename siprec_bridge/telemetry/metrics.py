@@ -121,6 +121,32 @@ class Metrics:
         for what in ("audio", "session", "event"):
             self.retention_deleted_total.labels(what=what)
 
+        self.archive_pending = gauge(
+            "archive_pending",
+            "sessions whose files are to be kept, or to go from stores",
+            ("what",),
+        )
+        self.archive_pending_bytes = gauge(
+            "archive_pending_bytes", "octets of the files that are to be kept"
+        )
+        self.archive_oldest_age_seconds = gauge(
+            "archive_oldest_age_seconds", "how long the first of these sessions has waited"
+        )
+        self.archive_failing = gauge(
+            "archive_failing", "sessions whose latest try to keep, drop or delete files failed"
+        )
+        self.archive_tries_total = counter(
+            "archive_tries", "tries to keep, drop or delete a session's files", ("what", "result")
+        )
+        self.archive_uploaded_bytes_total = counter(
+            "archive_uploaded_bytes", "octets that were sent to the store and proven to be there"
+        )
+        for what in ("keep", "delete"):
+            self.archive_pending.labels(what=what)
+        for what in ("keep", "drop", "delete"):
+            for result in ("done", "failed"):
+                self.archive_tries_total.labels(what=what, result=result)
+
         # Media
         self.streams_total = counter("streams", "streams recorded to their end")
         self.streams_with_loss_total = counter(

@@ -1,0 +1,119 @@
+"""Deposits where nodes share the database: one works at each, and who has lost it is not heard."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from sqlalchemy import Connection
+
+from siprec_bridge.store import Database, DepositRow, JobRow, SessionRow, deposits, jobs, recordings
+from siprec_bridge.store.jobs import JobState
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+LATER = timedelta(minutes=1)
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    await database.start()
+    try:
+        yield database
+    finally:
+        await database.stop()
+
+
+async def lay_down(
+    database: Database, id: str, *, node: str | None = None, job: JobState = "done"
+) -> None:
+    def store(connection: Connection) -> None:
+        row = SessionRow(id, id, "finished", NOW, "udp:h:1", "/r", "{}", audio_bytes=7, node=node)
+        recordings.insert(connection, row)
+        jobs.insert(connection, JobRow(f"{id}.1", id, "w", 1.0, NOW, job))
+        deposits.add(connection, id, node, NOW)
+
+    await database.write(store)
+
+
+async def claim(database: Database, node: str, **how: object) -> list[DepositRow]:
+    taking = partial(deposits.claim, limit=10, now=NOW, node=node, **how)  # type: ignore[arg-type]
+    return await database.write(taking)
+
+
+async def free(database: Database, statement: str) -> None:
+    await database.write(lambda connection: connection.exec_driver_sql(statement))
+
+
+async def test_each_is_one_nodes_until_its_lease_is_over(database_url: str) -> None:
+    async with opened(database_url) as database:
+        for id in ("s1", "s2"):
+            await lay_down(database, id)
+
+        (first, second) = await claim(database, "a")
+        assert await claim(database, "b") == []
+        assert await database.write(
+            partial(deposits.renew, ids=["s1", "s2", "s3"], now=NOW, node="a")
+        ) == {"s1", "s2"}
+        await free(database, "UPDATE deposits SET lease_until = '2020-01-01 00:00:00.000000'")
+        (taken, _) = await claim(database, "b")
+        late = await database.write(partial(deposits.note, row=first, node="a", state="done"))
+        heard = await database.write(partial(deposits.note, row=taken, node="b", state="done"))
+        await database.write(partial(deposits.release, node="b"))
+        await database.write(partial(deposits.release, node="a"))
+
+        assert (taken.session_id, late, heard) == ("s1", False, True)
+        assert [row.session_id for row in await claim(database, "a")] == [second.session_id]
+
+
+async def test_files_are_worked_at_where_they_are_and_objects_deleted_from_anywhere(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as database:
+        await lay_down(database, "s1", node="a")
+        await lay_down(database, "s2", node="a")
+        (row, _) = await claim(database, "a", shared=False)
+        sent = partial(deposits.note, row=row, node="a", place="s3://b", prefix="s1", manifest="{}")
+        await database.write(sent)
+        await database.write(partial(deposits.forget, ids=["s1", "s2"]))
+        await database.write(partial(deposits.release, node="a"))
+
+        (left,) = await claim(database, "b", shared=False)
+
+        assert (left.session_id, left.state, left.place) == ("s1", "deleting", "s3://b")
+        assert not await database.write(partial(deposits.note, row=row, node="b", state="kept"))
+        await lay_down(database, "s3", node="a")
+        assert await claim(database, "b", shared=False) == []
+        assert [one.session_id for one in await claim(database, "b")] == ["s3"]
+
+
+async def test_what_waits_for_its_transcription_is_due_by_policy_only(database_url: str) -> None:
+    async with opened(database_url) as database:
+        for state in ("queued", "failed", "done"):
+            await lay_down(database, state, job=state)
+
+        heard = await claim(database, "a", early=False)
+        overdue = await claim(database, "a", early=False, plain_before=NOW + LATER)
+        found = await database.read(deposits.backlog)
+
+        assert [row.session_id for row in heard] == ["done"]
+        assert [row.session_id for row in overdue] == ["failed", "queued"]
+        assert (found.pending, found.octets, found.oldest_at, found.failing) == (3, 21, NOW, 0)
+
+
+async def test_older_recordings_are_entered_once(database_url: str) -> None:
+    async with opened(database_url) as database:
+        for number in range(5):
+            await lay_down(database, f"s{number}")
+        await free(database, "DELETE FROM deposits WHERE session_id <> 's0'")
+
+        async def enter() -> int:
+            found = await database.read(partial(deposits.older, limit=3))
+            for id, node in found:
+                await database.write(partial(deposits.add, session_id=id, node=node, at=NOW))
+            return len(found)
+
+        assert [await enter() for _ in range(3)] == [3, 1, 0]
+        listed = await database.read(partial(deposits.listing, limit=10))
+        assert {row.session_id for row in listed} == {f"s{number}" for number in range(5)}
+        assert await database.read(partial(deposits.listing, limit=10, failing=True)) == []
