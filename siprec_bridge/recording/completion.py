@@ -17,7 +17,16 @@ from siprec_bridge.provider import AudioFile, Job, ProviderError
 from siprec_bridge.recording.orders import AUDIO, version_of, why_away
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import SessionDocument
-from siprec_bridge.store import Database, JobRow, SessionRow, jobs, outbox, recordings, transcripts
+from siprec_bridge.store import (
+    Database,
+    JobRow,
+    SessionRow,
+    deposits,
+    jobs,
+    outbox,
+    recordings,
+    transcripts,
+)
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, RunFacts, Transcript
 from siprec_bridge.transcription import RecordedLeg, merge
@@ -87,6 +96,8 @@ class Completion:
             if audio is not None:
                 summary = AUDIO.dump_json(audio).decode()
                 recordings.update(connection, row.id, audio=summary)
+                if summary != row.audio:
+                    deposits.changed(connection, row.id, now)
             jobs.finish(connection, job.id, facts, now)
 
         await self._database.write(store)

@@ -27,8 +27,10 @@ from siprec_bridge.recording.scrub import Scrub, mentions_of, text_of
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
     Database,
+    DepositRow,
     SessionRow,
     StoreError,
+    deposits,
     erasure,
     outbox,
     recordings,
@@ -266,6 +268,9 @@ class Eraser:
     async def _erase_person(
         self, row: SessionRow, people: Sequence[Participant], whom: Identifier
     ) -> None:
+        kept = await self._database.read(partial(deposits.get, session_id=row.id))
+        if kept is not None and row.audio_deleted_at is None:
+            _check_custody(kept)
         document = SessionDocument.model_validate_json(row.document)
         scrub = _scrub(document, people, whom.user)
         audio = await asyncio.to_thread(_erase_audio, row, document, scrub)
@@ -286,6 +291,8 @@ class Eraser:
                 warnings=tuple(one for one in now.warnings if not scrub.names(one)),
                 audio=AUDIO.dump_json(audio).decode() if audio is not None else now.audio,
             )
+            if audio is not None:
+                deposits.changed(connection, row.id, self._clock())
             for one in erasure.transcripts_of(connection, row.id):
                 cleaned = scrub.document(json.loads(one.document))
                 erasure.change_transcript(connection, one, text_of(cleaned), _dumped(cleaned))
@@ -346,6 +353,18 @@ def _scrub(document: SessionDocument, people: Sequence[Participant], user: str) 
         alone=frozenset(label for label in labels if on_stream[label] <= ids),
         mentions=mentions_of([one.model_dump() for one in people], user),
     )
+
+
+def _check_custody(kept: DepositRow) -> None:
+    """Raises InUse, or ValueError where nobody here can change the audio."""
+    if kept.runner is not None:
+        raise InUse
+    if kept.plain_gone_at is not None:
+        raise ValueError("the audio is encrypted: erase whole sessions")
+    if kept.local_gone_at is not None:
+        raise ValueError(
+            "the audio is in the archive alone: fetch it first, or erase whole sessions"
+        )
 
 
 def _erase_audio(row: SessionRow, document: SessionDocument, scrub: Scrub) -> FinishedAudio | None:

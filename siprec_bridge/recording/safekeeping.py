@@ -308,6 +308,9 @@ class Custodian:
         """Encrypt, send, prove."""
         session = await self._session(row)
         keeping, store = self._keeping, self._keeping.store
+        if AUDIO.validate_json(session.audio or "{}").withheld:
+            await self._leave_withheld(row)
+            return
         manifest = Manifest.model_validate_json(row.manifest) if row.manifest else None
         prefix = row.prefix
         if manifest is None:
@@ -361,6 +364,15 @@ class Custodian:
             octets=manifest.octets,
             encrypted=bool(manifest.recipients),
         )
+
+    async def _leave_withheld(self, row: DepositRow) -> None:
+        """What is to be taken out of the audio is still in it: it goes nowhere before that is done.
+
+        Whoever takes it out enters the session anew; see `deposits.changed`.
+        """
+        reason = "withheld: what is to be taken out of the audio is still in it"
+        log.warning("archive.withheld", cause=reason)
+        await self._note(row, state="done", attempts=0, reason=reason)
 
     async def _make_manifest(self, session: SessionRow) -> Manifest:
         folder, recipients = Path(session.folder), self._keeping.recipients

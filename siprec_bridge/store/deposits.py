@@ -294,6 +294,25 @@ def again(connection: Connection, now: datetime, session_id: str | None = None) 
     ).rowcount
 
 
+def changed(connection: Connection, session_id: str, now: datetime) -> None:
+    """A session's plain files, which are here, are others now: keep them anew, and nothing else.
+
+    In the transaction that notes their new checksums. Whoever is sending the old ones has lost them.
+    """
+    row = get(connection, session_id)
+    if row is None or row.state == "deleting":
+        return
+    connection.execute(
+        deposits.update()
+        .where(deposits.c.session_id == session_id)
+        .values(
+            state="pending", attempts=0, not_before=now, reason=None, stored_at=None, manifest=None,
+            sealed_at=None, dropping=None, stale=json.dumps(_names(row)), runner=None,
+            lease_until=None,
+        )
+    )  # fmt: skip
+
+
 def brought_back(connection: Connection, session_id: str, not_before: datetime | None) -> bool:
     """The files are here again, until `not_before`; None: for good."""
     values: dict[str, Any] = {"local_gone_at": None, "dropping": None, "state": "done"}

@@ -31,11 +31,13 @@ from siprec_bridge.store import (
     JobRow,
     SessionRow,
     SipMessage,
+    deposits,
     erasure,
     jobs,
     ladder,
     outbox,
     recordings,
+    schema,
     search,
     transcripts,
 )  # fmt: skip
@@ -447,3 +449,45 @@ async def test_the_index_keeps_no_word_of_what_was_erased(tmp_path: Path) -> Non
 
     assert "lovely" in terms
     assert not {"zanzibar", "quux"} & terms
+
+
+@pytest.mark.parametrize(
+    ("where", "outcome", "cause"),
+    [
+        ({"plain_gone_at": START}, "failed", "the audio is encrypted: erase whole sessions"),
+        (
+            {"local_gone_at": START},
+            "failed",
+            "the audio is in the archive alone: fetch it first, or erase whole sessions",
+        ),
+        ({"runner": "-"}, "in_use", None),
+        ({"stored_at": START}, "erased", None),
+    ],
+    ids=["encrypted", "elsewhere alone", "under way", "stored and here"],
+)
+async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
+    tmp_path: Path, where: dict[str, object], outcome: str, cause: str | None
+) -> None:
+    async with desk(tmp_path) as here:
+
+        def archive(connection: Connection) -> None:
+            deposits.add(connection, "s-1", None, START)
+            columns = schema.deposits.update().values(
+                state="done", manifest='{"files": [{"kept_name": "s-1-0.spool"}]}', **where
+            )
+            connection.execute(columns)
+
+        await here.database.write(archive)
+
+        (found,) = await here.eraser.erase(WHOM, by="dpo", reason=None)
+        kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+
+        assert (found.outcome, found.cause) == (outcome, cause)
+        assert kept is not None
+        if outcome == "erased":  # sent anew, and what is no more is deleted there
+            assert (kept.state, kept.stale, kept.stored_at) == ("pending", ("s-1-0.spool",), None)
+        else:
+            assert kept.state == "done"
+            row = await here.row("s-1")
+            assert row is not None
+            assert "Carol" in row.document

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -173,6 +173,15 @@ class House:
             )
 
         await self.database.write(end)
+
+    async def change(self, audio: FinishedAudio, id: str = "s1") -> None:
+        """Note other files than there were, as redaction and erasure do."""
+
+        def note(connection: Connection) -> None:
+            recordings.update(connection, id, audio=AUDIO.dump_json(audio).decode())
+            deposits.changed(connection, id, self.now)
+
+        await self.database.write(note)
 
     def stored(self) -> dict[str, bytes]:
         """What is in the store."""
@@ -637,3 +646,46 @@ async def test_a_copy_that_is_not_what_was_stored_does_not_come_back(tmp_path: P
         assert (await here.deposit()).local_gone_at is not None
         session, row = await here.session(), await here.deposit()
         assert "s1-0.wav: 6 octets" in verify_stored(session, row, here.store).troubles[0]
+
+
+async def test_audio_that_is_still_to_be_redacted_goes_nowhere_before_it_is(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as here:
+        await here.record()
+        audio = AUDIO.validate_json((await here.session()).audio or "")
+        await here.change(replace(audio, withheld=True, redact=("card",)))
+
+        await here.go_round()
+        kept_back = here.stored(), await here.deposit()
+        await here.change(audio)
+        await here.go_round()
+
+        assert kept_back[0] == {}
+        assert (kept_back[1].state, str(kept_back[1].reason)[:9]) == ("done", "withheld:")
+        assert "2026/05/04/s1/manifest.json" in here.stored()
+        assert (await here.deposit()).reason is None
+
+
+async def test_files_that_were_changed_take_the_place_of_what_a_store_had(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        folder = await here.record()
+        await here.go_round()
+        audio = AUDIO.validate_json((await here.session()).audio or "")
+        (folder / "s1-0.spool").unlink()
+        silent = bytes((folder / "s1-0.wav").stat().st_size)
+        (folder / "s1-0.wav").write_bytes(silent)
+        noted = [
+            replace(one, sha256=hashlib.sha256(silent).hexdigest())
+            if one.name == "s1-0.wav"
+            else one
+            for one in audio.files
+        ]
+
+        await here.change(replace(audio, files=tuple(noted)))
+        await here.go_round()
+
+        stored = here.stored()
+        assert stored["2026/05/04/s1/s1-0.wav"] == silent
+        assert "2026/05/04/s1/s1-0.spool" not in stored
+        assert (await here.deposit()).stored_at == here.now
