@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import structlog
@@ -32,6 +32,7 @@ from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
     Archive,
     Capacity,
+    Certificate,
     Completion,
     Custodian,
     Desk,
@@ -273,6 +274,7 @@ class Bridge:
                 clock=_now,
                 address_for=self._address_for,
                 receive_at=lambda peer: settings.rtp_host_for(peer.local_host),
+                certificate=_certificate(settings),
             ),
             self.capacity,
             siprec_only=settings.non_siprec_calls == "refuse",
@@ -425,6 +427,12 @@ class Bridge:
                 log.warning("stream.silent", seconds=event.seconds, **fields)
             case "not_authentic":
                 log.warning("stream.not_authentic", **fields)  # once; the metric counts
+            case "handshake_failed":
+                log.warning(
+                    "stream.handshake_failed", cause=event.cause, **fields
+                )  # once, likewise
+            case "keyed":
+                log.info("stream.keyed", suite=event.cause, **fields)
             case "stranger":
                 log.warning("stream.stranger", source=event.cause, **fields)  # once, likewise
             case "learned":
@@ -666,6 +674,34 @@ def _archive_choices(settings: Settings) -> list[str]:
         count = len(settings.recordings_recipients.keys)
         said.append(f"recordings encrypted to {count} public key{'s' * (count > 1)}")
     return said
+
+
+def _certificate(settings: Settings) -> Callable[[], Certificate]:
+    """What DTLS-SRTP is done with. Raises ConfigurationError for one that cannot be used.
+
+    One of our own is made with the first call that asks: OpenSSL costs others nothing then.
+    """
+
+    @cache
+    def made() -> Certificate:
+        from siprec_bridge import dtls
+
+        return dtls.Certificate.make()
+
+    if settings.dtls_cert_path is None or settings.dtls_key_path is None:
+        return made
+    from siprec_bridge import dtls
+
+    where = f"DTLS_CERT_PATH={settings.dtls_cert_path}, DTLS_KEY_PATH={settings.dtls_key_path}"
+    try:
+        read = dtls.Certificate.read(
+            settings.dtls_cert_path.read_bytes(), settings.dtls_key_path.read_bytes()
+        )
+    except OSError as error:
+        raise ConfigurationError(where, f"{error.filename}: {error.strerror}") from error
+    except dtls.BadCertificate as error:
+        raise ConfigurationError(where, str(error)) from error
+    return lambda: read
 
 
 def _speech(settings: Settings) -> SpeechOptions | None:

@@ -305,6 +305,12 @@ class Settings(BaseModel):
     srtp_sdes_only_over_tls: bool = Field(
         False, description="true: keys in SDP are taken only from SIP over TLS"
     )
+    dtls_cert_path: Path | None = Field(
+        None,
+        description="PEM file of the certificate that DTLS-SRTP is done with; else one is made "
+        "with the first call that needs it",
+    )
+    dtls_key_path: Path | None = Field(None, description="PEM file of its private key")
     rtp_fast_path: bool = Field(True, description="receive with recvmmsg; false: plain sockets")
 
     # Storage
@@ -554,6 +560,8 @@ class Settings(BaseModel):
             raise ValueError("TLS_PORT needs TLS_CERT_PATH and TLS_KEY_PATH")
         if (self.amqp_tls_cert_path is None) != (self.amqp_tls_key_path is None):
             raise ValueError("AMQP_TLS_CERT_PATH and AMQP_TLS_KEY_PATH go together")
+        if (self.dtls_cert_path is None) != (self.dtls_key_path is None):
+            raise ValueError("DTLS_CERT_PATH and DTLS_KEY_PATH go together")
         if (self.http_tls_cert_path is None) != (self.http_tls_key_path is None):
             raise ValueError("HTTP_TLS_CERT_PATH and HTTP_TLS_KEY_PATH go together")
         if self.archive_keep_local is not None and self.archive_url is None:

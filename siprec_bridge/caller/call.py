@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from siprec_bridge.caller.audio import RATE, CallError, Leg
+from siprec_bridge.caller.handshake import Handshaker
 from siprec_bridge.caller.messages import (
     PAYLOAD_TYPES,
     Identity,
@@ -43,7 +44,8 @@ _RING_TIMEOUT_S = 180.0
 class CallPlan:
     """Whom to call, who talks, and how. `codec` is pcmu or pcma; `rate` 2.0 talks twice as fast.
 
-    `srtp` is the suite to encrypt the media with; None: plain RTP.
+    `srtp` is the suite to encrypt the media with; None: plain RTP. With `dtls` the suite and its
+    keys are agreed on with the server, on the way of the media.
     """
 
     target: Target
@@ -53,6 +55,7 @@ class CallPlan:
     tls: ssl.SSLContext | None = None  # None: over TLS, take any certificate
     credentials: tuple[str, str] | None = None  # user and password, for a server that asks
     srtp: str | None = None
+    dtls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ async def place_call(
         raise CallError(f"codec {plan.codec}: pcmu or pcma")
     if plan.srtp is not None and plan.srtp not in available_suites():
         raise CallError(f"SRTP suite {plan.srtp}: " + ", ".join(available_suites()))
+    if plan.srtp is not None and plan.dtls:
+        raise CallError("SRTP keys in SDP or by DTLS, not both")
     if not 1 <= len(plan.legs) <= 16:
         raise CallError("one to sixteen participants")
     wire = await connect(plan.target, plan.tls)
@@ -129,7 +134,8 @@ async def _call(
         ports = [one.getsockname()[1] for one in sockets]
         size = SUITES[plan.srtp] if plan.srtp is not None else 0
         keys = [secrets.token_bytes(size) for _ in ports] if size else []
-        answer, number = await _dial(plan, dialog, ports, keys, say)
+        handshaker = Handshaker() if plan.dtls else None
+        answer, number = await _dial(plan, dialog, ports, keys, handshaker, say)
         setup = time.monotonic() - begun
         server = answer.headers.get("Server") or answer.headers.get("User-Agent") or "unnamed"
         report = CallReport(me.call_id, answer.status, answer.reason, setup, server)
@@ -138,9 +144,20 @@ async def _call(
         dialog.ack = serialize(in_dialog(me, secrets.token_hex(8), "ACK", number, answer))
         wire.send(dialog.ack)
         media, problems = _check_answer(answer, len(plan.legs), plan.srtp)
+        senders: list[SrtpSender | None] = [None] * len(sockets)
+        if plan.srtp is not None:
+            senders = [
+                SrtpSender(plan.srtp, key) if one.port and _agrees(one, plan.srtp) else None
+                for key, one in zip(keys, media, strict=False)
+            ]
+        if handshaker is not None:
+            senders, more = await handshaker.agree(
+                sockets, parse_sdp(answer.body), plan.target.host
+            )
+            problems += more
         say(f"answered {answer.status} after {setup * 1000:.0f} ms, talking")
         talked = time.monotonic()
-        packets = await _talk(plan, sockets, media, keys, dialog.remote_bye)
+        packets = await _talk(plan, sockets, media, senders, dialog.remote_bye)
         by_peer = dialog.remote_bye.is_set()
         bye_status: int | None = None
         if not by_peer:
@@ -171,6 +188,7 @@ async def _dial(
     dialog: _Dialog,
     ports: Sequence[int],
     keys: Sequence[bytes],
+    handshaker: Handshaker | None,
     say: Callable[[str], None],
 ) -> tuple[Response, int]:
     """Send the INVITE, and once more with credentials when the server asks for them.
@@ -184,6 +202,7 @@ async def _dial(
         request = invite(
             me, branch, number, plan.legs, ports, plan.codec, authorization,
             suite=plan.srtp, keys=keys,
+            fingerprint=handshaker.fingerprint if handshaker is not None else None,
         )  # fmt: skip
         answer = await _transact(dialog, request, say)
         if answer.status >= 300:
@@ -308,20 +327,23 @@ async def _talk(
     plan: CallPlan,
     sockets: Sequence[socket.socket],
     media: Sequence[Media],
-    keys: Sequence[bytes],
+    senders: Sequence[SrtpSender | None],
     stop: asyncio.Event,
 ) -> list[int]:
     """Send every leg's packets at the pace of speech; returns how many went out on each."""
     payload_type, name = PAYLOAD_TYPES[plan.codec], plan.codec.upper()
     voices = [encode_g711(name, leg.pcm) for leg in plan.legs]
+    secure = plan.srtp is not None or plan.dtls
+    refused = [Media("audio", 0, "RTP/AVP", ())] * len(voices)
     goals = [
         (one.connection or plan.target.host, one.port)
-        if one.port and (plan.srtp is None or _agrees(one, plan.srtp))
+        if one.port and (sender is not None or not secure)
         else None
-        for one in [*media, *[Media("audio", 0, "RTP/AVP", ())] * len(voices)][: len(voices)]
+        for one, sender in zip(
+            [*media, *refused][: len(voices)], [*senders, *[None] * len(voices)], strict=False
+        )
     ]
     starts = [(secrets.randbits(16), secrets.randbits(32), secrets.randbits(32)) for _ in voices]
-    senders = [SrtpSender(plan.srtp, key) for key in keys] if plan.srtp is not None else []
     sent = [0] * len(voices)
     loop = asyncio.get_running_loop()
     begun = loop.time()
@@ -346,8 +368,8 @@ async def _talk(
                 payload,
                 marker=tick == 0,
             )
-            if senders:
-                packet = senders[index].protect(packet)
+            if secure and (sender := senders[index]) is not None:
+                packet = sender.protect(packet)
             with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
                 sockets[index].sendto(packet, goal)
                 sent[index] += 1

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from xml.sax.saxutils import escape, quoteattr
 
 from siprec_bridge.caller.audio import Leg
-from siprec_bridge.sdp import STATIC, Media, SessionDescription, write_crypto
+from siprec_bridge.sdp import STATIC, Fingerprint, Media, SessionDescription, write_crypto
 from siprec_bridge.sip import Headers, Request, Response, parse_name_addr
 
 _BOUNDARY = "siprec-bridge-call"
@@ -56,12 +56,16 @@ def invite(
     *,
     suite: str | None = None,
     keys: Sequence[bytes] = (),
+    fingerprint: Fingerprint | None = None,
 ) -> Request:
     """A recording session's INVITE. RFC 7866 §6.1 and §9.1.
 
-    `keys`: one for each port, where the media are to be SRTP of this suite.
+    `keys`: one for each port, where the media are to be SRTP of this suite; `fingerprint`: of our
+    certificate, where the keys come by DTLS.
     """
-    offer = _offer(me, ports, codec, suite, keys).write()
+    secrets = [_secrets(number, suite, keys, fingerprint) for number in range(len(ports))]
+    protocol = "UDP/TLS/RTP/SAVP" if fingerprint is not None else "RTP/SAVP"
+    offer = _offer(me, ports, codec, protocol if any(secrets) else "RTP/AVP", secrets).write()
     parts = [
         b"Content-Type: application/sdp\r\n\r\n" + offer,
         b"Content-Type: application/rs-metadata+xml\r\n"
@@ -123,8 +127,23 @@ def _headers(me: Identity, branch: str, number: int, method: str, to: str) -> He
     )
 
 
+def _secrets(
+    number: int, suite: str | None, keys: Sequence[bytes], fingerprint: Fingerprint | None
+) -> tuple[tuple[str, str], ...]:
+    """What a stream's m-line says of our keys."""
+    if fingerprint is not None:
+        return (("setup", "actpass"), ("fingerprint", str(fingerprint)), ("rtcp-mux", ""))
+    if suite is not None:
+        return (("crypto", write_crypto("1", suite, keys[number])),)
+    return ()
+
+
 def _offer(
-    me: Identity, ports: Sequence[int], codec: str, suite: str | None, keys: Sequence[bytes]
+    me: Identity,
+    ports: Sequence[int],
+    codec: str,
+    protocol: str,
+    secrets: Sequence[tuple[tuple[str, str], ...]],
 ) -> SessionDescription:
     static = STATIC[PAYLOAD_TYPES[codec]]
     family = "IP6" if ":" in me.address else "IP4"
@@ -132,7 +151,7 @@ def _offer(
         Media(
             kind="audio",
             port=port,
-            protocol="RTP/AVP" if suite is None else "RTP/SAVP",
+            protocol=protocol,
             formats=(str(static.payload_type),),
             connection=me.address,
             direction="sendonly",
@@ -140,11 +159,7 @@ def _offer(
                 ("rtpmap", static.rtpmap),
                 ("ptime", "20"),
                 ("label", str(number)),
-                *(
-                    [("crypto", write_crypto("1", suite, keys[number - 1]))]
-                    if suite is not None
-                    else []
-                ),
+                *secrets[number - 1],
             ),
         )
         for number, port in enumerate(ports, 1)

@@ -47,6 +47,9 @@ def call(
     suite: Annotated[
         str, typer.Option(help="with --srtp: how, such as AEAD_AES_128_GCM")
     ] = "AES_CM_128_HMAC_SHA1_80",
+    dtls: Annotated[
+        bool, typer.Option("--dtls", help="encrypt the media, with keys by DTLS")
+    ] = False,
     ca: Annotated[
         Path | None, typer.Option(help="TLS: CAs that the server's certificate must come from")
     ] = None,
@@ -86,6 +89,7 @@ def call(
         tls_of(ca, cert),
         (name, password) if user else None,
         suite if srtp else None,
+        dtls,
     )
     report = asyncio.run(place_call(plan, on_status=None if brief else print))
     for line in report_lines(report):

@@ -19,12 +19,13 @@ from siprec_bridge.media.finisher import Finisher
 from siprec_bridge.media.offline import OfflineMedia
 from siprec_bridge.media.silence import Cover, silence
 from siprec_bridge.media.supervisor import MediaEvent, MediaUnavailable
-from siprec_bridge.receiver.control import StreamPort, StreamReport, StreamSpec
+from siprec_bridge.receiver.control import DtlsTask, StreamPort, StreamReport, StreamSpec
 from siprec_bridge.receiver.ports import NoPortLeft
 
 __all__ = [
     "Cover",
     "Covered",
+    "DtlsTask",
     "DtmfEvents",
     "FinishedAudio",
     "FinishedFile",

@@ -53,6 +53,9 @@ class OfflineMedia:
         stream = self._open.get(stream_id)
         if stream is None:
             return False
+        if stream.spec.dtls is not None and stream.srtp is None:
+            stream.unauthenticated += 1
+            return True
         if stream.srtp is not None:
             try:
                 datagram = stream.srtp.unprotect(datagram)

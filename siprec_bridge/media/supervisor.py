@@ -7,7 +7,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from siprec_bridge.receiver.control import (
     StreamSpec,
     decode,
     encode,
+    keys_from_json,
 )
 from siprec_bridge.receiver.ports import NoPortLeft
 from siprec_bridge.telemetry import Metrics
@@ -39,7 +40,8 @@ _SOCKET_HOLDS_S = 2.0  # of audio, at least
 @dataclass(frozen=True, slots=True)
 class MediaEvent:
     """What a worker noticed: started, silent, heard_again, not_authentic (SRTP that our
-    keys do not open), learned (the source is at the address in `cause`, which nobody signalled),
+    keys do not open), keyed (by DTLS, with the suite in `cause`), handshake_failed (`cause` tells;
+    the first of a stream), learned (the source is at the address in `cause`, which nobody signalled),
     stranger (packets from the address in `cause` are dropped), write_failed or written_again. Or
     what became of it: interrupted (it died; nothing was received for `seconds`), lost (and the
     port is another's now, which `cause` tells).
@@ -174,6 +176,8 @@ class WorkerSupervisor:
     async def update(self, spec: StreamSpec) -> None:
         """Note that a stream's payload types, keys or addresses are others from now on."""
         if (known := self._open.get(spec.stream_id)) is not None:
+            if spec.dtls is not None and known.spec.dtls is not None:
+                spec = replace(spec, keys=known.spec.keys, rtcp_keys=known.spec.rtcp_keys)
             known.spec = spec
             await self._ask({"do": "update", "spec": spec.to_json()})
 
@@ -369,6 +373,13 @@ class WorkerSupervisor:
             case {"event": "turned", "stream_id": str(stream), "ssrc": ssrc, "rollovers": count}:
                 if (known := self._open.get(stream)) is not None:
                     known.rollovers[ssrc] = count
+            case {"event": "keyed", "stream_id": str(stream), "keys": list(keys), "rtcp": rtcp}:
+                if (known := self._open.get(stream)) is not None:
+                    if rtcp:
+                        known.spec = replace(known.spec, rtcp_keys=keys_from_json(keys))
+                    else:
+                        known.spec = replace(known.spec, keys=keys_from_json(keys))
+                        self._tell(_event("keyed", known.spec, cause=message["cause"]))
             case {"event": str(name)}:
                 fields = {key: message[key] for key in ("stream_id", "session_id", "label")}
                 extra = {key: message[key] for key in ("seconds", "cause") if key in message}
@@ -385,6 +396,8 @@ class WorkerSupervisor:
         metrics.rtp_packets_stranger_total.inc(counters.strangers)
         metrics.srtp_packets_unauthenticated_total.inc(counters.unauthenticated)
         metrics.rtp_kernel_drops_total.inc(counters.kernel_drops)
+        metrics.dtls_handshakes_total.labels(outcome="done").inc(counters.handshakes)
+        metrics.dtls_handshakes_total.labels(outcome="failed").inc(counters.handshakes_failed)
         if counters.late is not None:
             self._swept_at = asyncio.get_running_loop().time()
             self._pressure = max(counters.busy, counters.late / SWEEP_S)

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from siprec_bridge.sdp import Codec, StreamKeys
+from siprec_bridge.sdp import Codec, Fingerprint, StreamKeys
 
-VERSION: Final = 2
+VERSION: Final = 3
 LINE_LIMIT: Final = 1 << 20
 SWEEP_S: Final = 0.2  # between two sweeps of a worker's sockets
 
@@ -58,6 +58,8 @@ class Counters:
     malformed: int = 0
     strangers: int = 0
     unauthenticated: int = 0
+    handshakes: int = 0
+    handshakes_failed: int = 0
     kernel_drops: int = 0
     late: float | None = None
     busy: float = 0.0
@@ -70,12 +72,21 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class DtlsTask:
+    """Whom to agree on a stream's keys with: the certificate that he has, and ours, with its key."""
+
+    fingerprints: tuple[Fingerprint, ...]
+    certificate: bytes = field(repr=False)  # PEM
+
+
+@dataclass(frozen=True, slots=True)
 class StreamSpec:
     """A stream to record. Its spool is `<folder>/<stream_id>.spool`.
 
     `host` is the address to receive it on, `rtcp` where the SRC receives RTCP, at the address of
-    its c= line; `peer` the address that its SIP comes from. `keys` goes to the worker and nowhere
-    else.
+    its c= line; `peer` the address that its SIP comes from. Keys go to the worker and nowhere else.
+    With `dtls` they come from there: `keys`, and `rtcp_keys` where RTCP has a port of its own, are
+    then those of an association that was made before.
     """
 
     stream_id: str
@@ -89,6 +100,13 @@ class StreamSpec:
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False  # on one port with RTP, on both sides
     peer: str | None = None
+    dtls: DtlsTask | None = None
+    rtcp_keys: StreamKeys | None = field(default=None, repr=False)
+
+    @property
+    def secure(self) -> bool:
+        """Whether its packets are SRTP, be the keys there or not."""
+        return self.keys is not None or self.dtls is not None
 
     @property
     def spool(self) -> Path:
@@ -107,7 +125,9 @@ class StreamSpec:
             ],
             "folder": str(self.folder),
             "host": self.host,
-            "keys": _keys_to_json(self.keys) if self.keys is not None else None,
+            "keys": keys_to_json(self.keys),
+            "rtcp_keys": keys_to_json(self.rtcp_keys),
+            "dtls": _dtls_to_json(self.dtls),
             "rtcp": self.rtcp,
             "rtcp_mux": self.rtcp_mux,
             "peer": self.peer,
@@ -117,10 +137,11 @@ class StreamSpec:
     def from_json(cls, value: dict[str, Any]) -> "StreamSpec":
         """From the wire."""
         codecs = tuple(Codec(**one) for one in value["codecs"])
-        keys = _keys_from_json(value["keys"]) if value["keys"] is not None else None
+        keys = {name: keys_from_json(value[name]) for name in ("keys", "rtcp_keys")}
+        dtls = _dtls_from_json(value["dtls"])
         rtcp = tuple(value["rtcp"]) if value["rtcp"] is not None else None
-        own = {"codecs": codecs, "folder": Path(value["folder"]), "keys": keys, "rtcp": rtcp}
-        return cls(**(value | own))
+        own = {"codecs": codecs, "folder": Path(value["folder"]), "dtls": dtls, "rtcp": rtcp}
+        return cls(**(value | own | keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +215,34 @@ def from_ns(at_ns: int | None) -> datetime | None:
     return None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC)
 
 
-def _keys_to_json(keys: StreamKeys) -> list[object]:
+def keys_to_json(keys: StreamKeys | None) -> list[object] | None:
+    """For the wire."""
+    if keys is None:
+        return None
     remote, local = (base64.b64encode(one).decode() for one in (keys.remote, keys.local))
     return [keys.suite, remote, local, keys.mki_length]
 
 
-def _keys_from_json(value: list[Any]) -> StreamKeys:
+def keys_from_json(value: list[Any] | None) -> StreamKeys | None:
+    """From the wire."""
+    if value is None:
+        return None
     suite, remote, local, mki_length = value
     return StreamKeys(suite, base64.b64decode(remote), base64.b64decode(local), mki_length)
+
+
+def _dtls_to_json(dtls: DtlsTask | None) -> dict[str, object] | None:
+    if dtls is None:
+        return None
+    known = [[one.function, one.digest.hex()] for one in dtls.fingerprints]
+    return {"fingerprints": known, "certificate": dtls.certificate.decode()}
+
+
+def _dtls_from_json(value: dict[str, Any] | None) -> DtlsTask | None:
+    if value is None:
+        return None
+    known = tuple(Fingerprint(name, bytes.fromhex(text)) for name, text in value["fingerprints"])
+    return DtlsTask(known, value["certificate"].encode())
 
 
 def _to_ns(at: datetime | None) -> int | None:

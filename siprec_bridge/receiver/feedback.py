@@ -13,9 +13,10 @@ from ipaddress import ip_address
 import numpy as np
 
 from siprec_bridge.receiver.control import StreamSpec
+from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sources import Sources
-from siprec_bridge.receiver.sweep import Arena, WorkerClock, receive_stamped
+from siprec_bridge.receiver.sweep import NOBODY, Arena, WorkerClock, receive_stamped, source_of
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     Batch,
@@ -23,6 +24,7 @@ from siprec_bridge.rtp import (
     Reception,
     Replayed,
     ReportBlock,
+    SrtpReceiver,
     SrtpSender,
     read_rtcp,
     receiver_report,
@@ -36,9 +38,17 @@ _MOST_RTCP = 16  # datagrams of a stream in a sweep
 class Feedback:
     """Reads the RTCP sockets and sends receiver reports."""
 
-    def __init__(self, arena: Arena, sources: Sources, uplink: Uplink, clock: WorkerClock) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        sources: Sources,
+        handshakes: Handshakes,
+        uplink: Uplink,
+        clock: WorkerClock,
+    ) -> None:
         self._arena = arena
         self._sources = sources
+        self._handshakes = handshakes
         self._uplink = uplink
         self._clock = clock
         self._sockets = selectors.DefaultSelector()
@@ -57,7 +67,9 @@ class Feedback:
         spec = stream.spec
         stream.target = _target(spec.rtcp, spec.host)
         keys, before = spec.keys, old.keys if old is not None else None
-        if keys is None:
+        if spec.dtls is not None:
+            pass  # with the handshake
+        elif keys is None:
             stream.sender = None
         elif before is None or before.local != keys.local:
             stream.sender = SrtpSender(keys.suite, keys.local)
@@ -75,16 +87,23 @@ class Feedback:
     def read(self) -> None:
         """Take what has come to the RTCP ports."""
         for key, _ in self._sockets.select(0):
-            stream: LiveStream = key.data
-            for _ in range(_MOST_RTCP):
-                received = receive_stamped(stream.rtcp)
-                if received is None:
-                    break
-                data, arrival_ns, source = received
-                if not self._sources.takes(stream, source):
-                    self._sources.count_strangers(stream, source, 1)
-                    continue
-                self._take(stream, data, arrival_ns - self._clock.stepped_ns())
+            self.read_from(key.data)
+
+    def read_from(self, stream: LiveStream) -> None:
+        """Take what has come to a stream's RTCP port."""
+        for _ in range(_MOST_RTCP):
+            received = receive_stamped(stream.rtcp)
+            if received is None:
+                break
+            data, arrival_ns, address = received
+            source = source_of(address[0]) or NOBODY
+            if not self._sources.takes(stream, source):
+                self._sources.count_strangers(stream, source, 1)
+            elif stream.spec.dtls is not None and is_dtls(data):
+                self._handshakes.take(stream, data, address, rtcp=True)
+            else:
+                srtp = stream.rtcp_srtp or stream.srtp
+                self._take(stream, srtp, data, arrival_ns - self._clock.stepped_ns())
 
     def take_muxed(self, stream: LiveStream, batch: Batch, start: int, stop: int) -> int:
         """RTCP among the RTP (RFC 5761), agreed on or not; returns how much there was."""
@@ -93,7 +112,7 @@ class Feedback:
         for slot in slots:
             at = int(arena.offsets[slot])
             data = bytes(arena.view[at : at + int(arena.lengths[slot])])
-            self._take(stream, data, int(arena.arrivals_ns[slot]))
+            self._take(stream, stream.srtp, data, int(arena.arrivals_ns[slot]))
         return len(slots)
 
     def send(self, now: float) -> None:
@@ -116,13 +135,17 @@ class Feedback:
         due = now + _REPORT_S * (0.5 + random.random())
         heapq.heappush(self._due, (due, next(self._numbers), stream))
 
-    def _take(self, stream: LiveStream, data: bytes, arrival_ns: int) -> None:
-        if stream.srtp is not None:
+    def _take(
+        self, stream: LiveStream, srtp: SrtpReceiver | None, data: bytes, arrival_ns: int
+    ) -> None:
+        if stream.secure:
             try:
-                data = stream.srtp.unprotect_rtcp(data)
+                data = srtp.unprotect_rtcp(data) if srtp is not None else b""
             except Replayed:
                 return
             except NotAuthentic:
+                data = b""
+            if not data:
                 stream.unauthenticated += 1
                 self._uplink.counters.unauthenticated += 1
                 return
@@ -157,7 +180,7 @@ class Feedback:
         )
 
     def _send(self, stream: LiveStream, packet: bytes) -> None:
-        if stream.target is None:
+        if stream.target is None or (stream.secure and stream.sender is None):
             return
         if stream.sender is not None:
             packet = stream.sender.protect_rtcp(packet)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from siprec_bridge.receiver.feedback import Feedback
+from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.sources import Sources
@@ -25,7 +26,6 @@ from siprec_bridge.rtp import (
     Ledger,
     NotAuthentic,
     Replayed,
-    SrtpReceiver,
     arrivals,
     read_headers,
 )
@@ -57,6 +57,7 @@ class Intake:
         receiver: Receiver,
         sources: Sources,
         feedback: Feedback,
+        handshakes: Handshakes,
         uplink: Uplink,
         clock: WorkerClock,
     ) -> None:
@@ -64,6 +65,7 @@ class Intake:
         self._receiver = receiver
         self._sources = sources
         self._feedback = feedback
+        self._handshakes = handshakes
         self._uplink = uplink
         self._clock = clock
         self.ledger = Ledger()
@@ -141,9 +143,9 @@ class Intake:
         arena = self._arena
         lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
         dropped = {
-            start: self._decrypt(stream, stream.srtp, start, stop)
+            start: self._decrypt(stream, start, stop)
             for stream, start, stop in taken
-            if stream.srtp is not None
+            if stream.secure
         }
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
         for start, count in self._sources.turn_away(taken, of, batch, used).items():
@@ -194,19 +196,34 @@ class Intake:
         counters.duplicates += stream.sequence.duplicates - before
         return slots
 
-    def _decrypt(self, stream: LiveStream, srtp: SrtpReceiver, start: int, stop: int) -> int:
+    def _decrypt(self, stream: LiveStream, start: int, stop: int) -> int:
         """Put RTP in the place of SRTP; what is none is emptied. Returns how many these were.
 
-        What is no RTP at all stays, and so does RTCP. The order of arrival is kept, and a paused
-        stream is decrypted too: roll-over counters follow what is sent, not what is recorded.
+        DTLS among it is dealt with, and what comes ahead of the keys is lost. What is no RTP at all
+        stays, and so does RTCP. The order of arrival is kept, and a paused stream is decrypted too:
+        roll-over counters follow what is sent, not what is recorded.
         """
         arena, view = self._arena, self._arena.view
         lengths = arena.lengths[start:stop].tolist()
-        repeated = unauthenticated = 0
+        by_dtls, srtp = stream.spec.dtls is not None, stream.srtp
+        repeated = early = unauthenticated = handshake = 0
         for slot, at, length in zip(
             range(start, stop), arena.offsets[start:stop].tolist(), lengths, strict=True
         ):
+            if by_dtls and is_dtls(view[at : at + length]):
+                handshake += 1
+                arena.lengths[slot] = 0
+                source = (int(arena.sources[slot, 0]), int(arena.sources[slot, 1]))
+                if self._sources.takes(stream, source):
+                    data = bytes(view[at : at + length])
+                    self._handshakes.take(stream, data, self._receiver.address(slot))
+                    srtp = stream.srtp
+                continue
             if length < HEADER_SIZE or view[at] >> 6 != 2 or 192 <= view[at + 1] <= 223:
+                continue
+            if srtp is None:
+                early += 1
+                arena.lengths[slot] = 0
                 continue
             try:
                 plain = srtp.unprotect(bytes(view[at : at + length]))
@@ -218,18 +235,19 @@ class Intake:
                 plain = b""
             view[at : at + len(plain)] = plain
             arena.lengths[slot] = len(plain)
-        for ssrc, rollovers in srtp.turned:
-            self._uplink.tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)
-        srtp.turned.clear()
+        if srtp is not None:
+            for ssrc, rollovers in srtp.turned:
+                self._uplink.tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)
+            srtp.turned.clear()
         if not stream.paused:
             stream.sequence.duplicates += repeated
             self._uplink.counters.duplicates += repeated
-        if unauthenticated:
-            if not stream.unauthenticated:
-                self._uplink.tell_of(stream, "not_authentic")
-            stream.unauthenticated += unauthenticated
-            self._uplink.counters.unauthenticated += unauthenticated
-        return repeated + unauthenticated
+        if unauthenticated and not stream.told_not_authentic:
+            stream.told_not_authentic = True
+            self._uplink.tell_of(stream, "not_authentic")
+        stream.unauthenticated += early + unauthenticated
+        self._uplink.counters.unauthenticated += early + unauthenticated
+        return repeated + early + unauthenticated + handshake
 
     def _write(self, stream: LiveStream, records: list[memoryview]) -> None:
         cause = stream.spool.write(records)

@@ -8,7 +8,7 @@ from siprec_bridge.receiver.control import StreamReport, StreamSpec
 from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.stream import Ints, ReceivedStream
 from siprec_bridge.receiver.sweep import NOBODY, Source
-from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpSender
+from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpReceiver, SrtpSender
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class LiveStream(ReceivedStream):
     room: int  # for datagrams that wait
     ledger: Ledger
     row: int = field(init=False)
+    rtcp_srtp: SrtpReceiver | None = None  # of the RTCP port, where that has its own keys
     sender: SrtpSender | None = None
     target: tuple[str, int] | None = None  # of our RTCP
     ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
@@ -37,6 +38,8 @@ class LiveStream(ReceivedStream):
     kernel_drops: int = 0  # of these, for want of room
     silent: bool = False
     write_failed: bool = False
+    told_not_authentic: bool = False
+    told_handshake_failed: bool = False
 
     def __post_init__(self) -> None:
         ReceivedStream.__post_init__(self)

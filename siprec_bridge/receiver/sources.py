@@ -133,7 +133,7 @@ class Sources:
         strange = [
             at
             for at, one in enumerate(sources)
-            if one not in stream.guests and (lengths[at] or stream.srtp is None)
+            if one not in stream.guests and (lengths[at] or not stream.secure)
         ]
         if strange:
             places = np.array(strange) + start

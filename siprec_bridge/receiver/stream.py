@@ -34,14 +34,17 @@ class ReceivedStream:
     unauthenticated: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
+    secure: bool = field(init=False)  # without keys its packets are nobody's
     _beside: frozenset[int] = field(init=False)  # payload types that are no voice
 
     def __post_init__(self) -> None:
+        self.secure = self.spec.secure
         self._beside = _no_voice(self.spec)
 
     def take_over(self, spec: StreamSpec, now_ns: int) -> None:
         """Follow an offer that changed payload types or keys."""
         old, self.spec = self.spec, spec
+        self.secure = spec.secure
         self._beside = _no_voice(spec)
         if spec.keys is None or self.srtp is None:
             self.srtp = srtp_receiver(spec, {})

@@ -44,6 +44,7 @@ _MAPPED = np.frombuffer(b"\0\0\xff\xff", np.uint32)[0]  # third word of ::ffff:0
 
 Ints = npt.NDArray[np.int64]
 Source = tuple[int, int]
+Address = tuple[str, int]  # host and port
 NOBODY: Source = (0, 0)  # is no datagram's source
 
 
@@ -136,6 +137,10 @@ class Receiver(Protocol):
         """Fill the arrays for the first `count` slots; once, after all sockets."""
         ...
 
+    def address(self, slot: int) -> Address:
+        """Where a slot's datagram came from, until the next ones are taken."""
+        ...
+
 
 def prepare(one: socket.socket) -> None:
     """Ask the kernel for time stamps, drop counts and enough room on an RTP socket."""
@@ -195,21 +200,24 @@ def _filter(allowed: list[IPv4Address | IPv6Address]) -> bytes:
     return b"".join(struct.pack("=HBBI", *each) for each in [*version, *four, *six])
 
 
-def receive_stamped(one: socket.socket) -> tuple[bytes, int, Source] | None:
-    """A datagram, when it came, ns since 1970, and from whom; None: none waits."""
+def receive_stamped(one: socket.socket) -> tuple[bytes, int, Address] | None:
+    """A datagram, when it came, ns since 1970, and from where; None: none waits."""
     try:
-        data, control, _, (host, *_) = one.recvmsg(_LARGEST, _CONTROL)
+        data, control, _, (host, port, *_) = one.recvmsg(_LARGEST, _CONTROL)
     except OSError:
         return None
     for level, kind, value in control:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", value)
-            return data, seconds * 1_000_000_000 + nanoseconds, source_of(host) or NOBODY
-    return data, time.time_ns(), source_of(host) or NOBODY
+            return data, seconds * 1_000_000_000 + nanoseconds, (host, port)
+    return data, time.time_ns(), (host, port)
 
 
 class PlainReceiver:
     """One system call a packet; works wherever Python does."""
+
+    def __init__(self) -> None:
+        self._addresses: list[Address] = [("", 0)] * SLOTS
 
     def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
         """As the protocol says."""
@@ -217,7 +225,7 @@ class PlainReceiver:
         while slot < SLOTS:
             at = int(arena.offsets[slot])
             try:
-                length, control, flags, (host, *_) = one.recvmsg_into(
+                length, control, flags, (host, port, *_) = one.recvmsg_into(
                     [arena.view[at : at + _LARGEST]], _CONTROL
                 )
             except (BlockingIOError, InterruptedError):
@@ -235,11 +243,16 @@ class PlainReceiver:
             arena.arrivals_ns[slot] = arrival
             arena.drops[slot] = drops
             arena.sources[slot] = source_of(host) or NOBODY
+            self._addresses[slot] = host, port
             slot += 1
         return slot - start
 
     def complete(self, arena: Arena, count: int) -> None:
         """Nothing is left to do."""
+
+    def address(self, slot: int) -> Address:
+        """As the protocol says."""
+        return self._addresses[slot]
 
 
 class BatchReceiver:
@@ -315,6 +328,13 @@ class BatchReceiver:
         six = names.view(np.uint16)[:, 0] == socket.AF_INET6
         if six.any():
             sources[six] = names[six, 2:6]
+
+    def address(self, slot: int) -> Address:
+        """As the protocol says."""
+        name = self._names[slot].tobytes()  # a struct sockaddr_in or sockaddr_in6
+        (family,), (port,) = struct.unpack("=H", name[:2]), struct.unpack("!H", name[2:4])
+        packed = name[8:24] if family == socket.AF_INET6 else name[4:8]
+        return str(ip_address(packed)), port
 
 
 def best_receiver(arena: Arena, *, fast: bool) -> Receiver:

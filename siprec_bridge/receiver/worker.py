@@ -6,11 +6,12 @@ It ends when the other end is gone, after a last sweep.
 
 import contextlib
 import resource
-import select
+import selectors
 import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 from siprec_bridge.receiver.control import (
     LINE_LIMIT,
@@ -21,6 +22,7 @@ from siprec_bridge.receiver.control import (
     decode,
 )
 from siprec_bridge.receiver.feedback import Feedback
+from siprec_bridge.receiver.handshakes import Handshakes
 from siprec_bridge.receiver.intake import Intake
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.ports import NoPortLeft, PortRange
@@ -44,6 +46,10 @@ class Worker:
         self._control = control
         self._streams: dict[str, LiveStream] = {}
         self._buffer = b""
+        self._wake = (
+            selectors.DefaultSelector()
+        )  # data: a stream and whether its RTCP; None: control
+        self._wake.register(control, selectors.EVENT_READ)
         self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket]] = {}
         self._arena = Arena()
         self._clock = WorkerClock()
@@ -57,8 +63,7 @@ class Worker:
         while True:
             idle = not self._streams
             wait = None if idle else max(0.0, due - time.monotonic())
-            readable, _, _ = select.select([self._control], [], [], wait)
-            if readable and not self._take_commands():
+            if not self._wait(wait):
                 break
             now = time.monotonic()
             if idle:  # there was nothing to be late with
@@ -72,10 +77,23 @@ class Worker:
                 due, swept_at, worked = now + SWEEP_S, now, spent
         self.stop()
 
+    def _wait(self, seconds: float | None) -> bool:
+        """Until a sweep is due, or something does not want to wait. False: the bridge is gone."""
+        ready = [key.data for key, _ in self._wake.select(seconds)]
+        for data in ready:
+            if data is not None:
+                stream, rtcp = data
+                if rtcp:
+                    self._feedback.read_from(stream)
+                else:
+                    self._intake.sweep([stream])
+        return None not in ready or self._take_commands()
+
     def sweep(self, now: float) -> None:
         """Do all that a sweep does; `now` is monotonic."""
         self._intake.sweep(list(self._streams.values()))
         self._feedback.read()
+        self._handshakes.advance(now)
         self._feedback.send(now)
         self._look_for_silence(now)
 
@@ -83,6 +101,7 @@ class Worker:
         """Close all streams."""
         self._close(list(self._streams))
         self._feedback.stop()
+        self._wake.close()
 
     def _take_commands(self) -> bool:
         try:
@@ -130,9 +149,18 @@ class Worker:
         self._ports = PortRange(configuration.first, configuration.last)
         receiver = best_receiver(self._arena, fast=configuration.fast)
         self._sources = Sources(self._arena, self._uplink, configuration.sources)
-        self._feedback = Feedback(self._arena, self._sources, self._uplink, self._clock)
+        self._handshakes = Handshakes(self._uplink, self._wake)
+        self._feedback = Feedback(
+            self._arena, self._sources, self._handshakes, self._uplink, self._clock
+        )
         self._intake = Intake(
-            self._arena, receiver, self._sources, self._feedback, self._uplink, self._clock
+            self._arena,
+            receiver,
+            self._sources,
+            self._feedback,
+            self._handshakes,
+            self._uplink,
+            self._clock,
         )
         return {"receiver": type(receiver).__name__}
 
@@ -173,6 +201,7 @@ class Worker:
             self._intake.open(known, time.monotonic())
             self._sources.open(known)
             self._feedback.open(known)
+            self._handshakes.open(known)
             if paused:  # ahead of what waits at the socket: that is not to be kept either
                 known.pause(True, time.time_ns())
         number = known.rtp.getsockname()[1]
@@ -183,10 +212,13 @@ class Worker:
         if stream is not None:
             self._intake.sweep([stream])
             old = stream.spec
+            if spec.dtls is not None and old.dtls is not None:
+                spec = replace(spec, keys=old.keys, rtcp_keys=old.rtcp_keys)
             stream.take_over(spec, time.time_ns())
             self._intake.follow(stream)
             self._sources.expect(stream)
             self._feedback.follow(stream, old)
+            self._handshakes.follow(stream, old)
         return {}
 
     def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
@@ -205,6 +237,7 @@ class Worker:
         reports = [stream.report() for stream in streams]
         for stream in streams:
             self._feedback.close(stream)
+            self._handshakes.close(stream)
             stream.close()
             del self._streams[stream.spec.stream_id]
         return reports

@@ -19,7 +19,14 @@ from siprec_bridge.recording.orders import (
     version_of,
     why_away,
 )
-from siprec_bridge.recording.recorder import Desk, Media, NotRecording, Recorder, Signalling
+from siprec_bridge.recording.recorder import (
+    Certificate,
+    Desk,
+    Media,
+    NotRecording,
+    Recorder,
+    Signalling,
+)
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
@@ -38,6 +45,7 @@ __all__ = [
     "AudioAway",
     "AudioDeleted",
     "Capacity",
+    "Certificate",
     "Completion",
     "Custodian",
     "Desk",

@@ -13,9 +13,16 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
-from siprec_bridge.media import MediaEvent, NoPortLeft, StreamPort, StreamReport, StreamSpec
+from siprec_bridge.media import (
+    DtlsTask,
+    MediaEvent,
+    NoPortLeft,
+    StreamPort,
+    StreamReport,
+    StreamSpec,
+)
 from siprec_bridge.recording.archive import Archive, facts_of
-from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.sdp import Fingerprint, MediaPolicy
 from siprec_bridge.sip import (
     AckReceived,
     AnswerContent,
@@ -117,6 +124,20 @@ class Media(Protocol):
         ...
 
 
+class Certificate(Protocol):
+    """What SRCs know us by where keys are agreed on by DTLS; `pem` has the private key as well."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the SDP tells."""
+        ...
+
+    @property
+    def pem(self) -> bytes:
+        """What the media side needs."""
+        ...
+
+
 @dataclass(frozen=True)
 class Desk:
     """What every recorder works with."""
@@ -132,6 +153,7 @@ class Desk:
     clock: Callable[[], datetime]
     address_for: Callable[[Peer], str]  # what SDP tells this peer to send to
     receive_at: Callable[[Peer], str]  # the address of ours where its streams are received
+    certificate: Callable[[], Certificate] | None = None  # None: DTLS-SRTP is refused
 
 
 class Recorder:
@@ -167,6 +189,7 @@ class Recorder:
             sdp_session_id=int(desk.clock().timestamp()),
             fork=read_fork(invite.request),
             new_key=secrets.token_bytes,
+            certificate=self._fingerprint if desk.certificate is not None else None,
             over_tls=invite.peer.transport == "tls",
         )
 
@@ -288,6 +311,9 @@ class Recorder:
                     self._silent.discard(stream)
                 case MediaEvent(name="interrupted" | "lost") as event:
                     await self._flag(event)
+                case MediaEvent(name="handshake_failed", stream_id=stream, cause=str(cause)):
+                    self._session.note_handshake(self._index_of(stream), cause)
+                    await self._store_update(Changes(metadata_changed=True), self._desk.clock())
                 case MediaEvent():
                     pass  # told in the log
                 case Instruction() as instruction:
@@ -419,8 +445,7 @@ class Recorder:
     def _note_interruption(self, event: Event) -> bool:
         if not (isinstance(event, MediaEvent) and event.name in ("interrupted", "lost")):
             return False
-        index = int(event.stream_id.removeprefix(f"{self.session_id}-"))
-        self._session.note_interruption(index, event.seconds)
+        self._session.note_interruption(self._index_of(event.stream_id), event.seconds)
         return True
 
     def _ask_for_metadata(self) -> None:
@@ -568,6 +593,16 @@ class Recorder:
     def _local(self) -> dict[int, int]:
         return {index: port.rtp_port for index, port in self._ports.items()}
 
+    def _fingerprint(self) -> Fingerprint:
+        if self._desk.certificate is None:
+            raise ValueError("there is no certificate")
+        return self._desk.certificate().fingerprint
+
+    def _dtls(self, stream: StreamToRecord) -> DtlsTask | None:
+        if not stream.fingerprints or self._desk.certificate is None:
+            return None
+        return DtlsTask(stream.fingerprints, self._desk.certificate().pem)
+
     def _spec(self, stream: StreamToRecord) -> StreamSpec:
         return StreamSpec(
             stream_id=self._stream_id(stream.index),
@@ -578,6 +613,7 @@ class Recorder:
             folder=self._folder,
             host=self._desk.receive_at(self._invite.peer),
             keys=stream.keys,
+            dtls=self._dtls(stream),
             rtcp=stream.rtcp,
             rtcp_mux=stream.rtcp_mux,
             peer=self._invite.peer.host,
@@ -599,6 +635,9 @@ class Recorder:
 
     def _stream_id(self, index: int) -> str:
         return f"{self.session_id}-{index}"
+
+    def _index_of(self, stream_id: str) -> int:
+        return int(stream_id.removeprefix(f"{self.session_id}-"))
 
 
 def _reasons(document: SessionDocument, labels: Sequence[str]) -> list[envelope.PausedStream]:

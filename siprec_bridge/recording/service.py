@@ -32,7 +32,8 @@ _OPTIONS_HEADERS = (
     ("Accept-Language", "en"),
 )
 _BUSY = (("Retry-After", "10"),)
-_MINDED = ("silent", "heard_again", "interrupted", "lost")  # of media events, by recorders
+# Of media events, by recorders.
+_MINDED = ("silent", "heard_again", "interrupted", "lost", "handshake_failed")
 _REMEMBERED = 20_000
 
 

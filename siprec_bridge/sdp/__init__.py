@@ -6,7 +6,8 @@ Refuses to know SIP, sockets and what is done with the media.
 from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, offer, plan
 from siprec_bridge.sdp.codecs import EVENTS, NOISE, RECORDABLE, STATIC, Codec, recordable
 from siprec_bridge.sdp.crypto import SUITES, Crypto, StreamKeys, read_crypto, write_crypto
-from siprec_bridge.sdp.session import MalformedSdp, Media, SessionDescription, parse
+from siprec_bridge.sdp.dtls import DtlsParameters, Fingerprint, fingerprint_of, matches, read_dtls
+from siprec_bridge.sdp.session import Attribute, MalformedSdp, Media, SessionDescription, parse
 
 __all__ = [
     "EVENTS",
@@ -14,8 +15,11 @@ __all__ = [
     "RECORDABLE",
     "STATIC",
     "SUITES",
+    "Attribute",
     "Codec",
     "Crypto",
+    "DtlsParameters",
+    "Fingerprint",
     "MalformedSdp",
     "Media",
     "MediaPolicy",
@@ -23,10 +27,13 @@ __all__ = [
     "StreamKeys",
     "StreamPlan",
     "answer",
+    "fingerprint_of",
+    "matches",
     "offer",
     "parse",
     "plan",
     "read_crypto",
+    "read_dtls",
     "recordable",
     "write_crypto",
 ]

@@ -1,4 +1,6 @@
-"""An offer and what we can record: the answer. RFC 3264 §6, RFC 7866 §7.1 and §8, RFC 4568 §5.1.
+"""An offer and what we can record: the answer. RFC 3264 §6, RFC 7866 §7.1 and §8.
+
+Keys: RFC 4568 §5.1 (in the SDP), RFC 5763 §5 (by DTLS).
 
 First `plan` says what becomes of each m-line; then, once ports are there, `answer` writes it.
 """
@@ -17,10 +19,12 @@ from siprec_bridge.sdp.codecs import (
     recordable,
 )
 from siprec_bridge.sdp.crypto import SUITES, Crypto, choose, write_crypto
+from siprec_bridge.sdp.dtls import DtlsParameters, Fingerprint, read_dtls
 from siprec_bridge.sdp.session import Attribute, Media, SessionDescription
 
 _PLAIN = ("RTP/AVP", "RTP/AVPF")
 _SECURE = ("RTP/SAVP", "RTP/SAVPF")
+_BY_DTLS = ("UDP/TLS/RTP/SAVP", "UDP/TLS/RTP/SAVPF")
 # We only receive: what the offerer sends is ours to take, what it does not send is inactive.
 _ANSWER_DIRECTION = {
     "sendrecv": "recvonly",
@@ -39,6 +43,7 @@ class MediaPolicy:
     srtp: Literal["accept", "require", "refuse"] = "accept"
     suites: tuple[str, ...] = tuple(SUITES)
     sdes_only_over_tls: bool = False
+    dtls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class StreamPlan:
     rtcp_mux: bool = False
     ptime: int | None = None
     crypto: Crypto | None = None  # the offered line that is taken
+    dtls: DtlsParameters | None = None  # else the association that the keys come from
 
     @property
     def paused(self) -> bool:
@@ -72,7 +78,8 @@ def plan(
 ) -> tuple[StreamPlan, ...]:
     """Decide on every m-line, in order. `over_tls`: nobody else could read the offer."""
     return tuple(
-        _plan_one(index, media, policy, over_tls) for index, media in enumerate(offer.media)
+        _plan_one(index, media, offer.attributes, policy, over_tls)
+        for index, media in enumerate(offer.media)
     )
 
 
@@ -82,6 +89,8 @@ def answer(
     local: Mapping[int, int],
     keys: Mapping[int, bytes] | None = None,
     *,
+    fingerprint: Fingerprint | None = None,
+    tls_ids: Mapping[int, str] | None = None,
     address: str,
     session_id: int,
     version: int,
@@ -90,10 +99,17 @@ def answer(
     """Write the answer: same m-lines in the same order, labels echoed, refused ones at port 0.
 
     `local` maps the index of each accepted m-line to our RTP port at `address`, `keys` those with
-    SRTP to our own master key and salt.
+    SRTP to our own master key and salt. `fingerprint` is that of our certificate, for lines whose
+    keys come by DTLS; `tls_ids` names our side of these associations where the offer named its own.
     """
     media = tuple(
-        _answer_one(line, one, local.get(one.index, 0), (keys or {}).get(one.index), address)
+        _answer_one(
+            line,
+            one,
+            local.get(one.index, 0),
+            _secret(one, (keys or {}).get(one.index), fingerprint, (tls_ids or {}).get(one.index)),
+            address,
+        )
         for line, one in zip(offer.media, plans, strict=True)
     )
     return SessionDescription(
@@ -132,7 +148,13 @@ def offer(
     )
 
 
-def _plan_one(index: int, media: Media, policy: MediaPolicy, over_tls: bool) -> StreamPlan:
+def _plan_one(
+    index: int,
+    media: Media,
+    session: Sequence[Attribute],
+    policy: MediaPolicy,
+    over_tls: bool,
+) -> StreamPlan:
     def refused(reason: str, warn_code: int = 399) -> StreamPlan:
         return StreamPlan(index, media.label, False, reason, warn_code, "inactive")
 
@@ -140,11 +162,11 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy, over_tls: bool) -> 
         return refused("offered at port 0")
     if media.kind != "audio":
         return refused(f"{media.kind} is not recorded", 304)
-    if media.protocol not in _PLAIN + _SECURE:
+    if media.protocol not in _PLAIN + _SECURE + _BY_DTLS:
         return refused(f"{media.protocol} is not supported", 302)
-    crypto = _crypto(media, policy, over_tls)
-    if isinstance(crypto, str):
-        return refused(crypto, 302)
+    keyed = _keyed(media, session, policy, over_tls)
+    if isinstance(keyed, str):
+        return refused(keyed, 302)
     known = media.codecs
     voice = tuple(one for one in known if one.name in policy.codecs and recordable(one))
     if not voice:
@@ -164,35 +186,46 @@ def _plan_one(index: int, media: Media, policy: MediaPolicy, over_tls: bool) -> 
         rtcp=(host, media.rtcp_port),
         rtcp_mux=media.rtcp_mux,
         ptime=number(media.attribute("ptime") or "", 1000),
-        crypto=crypto,
+        crypto=keyed if isinstance(keyed, Crypto) else None,
+        dtls=keyed if isinstance(keyed, DtlsParameters) else None,
     )
 
 
-def _crypto(media: Media, policy: MediaPolicy, over_tls: bool) -> Crypto | str | None:
-    """The crypto line that is taken; None: plain RTP; or why the m-line is refused."""
-    secure = media.protocol in _SECURE
-    found: Crypto | str = "SRTP is required"
+def _keyed(
+    media: Media, session: Sequence[Attribute], policy: MediaPolicy, over_tls: bool
+) -> Crypto | DtlsParameters | str | None:
+    """Where the keys come from; None: plain RTP; or why the m-line is refused."""
+    by_dtls = media.protocol in _BY_DTLS
+    secure = by_dtls or media.protocol in _SECURE
+    certified = by_dtls or media.attribute("fingerprint") is not None
+    found: Crypto | DtlsParameters | str = "SRTP is required"
     if policy.srtp == "refuse":
         found = "SRTP is refused"
-    elif policy.sdes_only_over_tls and not over_tls and (secure or media.crypto_lines):
-        found = "SRTP keys are taken over TLS only"
-    elif secure or media.crypto_lines:
+    else:
         # Keys under a plain profile are an offer of SRTP too, if only to who wants it. RFC 8643 §3
-        found = choose(media.crypto_lines, policy.suites)
-    if isinstance(found, Crypto) or secure or policy.srtp == "require":
+        if not by_dtls and (media.crypto_lines or (secure and not certified)):
+            found = _by_sdes(media, policy, over_tls)
+        if certified and not isinstance(found, Crypto):
+            found = read_dtls(media.attributes, session) if policy.dtls else "DTLS-SRTP is refused"
+    if secure or policy.srtp == "require" or not isinstance(found, str):
         return found
     return None
 
 
-def _answer_one(line: Media, one: StreamPlan, port: int, key: bytes | None, address: str) -> Media:
+def _by_sdes(media: Media, policy: MediaPolicy, over_tls: bool) -> Crypto | str:
+    if policy.sdes_only_over_tls and not over_tls:
+        return "SRTP keys are taken over TLS only"
+    return choose(media.crypto_lines, policy.suites)
+
+
+def _answer_one(
+    line: Media, one: StreamPlan, port: int, secret: tuple[Attribute, ...], address: str
+) -> Media:
     label: tuple[Attribute, ...] = (("label", one.label),) if one.label is not None else ()
     if not one.accepted:
         return Media(
             line.kind, 0, line.protocol, line.formats[:1] or ("0",), None, "inactive", label
         )
-    secret: tuple[Attribute, ...] = ()
-    if one.crypto is not None and key is not None:
-        secret = (("crypto", write_crypto(one.crypto.tag, one.crypto.suite, key)),)
     mux: tuple[Attribute, ...] = (("rtcp-mux", ""),) if one.rtcp_mux else ()
     return Media(
         kind=line.kind,
@@ -203,6 +236,18 @@ def _answer_one(line: Media, one: StreamPlan, port: int, key: bytes | None, addr
         direction=one.direction,
         attributes=(*_codec_attributes(one.codecs), *label, *mux, *secret),
     )
+
+
+def _secret(
+    one: StreamPlan, key: bytes | None, fingerprint: Fingerprint | None, tls_id: str | None
+) -> tuple[Attribute, ...]:
+    """What an answer says of our keys."""
+    if one.crypto is not None and key is not None:
+        return (("crypto", write_crypto(one.crypto.tag, one.crypto.suite, key)),)
+    if one.dtls is None or fingerprint is None:
+        return ()
+    named: tuple[Attribute, ...] = (("tls-id", tls_id),) if tls_id is not None else ()
+    return (("setup", "passive"), ("fingerprint", str(fingerprint)), *named)
 
 
 def _codec_attributes(codecs: Sequence[Codec]) -> tuple[Attribute, ...]:

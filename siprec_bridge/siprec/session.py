@@ -12,6 +12,8 @@ from siprec_bridge import sdp
 from siprec_bridge.sdp import (
     SUITES,
     Codec,
+    DtlsParameters,
+    Fingerprint,
     MalformedSdp,
     MediaPolicy,
     SessionDescription,
@@ -41,6 +43,7 @@ _MAX_SESSION_IDS = 500  # the newest ones of a recording session that never ends
 _MAX_SPANS = 1000  # the newest ones of a stream
 _LONGEST_WARNING = 512
 _LONGEST_WORD = 20
+_TLS_ID_OCTETS = 15  # 120 bits of chance. RFC 8842 §4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,8 @@ class StreamToRecord:
     index: int
     label: str
     codecs: tuple[Codec, ...]
-    keys: StreamKeys | None = None  # None: plain RTP
+    keys: StreamKeys | None = None  # with no fingerprint either: plain RTP
+    fingerprints: tuple[Fingerprint, ...] = ()  # of the certificate that its keys are made with
     rtcp: tuple[str, int] | None = None  # where the SRC receives it; None: not known yet
     rtcp_mux: bool = False
 
@@ -91,6 +95,8 @@ class _Stream:
     pauses: list[Pause] = field(default_factory=list)
     active: list[Span] = field(default_factory=list)
     keys: StreamKeys | None = None
+    dtls: DtlsParameters | None = None
+    tls_id: str | None = None  # ours
     rtcp: tuple[str, int] | None = None
     rtcp_mux: bool = False
     quality: StreamQuality | None = None
@@ -166,8 +172,9 @@ class _Negotiated:
 class RecordingSession:
     """One recording session. `fork` is what holds as long as no metadata comes.
 
-    `new_key` makes a key of so many octets; without it SRTP is not taken. `over_tls`: nobody else
-    can read the signalling.
+    `new_key` makes a key of so many octets; without it SRTP is not taken. `certificate` tells the
+    fingerprint of ours; without it DTLS-SRTP is not taken. `over_tls`: nobody else can read the
+    signalling.
     """
 
     def __init__(
@@ -178,11 +185,15 @@ class RecordingSession:
         sdp_session_id: int,
         fork: Fork | None = None,
         new_key: Callable[[int], bytes] | None = None,
+        certificate: Callable[[], Fingerprint] | None = None,
         over_tls: bool = False,
     ) -> None:
         self.session_id = session_id
         self._new_key = new_key or bytes
-        self._policy = policy if new_key is not None else replace(policy, suites=())
+        dtls = new_key is not None and certificate is not None
+        suites = policy.suites if new_key is not None else ()
+        self._policy = replace(policy, suites=suites, dtls=dtls)
+        self._certificate = certificate
         self._over_tls = over_tls
         self._sdp_session_id = sdp_session_id
         self._fork = fork or Fork()
@@ -314,6 +325,12 @@ class RecordingSession:
         )
         self._warn(f"media worker died; {missing} missing on label {stream.label}")
 
+    def note_handshake(self, index: int, cause: str) -> None:
+        """Note that somebody failed to agree on a stream's keys by DTLS."""
+        stream = self._now.streams.get(index)
+        if stream is not None:
+            self._warn(f"DTLS-SRTP on label {stream.label}: {cause}")
+
     def streams_open(self) -> tuple[int, ...]:
         """M-lines that are being recorded or paused."""
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")
@@ -380,11 +397,11 @@ class RecordingSession:
                 stream = self._open(plan, at, stream)
                 opened.append(_to_record(stream))
             else:
-                keys = self._keys(plan, stream.keys)
-                media = (plan.codecs, keys, plan.rtcp, plan.rtcp_mux)
-                if (stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux) != media:
-                    stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux = media
-                    changed.append(_to_record(stream))
+                before = _to_record(stream)
+                self._take_keys(stream, plan)
+                stream.codecs, stream.rtcp, stream.rtcp_mux = plan.codecs, plan.rtcp, plan.rtcp_mux
+                if (now := _to_record(stream)) != before:
+                    changed.append(now)
             stream.on_hold = plan.paused
             line = offer.media[plan.index]
             stream.record = _word(line.attribute("record"))
@@ -400,7 +417,7 @@ class RecordingSession:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
             old.signalled = readable(plan.label) if plan.label else old.signalled
-            old.keys = self._keys(plan, old.keys)
+            self._take_keys(old, plan)
             old.rtcp, old.rtcp_mux = plan.rtcp, plan.rtcp_mux
             return old
         wanted = readable(plan.label or str(plan.index + 1))
@@ -411,19 +428,27 @@ class RecordingSession:
         elif label != wanted:
             self._warn(f"label {wanted} is on two m-lines")
         stream = _Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
-        stream.keys = self._keys(plan, None)
+        self._take_keys(stream, plan)
         stream.rtcp, stream.rtcp_mux = plan.rtcp, plan.rtcp_mux
         self._now.streams[plan.index] = stream
         return stream
 
-    def _keys(self, plan: StreamPlan, old: StreamKeys | None) -> StreamKeys | None:
-        """The keys of a stream. Ours stays while the suite does: its packets are counted on."""
-        crypto = plan.crypto
-        if crypto is None:
-            return None
-        same = old is not None and old.suite == crypto.suite
-        local = old.local if old is not None and same else self._new_key(SUITES[crypto.suite])
-        return StreamKeys(crypto.suite, crypto.key, local, crypto.mki_length)
+    def _take_keys(self, stream: _Stream, plan: StreamPlan) -> None:
+        """Follow where the keys of a stream come from.
+
+        Ours stays while the suite does: its packets are counted on. Our name for an association
+        stays while the peer's does. RFC 8842 §5.3
+        """
+        old, before = stream.keys, stream.dtls
+        crypto, stream.dtls, stream.keys = plan.crypto, plan.dtls, None
+        if crypto is not None:
+            same = old is not None and old.suite == crypto.suite
+            local = old.local if old is not None and same else self._new_key(SUITES[crypto.suite])
+            stream.keys = StreamKeys(crypto.suite, crypto.key, local, crypto.mki_length)
+        if plan.dtls is None or plan.dtls.tls_id is None:
+            stream.tls_id = None
+        elif before != plan.dtls or stream.tls_id is None:
+            stream.tls_id = self._new_key(_TLS_ID_OCTETS).hex()
 
     def _close(self, stream: _Stream, at: datetime) -> None:
         if stream.state == "closed":
@@ -488,11 +513,14 @@ class RecordingSession:
     ) -> SessionDescription:
         if self._now.offer is None:
             raise ValueError("there is no offer to answer")
+        by_dtls = [one for one in self._now.streams.values() if one.dtls is not None]
         return sdp.answer(
             self._now.offer,
             self._now.plans,
             ports,
             {one.index: one.keys.local for one in self._now.streams.values() if one.keys},
+            fingerprint=self._certificate() if self._certificate and by_dtls else None,
+            tls_ids={one.index: one.tls_id for one in by_dtls if one.tls_id},
             address=address,
             session_id=self._sdp_session_id,
             version=version,
@@ -639,7 +667,13 @@ def _quotable(text: str) -> str:
 
 def _to_record(stream: _Stream) -> StreamToRecord:
     return StreamToRecord(
-        stream.index, stream.label, stream.codecs, stream.keys, stream.rtcp, stream.rtcp_mux
+        stream.index,
+        stream.label,
+        stream.codecs,
+        stream.keys,
+        stream.dtls.fingerprints if stream.dtls is not None else (),
+        stream.rtcp,
+        stream.rtcp_mux,
     )
 
 

@@ -184,6 +184,11 @@ class Metrics:
             "srtp_packets_unauthenticated",
             "SRTP and SRTCP packets dropped: the negotiated keys do not open them",
         )
+        self.dtls_handshakes_total = counter(
+            "dtls_handshakes",
+            "DTLS-SRTP handshakes that ended: with keys (done), or without (failed)",
+            ["outcome"],
+        )
         self.rtp_kernel_drops_total = counter(
             "rtp_kernel_drops", "datagrams that the kernel dropped for want of room"
         )

@@ -26,11 +26,17 @@ async def call(
     legs: tuple[Leg, ...] | None = None,
     rate: float = 20.0,
     srtp: str | None = None,
+    dtls: bool = False,
 ) -> CallReport:
     """Place a call, by default at twenty times the pace of speech; it must be answered well."""
     host, port = bridge.udp if transport == "udp" else bridge.tcp
     plan = CallPlan(
-        parse_target(f"{host}:{port}", transport), legs or tones(), codec, rate, srtp=srtp
+        parse_target(f"{host}:{port}", transport),
+        legs or tones(),
+        codec,
+        rate,
+        srtp=srtp,
+        dtls=dtls,
     )
     report = await place_call(plan)
     assert report.ok, report

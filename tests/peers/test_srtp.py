@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from harness.recognisers import recogniser
 from harness.rtp import loudest_frequency, packets, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.caller import CallPlan, parse_target, place_call
+from siprec_bridge.dtls import Certificate
 from siprec_bridge.rtp import SrtpSender
+from siprec_bridge.sdp import fingerprint_of, write_crypto
 from siprec_bridge.sdp import parse as parse_sdp
-from siprec_bridge.sdp import write_crypto
 from siprec_bridge.sip import Response
 from siprec_bridge.sip import parse as parse_sip
 
@@ -121,3 +124,99 @@ async def test_media_under_another_key_is_counted_and_not_recorded(tmp_path: Pat
         assert secret not in ladder + log
         assert secret.encode() not in kept
         assert base64.b64decode(secret) not in kept
+
+
+async def test_a_call_with_keys_by_dtls_is_recorded(tmp_path: Path) -> None:
+    host_keys = Certificate.make()
+    pem = tmp_path / "ours.pem"
+    pem.write_bytes(host_keys.pem)
+    async with running_bridge(
+        tmp_path / "data", DTLS_CERT_PATH=str(pem), DTLS_KEY_PATH=str(pem), SRTP="require",
+        SRTP_SDES_ONLY_OVER_TLS="true",
+    ) as bridge:  # fmt: skip
+        report = await call(bridge, dtls=True)
+
+        heard = await legs(bridge)
+        _, metrics = await bridge.get("/metrics")
+        suites = [line["suite"] for line in bridge.logged("stream.keyed")]
+
+    assert [one.protocol for one in report.media] == ["UDP/TLS/RTP/SAVP"] * 2
+    assert {one.attribute("fingerprint") for one in report.media} == {str(host_keys.fingerprint)}
+    assert heard == [(440, 2.0), (1000, 2.5)]
+    assert suites == ["AEAD_AES_256_GCM"] * 2
+    assert 'siprec_dtls_handshakes_total{outcome="done"} 2.0' in metrics
+    assert "siprec_srtp_packets_unauthenticated_total 0.0" in metrics
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl program")
+@pytest.mark.parametrize(
+    ("profile", "suite", "size", "is_theirs"),
+    [
+        ("SRTP_AES128_CM_SHA1_80", CM80, (16, 14), True),
+        ("SRTP_AEAD_AES_256_GCM", GCM, (32, 12), True),
+        ("SRTP_AES128_CM_SHA1_80", CM80, (16, 14), False),
+    ],
+    ids=["AES-CM", "GCM", "another certificate"],
+)
+async def test_openssl_s_own_client_agrees_on_keys_and_is_recorded_with_its_certificate_only(
+    tmp_path: Path, profile: str, suite: str, size: tuple[int, int], is_theirs: bool
+) -> None:
+    theirs = Certificate.make()
+    pem = tmp_path / "theirs.pem"
+    pem.write_bytes(theirs.pem)
+    named = theirs.fingerprint if is_theirs else fingerprint_of(b"another one")
+    lines = f"a=setup:active\r\na=fingerprint:{named}\r\na=label"
+    offer = OFFER.replace("RTP/AVP", "UDP/TLS/RTP/SAVP").replace("a=label", lines)
+    loop, (key, salt) = asyncio.get_running_loop(), size
+    async with running_bridge(tmp_path / "data") as bridge:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
+            phone.setblocking(False)
+            phone.connect(bridge.udp)
+            await loop.sock_sendall(phone, request("INVITE", body=multipart(sdp=offer)))
+            async with asyncio.timeout(10):
+                answer = parse_sip(await loop.sock_recv(phone, 65536))
+                while not isinstance(answer, Response) or answer.status < 200:
+                    answer = parse_sip(await loop.sock_recv(phone, 65536))
+            ours = parse_sdp(answer.body).media[0]
+            tag = (answer.headers.get("To") or "").partition(";tag=")[2]
+            phone.send(request("ACK", to_tag=tag, branch="z9hG4bK2"))
+            client = await asyncio.create_subprocess_exec(
+                "openssl", "s_client", "-dtls1_2", "-connect", f"127.0.0.1:{ours.port}",
+                "-cert", str(pem), "-key", str(pem), "-use_srtp", profile,
+                "-keymatexport", "EXTRACTOR-dtls_srtp", "-keymatexportlen", str(2 * (key + salt)),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )  # fmt: skip
+            try:
+                if is_theirs:
+                    await bridge.wait_for_log("stream.keyed")
+                else:
+                    await bridge.wait_for_log("stream.handshake_failed")
+                out, _ = await asyncio.wait_for(client.communicate(b"Q\n"), 20)
+            finally:
+                if client.returncode is None:
+                    client.kill()
+                    await client.wait()
+            text = out.decode()
+            found = re.search(r"Keying material: ([0-9A-F]+)", text)
+            exported = bytes.fromhex(found[1]) if found else bytes(2 * (key + salt))
+            sender = SrtpSender(suite, exported[:key] + exported[2 * key : 2 * key + salt])
+            for packet in packets(tone(440, 1.0)):
+                phone.sendto(sender.protect(packet), ("127.0.0.1", ours.port))
+            await bridge.wait_for_log("stream.started" if is_theirs else "session.updated")
+            phone.send(request("BYE", number=2, to_tag=tag, branch="z9hG4bK3"))
+            await bridge.wait_for_log("session.archived")
+        (session,) = bridge.logged("session.started")
+        _, document = await bridge.get(f"/api/sessions/{session['session_id']}")
+        log = bridge.log_file.read_text()
+    audio = sorted((tmp_path / "data" / "recordings").rglob("*-0.wav"))
+
+    assert ours.attribute("setup") == "passive"
+    assert exported.hex() not in log.lower()
+    if is_theirs:
+        assert f"SRTP Extension negotiated, profile={profile}" in text
+        rate, pcm = read_wav(audio[0])
+        assert (round(loudest_frequency(pcm, rate), -1), len(pcm) / rate) == (440, 1.0)
+    else:
+        assert audio == []
+        assert "its certificate is not the one of the SDP" in document

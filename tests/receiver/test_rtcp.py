@@ -12,7 +12,8 @@ import pytest
 
 from harness.media import spec
 from harness.rtp import packets, send, tone
-from siprec_bridge.media import StreamSpec, finish_session
+from siprec_bridge.dtls import Certificate
+from siprec_bridge.media import DtlsTask, StreamSpec, finish_session
 from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpReceiver, SrtpSender
 from siprec_bridge.sdp import StreamKeys
@@ -199,3 +200,27 @@ def test_rubbish_on_the_rtcp_port_does_no_harm(
 
     (report,) = worker._close([spec(tmp_path).stream_id])
     assert (report.sender_reports, report.said_bye, report.malformed) == (1, False, 0)
+
+
+@pytest.mark.parametrize("mux", [True, False])
+def test_reports_of_keys_by_dtls_wait_for_them_and_are_encrypted_with_those_of_their_port(
+    tmp_path: Path, src: socket.socket, worker: Worker, mux: bool
+) -> None:
+    ours = Certificate.make()
+    dtls = DtlsTask((ours.fingerprint,), ours.pem)
+    of_rtp, of_rtcp = StreamKeys(SUITE, REMOTE, LOCAL), StreamKeys(SUITE, LOCAL, REMOTE)
+    early = stream(tmp_path / "early", src, dtls=dtls, rtcp_mux=mux)
+    late = stream(tmp_path, src, dtls=dtls, rtcp_mux=mux, keys=of_rtp, rtcp_keys=of_rtcp)
+    source = SrtpSender(SUITE, REMOTE)
+    locked = [source.protect(packet) for packet in VOICE[:20]]
+    for number, one in enumerate((replace(early, stream_id="early"), late)):
+        port = opened(worker, one)
+        send(locked, port)
+        sweep(worker, later=8.0 * (number + 1))
+    report = src.recv(2000)
+
+    local = LOCAL if mux else REMOTE
+    assert block(SrtpReceiver(SUITE, local).unprotect_rtcp(report))[:5] == (201, 0x1234, 0, 0, 119)
+    src.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nothing in the clear
+        src.recv(2000)

@@ -43,7 +43,7 @@ def test_every_line_is_answered_recvonly_with_its_label_and_our_port() -> None:
     ("media", "reason"),
     [
         ("m=video 5000 RTP/AVP 96\r\na=rtpmap:96 H264/90000", "video is not recorded"),
-        ("m=audio 5000 UDP/TLS/RTP/SAVP 0", "UDP/TLS/RTP/SAVP is not supported"),
+        ("m=audio 5000 UDP/TLS/RTP/SAVP 0", "DTLS-SRTP is refused"),
         ("m=audio 5000 RTP/AVP 15", "no codec in common"),
         ("m=audio 0 RTP/AVP 0", "offered at port 0"),
     ],

@@ -41,6 +41,7 @@ def new_session(fork: Fork | None = None, policy: MediaPolicy | None = None) -> 
         sdp_session_id=7,
         fork=fork,
         new_key=lambda size: bytes([next(numbers)] * size),
+        certificate=lambda: sdp.fingerprint_of(b"ours"),
     )
 
 
@@ -606,3 +607,63 @@ def test_where_rtcp_goes_is_told_to_the_media_side_when_it_changes() -> None:
         (("192.0.2.10", 30000), True),
     ]
     assert b"a=rtcp-mux" in session.answer(PORTS, "192.0.2.1")
+
+
+def by_dtls(certificate: bytes, tls_id: str = "") -> Body:
+    named = f"a=fingerprint:{sdp.fingerprint_of(certificate)}\r\na=setup:actpass\r\n"
+    named += f"a=tls-id:{tls_id * 20}\r\n" if tls_id else ""
+    offer = OFFER.replace("RTP/AVP", "UDP/TLS/RTP/SAVP").replace("a=label", named + "a=label")
+    return full(offer)
+
+
+def test_a_reinvite_with_the_same_fingerprint_changes_nothing_and_another_one_is_followed() -> None:
+    session = new_session()
+    opened = session.offer(by_dtls(b"theirs"), START).opened
+    first = session.answer(PORTS, "192.0.2.1")
+    again = session.offer(by_dtls(b"theirs"), later(1))
+    same = session.answer(PORTS, "192.0.2.1")
+    other = session.offer(by_dtls(b"another"), later(2))
+    session.withdraw()
+
+    assert [one.fingerprints for one in opened] == [(sdp.fingerprint_of(b"theirs"),)] * 2
+    assert (again.opened, again.changed, again.closed) == ((), (), ())
+    assert same == first
+    assert b"a=setup:passive" in first
+    assert f"a=fingerprint:{sdp.fingerprint_of(b'ours')}".encode() in first
+    assert [one.fingerprints for one in other.changed] == [(sdp.fingerprint_of(b"another"),)] * 2
+    assert session.offer(by_dtls(b"theirs"), later(3)).changed == ()
+    plain = session.offer(full(), later(4))
+    assert [one.fingerprints for one in plain.changed] == [(), ()]
+
+
+def test_an_association_that_has_a_name_gets_one_of_ours_until_it_is_another() -> None:
+    session = new_session()
+    names = []
+    for at, tls_id in enumerate(("a", "a", "b", "")):
+        session.offer(by_dtls(b"theirs", tls_id), later(at))
+        media = sdp.parse(session.answer(PORTS, "192.0.2.1")).media
+        names.append([one.attribute("tls-id") for one in media])
+
+    assert names[0] == names[1]
+    assert len({*names[0], *names[2]}) == 4
+    assert all(name is not None and 20 <= len(name) <= 255 for name in (*names[0], *names[2]))
+    assert names[3] == [None, None]
+
+
+def test_without_a_certificate_of_ours_dtls_is_488_that_says_so() -> None:
+    session = RecordingSession("s", MediaPolicy(), sdp_session_id=7, new_key=bytes)
+
+    with pytest.raises(Refused) as refused:
+        session.offer(by_dtls(b"theirs"), START)
+
+    assert refused.value.status == 488
+    assert refused.value.headers == (("Warning", '302 siprec-bridge "DTLS-SRTP is refused"'),)
+
+
+def test_a_handshake_that_failed_is_a_warning_of_the_session() -> None:
+    session = started()
+
+    session.note_handshake(0, "its certificate is not the one of the SDP")
+    session.note_handshake(7, "of no stream")
+
+    assert session.warnings == ("DTLS-SRTP on label 96: its certificate is not the one of the SDP",)
