@@ -318,8 +318,10 @@ class Settings(BaseModel):
         Path("data"), description="folder of everything the bridge keeps on disk"
     )
     recording_dir: Path | None = Field(None, description="audio; else DATA_DIR/recordings")
-    recording_format: Literal["wav", "flac"] = Field(
-        "wav", description="of finished audio; flac has the same samples in less room"
+    recording_format: Literal["wav", "flac", "opus"] = Field(
+        "wav",
+        description="of finished audio; flac has the same samples in less room, opus has a "
+        "fifteenth, with losses that are not heard",
     )
     database_url: str | None = Field(
         None,

@@ -19,6 +19,12 @@ from siprec_bridge.vault import Manifest, NotThere, ObjectError, ObjectStore
 
 log = structlog.get_logger()
 
+_AUDIO_TYPES = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".opus": "audio/ogg; codecs=opus",  # RFC 7845 §9
+    ".age": "application/octet-stream",
+}
 _CHUNK: Final = 1 << 20  # octets that are fetched from a store at once
 _ENCRYPTED = (
     "the audio is encrypted: only those who hold a key of its recipients can read it "
@@ -48,7 +54,7 @@ class Playback:
         manifest = Manifest.model_validate_json(kept.manifest) if kept and kept.manifest else None
         wanted = _wanted(row, manifest, name)
         path = Path(row.folder) / name
-        headers = {"Content-Type": _kind(name)}
+        headers = {"Content-Type": _AUDIO_TYPES[Path(name).suffix]}
         if await asyncio.to_thread(path.is_file):
             return web.FileResponse(path, headers=headers)
         # A name that is only that of what was encrypted cannot be had from anywhere.
@@ -120,12 +126,6 @@ def _wanted(row: SessionRow, manifest: Manifest | None, name: str) -> str:
     if name not in known:
         raise web.HTTPNotFound(text="there is no such file")
     return name
-
-
-def _kind(name: str) -> str:
-    if name.endswith(".age"):
-        return "application/octet-stream"
-    return "audio/flac" if name.endswith(".flac") else "audio/wav"
 
 
 def _part(request: web.Request, size: int) -> tuple[int, int] | None:

@@ -11,8 +11,9 @@ from typing import BinaryIO, Literal, Protocol
 import av
 import numpy as np
 import numpy.typing as npt
+import soxr
 
-RecordingFormat = Literal["wav", "flac"]
+RecordingFormat = Literal["wav", "flac", "opus"]
 Pcm = npt.NDArray[np.int16]
 
 
@@ -26,7 +27,7 @@ class FinishedFile:
 
 
 class AudioFile:
-    """16-bit audio, WAV or FLAC by the name's suffix; when it is closed, `finished` says what it is.
+    """16-bit audio, WAV, FLAC or Opus by the name's suffix; when it is closed, `finished` says what it is.
 
     Used by `with`: what was begun and not ended leaves nothing. Raises OSError.
     """
@@ -37,8 +38,7 @@ class AudioFile:
         self._path = path
         self._part = path.with_name(f".{path.name}.part")
         self._file = self._part.open("wb")
-        encoder = _Flac if path.suffix == ".flac" else _Wav
-        self._encoder: _Encoder = encoder(self._file, channels, rate)
+        self._encoder = _ENCODERS[path.suffix](self._file, channels, rate)
 
     def __enter__(self) -> "AudioFile":
         return self
@@ -109,17 +109,32 @@ class _Wav:
         self._wav.close()
 
 
-class _Flac:
-    """By FFmpeg, without loss."""
+class _ByFfmpeg:
+    """A codec of FFmpeg's in a container of FFmpeg's."""
 
-    def __init__(self, file: BinaryIO, channels: int, rate: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        channels: int,
+        rate: int,
+        *,
+        codec: str,
+        container: str,
+        options: dict[str, str] | None = None,
+    ) -> None:
+        self._codec = codec
         self._layout = "mono" if channels == 1 else "stereo"
         self._rate = rate
         self._position = 0
-        self._container = av.open(file, "w", format="flac")
-        self._stream = self._container.add_stream("flac", rate=rate, layout=self._layout)
+        # Bit-exact: the same audio makes the same file, so no version and no random number in it.
+        self._container = av.open(file, "w", format=container, options={"fflags": "+bitexact"})
+        stream = self._container.add_stream(codec, rate=rate, layout=self._layout, options=options)
+        assert isinstance(stream, av.AudioStream)
+        self._stream = stream
 
     def write(self, audio: Pcm) -> None:
+        if not len(audio):
+            return
         packed = np.ascontiguousarray(audio, np.int16).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(packed, format="s16", layout=self._layout)
         frame.sample_rate = self._rate
@@ -129,7 +144,7 @@ class _Flac:
 
     def close(self) -> None:
         try:
-            self._encode(None)
+            self._flush()
         except OSError:
             with contextlib.suppress(OSError, av.FFmpegError):
                 self._container.close()
@@ -137,11 +152,50 @@ class _Flac:
         try:
             self._container.close()
         except av.FFmpegError as error:
-            raise OSError(f"FLAC: {error}") from error
+            raise OSError(f"{self._codec}: {error}") from error
+
+    def _flush(self) -> None:
+        self._encode(None)
 
     def _encode(self, frame: "av.AudioFrame | None") -> None:
         try:
             for packet in self._stream.encode(frame):
                 self._container.mux(packet)
         except av.FFmpegError as error:
-            raise OSError(f"FLAC: {error}") from error
+            raise OSError(f"{self._codec}: {error}") from error
+
+
+class _Flac(_ByFfmpeg):
+    """Without loss."""
+
+    def __init__(self, file: BinaryIO, channels: int, rate: int) -> None:
+        super().__init__(file, channels, rate, codec="flac", container="flac")
+
+
+class _Opus(_ByFfmpeg):
+    """In Ogg, RFC 7845: the granule position of the last page tells the length to the sample."""
+
+    def __init__(self, file: BinaryIO, channels: int, rate: int) -> None:
+        own = rate if rate in _OPUS_RATES else max(_OPUS_RATES)
+        self._resampler = soxr.ResampleStream(rate, own, channels, dtype="int16")
+        options = {
+            "application": "voip",
+            "compression_level": "5",
+            "b": str(channels * _OPUS_RATES[own]),
+        }
+        super().__init__(file, channels, own, codec="libopus", container="ogg", options=options)
+        self._resampled = own != rate
+
+    def write(self, audio: Pcm) -> None:
+        super().write(self._resampler.resample_chunk(audio) if self._resampled else audio)
+
+    def _flush(self) -> None:
+        if self._resampled:
+            shape = (0, 2) if self._layout == "stereo" else (0,)
+            super().write(self._resampler.resample_chunk(np.zeros(shape, np.int16), last=True))
+        super()._flush()
+
+
+# Rates that an encoder takes, and bits a second for a channel of speech at each. RFC 7587 §3.1.1
+_OPUS_RATES = {8000: 16_000, 12000: 20_000, 16000: 24_000, 24000: 32_000, 48000: 40_000}
+_ENCODERS: dict[str, type[_Encoder]] = {".wav": _Wav, ".flac": _Flac, ".opus": _Opus}

@@ -1,4 +1,4 @@
-"""From the spools of a session to its audio files: one a leg, one stereo file; WAV or FLAC.
+"""From the spools of a session to its audio files: one a leg, one stereo file; WAV, FLAC or Opus.
 
 Reads the session's folder and nothing else, so that it works after any crash; it can be repeated
 and comes to the same files. Memory does not grow with the length of the call.
@@ -37,7 +37,7 @@ Stretches = Sequence[tuple[datetime, datetime]]
 _CHUNK = 1 << 18  # samples held at once
 _ROOM = ".finishing-"
 _LONGEST_LINE_S = 24 * 3600  # a time line beyond that is a broken clock, not a call
-_OTHER: dict[RecordingFormat, str] = {"wav": ".flac", "flac": ".wav"}
+_SUFFIXES = (".wav", ".flac", ".opus")
 _MOST_COMPARED = 4  # legs: more are no call of two that was forked twice
 _LARGEST_FILE = (1 << 32) - 4096  # octets of samples: a RIFF file has 32 bits for its length
 
@@ -161,7 +161,9 @@ def finish_session(
             audio = replace(audio, **stereo, files=(*files, file))
     write_atomically(summary, _AUDIO.dump_json(audio, indent=1))
     for one in audio.files:  # what a finisher left that was killed and had to write another format
-        (folder / one.name).with_suffix(_OTHER[form]).unlink(missing_ok=True)
+        for suffix in _SUFFIXES:
+            if suffix != f".{form}":
+                (folder / one.name).with_suffix(suffix).unlink(missing_ok=True)
     return audio
 
 

@@ -27,6 +27,7 @@ from siprec_bridge.transcription.speech import (
 from siprec_bridge.transcription.vad import SileroDetector
 
 _CHUNK = 1 << 18  # samples held at once
+_CONTAINERS = {".flac": "flac", ".opus": "ogg"}  # of files that are no WAV
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,13 @@ class Preparation:
             except (wave.Error, EOFError) as error:
                 raise OSError(f"{one.path.name} is no WAV file: {error}") from error
             except av.FFmpegError as error:
-                raise OSError(f"{one.path.name} is no FLAC file: {error}") from error
+                raise OSError(f"{one.path.name} is no audio file: {error}") from error
         return PreparedJob(replace(job, audio=tuple(audio)), maps)
 
     def _at_rate(self, audio: AudioFile, copy: Path, stop: threading.Event) -> AudioFile:
         """The file itself where it is a WAV of the provider's rate, else such a copy of it."""
-        if audio.path.suffix == ".flac":
-            with av.open(str(audio.path), "r", format="flac") as container:
+        if (container_format := _CONTAINERS.get(audio.path.suffix)) is not None:
+            with av.open(str(audio.path), "r", format=container_format) as container:
                 rate = container.streams.audio[0].rate
                 self._copy(_decoded(container, stop), rate, copy)
             return replace(audio, path=copy)
@@ -175,7 +176,9 @@ def _decoded(container: InputContainer, stop: threading.Event) -> Iterator[Pcm]:
     for frame in container.decode(audio=0):
         if stop.is_set():
             raise OSError("stopped")
-        yield frame.to_ndarray()[0]
+        audio = frame.to_ndarray()[0]
+        whole = audio.dtype == np.int16
+        yield audio if whole else (np.clip(audio, -1, 1) * 32767).round().astype(np.int16)
 
 
 def _resampled(blocks: Iterator[Pcm], rate: int, wanted: int) -> Iterator[Pcm]:

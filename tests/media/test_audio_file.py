@@ -1,4 +1,4 @@
-"""Finished files: whole or not at all, in either format, and readable by those who come after."""
+"""Finished files: whole or not at all, in any format, and readable by those who come after."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soxr
 
+from harness.calls import SAMPLE
 from harness.rtp import Pcm, packets, read_wav, tone
 from siprec_bridge.media import RecordingFormat, finish_session
 from siprec_bridge.media.audio_file import AudioFile
@@ -55,19 +57,81 @@ def test_flac_has_the_samples_of_wav_and_takes_its_place(tmp_path: Path) -> None
     assert flac.stereo == "s-stereo.flac"
 
 
-def test_flac_that_is_made_again_is_the_same(tmp_path: Path) -> None:
+def speech(samples: int, rate: int) -> Pcm:
+    """Of the bundled sample."""
+    own, pcm = read_wav(SAMPLE / "alice.wav")
+    audio = soxr.resample(pcm[: 2 * own * samples // rate], own, rate)[:samples]
+    return np.asarray(audio, np.int16)
+
+
+def read_opus(path: Path) -> Pcm:
+    """At 48 kHz, as decoders give it; shape (n,) or (n, channels)."""
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].codec_context.name == "opus"
+        parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        pcm = np.concatenate(parts, axis=1).T
+        return np.asarray((pcm * 32767).round().astype(np.int16).squeeze(), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples"), [(8000, 24_037), (11_025, 20_000), (16_000, 24_037), (48_000, 60_001)]
+)
+def test_opus_is_as_long_as_what_was_written_and_nothing_in_it_is_moved(
+    tmp_path: Path, rate: int, samples: int
+) -> None:
+    audio = speech(samples, rate)
+    with AudioFile(tmp_path / "a.opus", 2, rate) as file:
+        for start in range(0, samples, 1000):
+            part = audio[start : start + 1000]
+            file.write(np.stack([part, np.zeros_like(part)], 1))
+
+    pcm = read_opus(tmp_path / "a.opus")
+
+    assert len(pcm) == pytest.approx(samples * 48_000 / rate, abs=1)
+    wanted = np.asarray(soxr.resample(audio, rate, 48_000), float)[: len(pcm)]
+    here, there = (np.abs(pcm[:, side].astype(float)).mean() for side in (0, 1))
+    assert there < here / 10  # parties stay apart
+    own = pcm[: len(wanted), 0].astype(float)
+    shifts = range(-480, 481, 24)  # half of a millisecond each
+    alike = [float(np.corrcoef(own, np.roll(wanted, shift))[0, 1]) for shift in shifts]
+    assert max(alike) > 0.8
+    assert abs(shifts[alike.index(max(alike))]) <= 24
+
+
+def test_opus_takes_little_room_and_the_place_of_wav(tmp_path: Path) -> None:
+    spool(tmp_path, tone(440, 8.0), 0)
+    spool(tmp_path, tone(880, 7.0), 1)
+    wav = finish_session(tmp_path, "s", 16000)
+
+    opus = finish_session(tmp_path, "s", 16000, form="opus")
+
+    assert [one.name for one in opus.files] == ["s-0.opus", "s-1.opus", "s-stereo.opus"]
+    assert (opus.stereo, opus.form) == ("s-stereo.opus", "opus")
+    assert [one.duration for one in opus.legs] == [one.duration for one in wav.legs]
+    assert [one.covered for one in opus.legs] == [one.covered for one in wav.legs]
+    for one, two in zip(opus.files, wav.files, strict=True):
+        data = (tmp_path / one.name).read_bytes()
+        assert (one.size, one.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert one.size < two.size / 6  # of speech a tenth
+    assert len(read_opus(tmp_path / "s-0.opus")) == 8 * 48_000
+    assert list(tmp_path.glob("*.wav")) == []
+    assert finish_session(tmp_path, "s", 16000, form="opus") == opus
+
+
+@pytest.mark.parametrize("form", ["flac", "opus"])
+def test_a_file_that_is_made_again_is_the_same(tmp_path: Path, form: RecordingFormat) -> None:
     spool(tmp_path, tone(440, 1.0), 0)
-    first = finish_session(tmp_path, "s", 16000, form="flac")
+    first = finish_session(tmp_path, "s", 16000, form=form)
     (tmp_path / "s.audio.json").unlink()
 
-    again = finish_session(tmp_path, "s", 16000, form="flac")
+    again = finish_session(tmp_path, "s", 16000, form=form)
 
     assert again == first
 
 
 @pytest.mark.parametrize("rate", [16000, 8000])
-@pytest.mark.parametrize("form", ["wav", "flac"])
-async def test_a_recogniser_gets_wav_at_its_rate_from_either(
+@pytest.mark.parametrize("form", ["wav", "flac", "opus"])
+async def test_a_recogniser_gets_wav_at_its_rate_from_any(
     tmp_path: Path, form: RecordingFormat, rate: int
 ) -> None:
     spool(tmp_path, tone(440, 2.0), 0)
@@ -95,7 +159,7 @@ async def test_what_is_no_flac_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 400_000])
-@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.opus"])
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path, name: str, size: int) -> None:
     (tmp_path / f".{name}.part").symlink_to("/dev/full")
     noise = np.random.default_rng(1).integers(-9000, 9000, size).astype(np.int16)

@@ -203,7 +203,7 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     speaks = str(recogniser(tmp_path, "speaks"))
     async with (
         running_bridge(
-            tmp_path / "data", WHISPER_BINARY_PATH=speaks, RECORDING_FORMAT="flac"
+            tmp_path / "data", WHISPER_BINARY_PATH=speaks, RECORDING_FORMAT="opus"
         ) as bridge,
         listening(bridge) as events,
     ):
@@ -240,7 +240,7 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     assert len(set(pages)) == len(pages) == 3
     assert (status, text) == (200, "hello there\nhello there\n")
     assert audio_status == 200
-    assert part == (206, "audio/flac", b"fLaC")
+    assert part == (206, "audio/ogg", b"OggS")
     assert json.loads(detail)["assurance"]["verdict"] == "complete"
     assert json.loads(detail)["document"]["assurance"] == json.loads(detail)["assurance"]
     assert (len(json.loads(judged)["sessions"]), json.loads(unjudged)["sessions"]) == (3, [])
