@@ -7,6 +7,7 @@ file that ends in the middle of a record, since its writer was killed, is whole 
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -74,7 +75,10 @@ class ControlPacket:
 
 
 class SpoolWriter:
-    """Appends to a spool; makes it when it is not there. `write` needs no copy of the data."""
+    """Appends to a spool; makes it when it is not there. `write` needs no copy of the data.
+
+    Raises OSError, and leaves nothing, when there is no room for a new one.
+    """
 
     def __init__(self, path: Path, header: SpoolHeader) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -86,7 +90,10 @@ class SpoolWriter:
         os.ftruncate(self._file, self._size)
         if not self.reopened:
             line = json.dumps(_header_to_json(header)).encode()
-            self.write([MAGIC + line + b"\n"])
+            if (cause := self._append([MAGIC + line + b"\n"])) is not None:
+                os.close(self._file)
+                path.unlink(missing_ok=True)
+                raise OSError(errno.ENOSPC, cause, str(path))
 
     def write(self, pieces: list[memoryview] | list[bytes]) -> str | None:
         """Append whole records; returns why the disk does not take them, or None.

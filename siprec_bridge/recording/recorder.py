@@ -311,6 +311,9 @@ class Recorder:
                     self._silent.discard(stream)
                 case MediaEvent(name="interrupted" | "lost") as event:
                     await self._flag(event)
+                case MediaEvent(name="write_failed", stream_id=stream, cause=str(cause)):
+                    self._session.note_unwritten(self._index_of(stream), cause)
+                    await self._store_update(Changes(metadata_changed=True), self._desk.clock())
                 case MediaEvent(name="handshake_failed", stream_id=stream, cause=str(cause)):
                     self._session.note_handshake(self._index_of(stream), cause)
                     await self._store_update(Changes(metadata_changed=True), self._desk.clock())

@@ -33,7 +33,7 @@ _OPTIONS_HEADERS = (
 )
 _BUSY = (("Retry-After", "10"),)
 # Of media events, by recorders.
-_MINDED = ("silent", "heard_again", "interrupted", "lost", "handshake_failed")
+_MINDED = ("silent", "heard_again", "interrupted", "lost", "handshake_failed", "write_failed")
 _REMEMBERED = 20_000
 
 

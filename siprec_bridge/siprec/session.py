@@ -331,6 +331,12 @@ class RecordingSession:
         if stream is not None:
             self._warn(f"DTLS-SRTP on label {stream.label}: {cause}")
 
+    def note_unwritten(self, index: int, cause: str) -> None:
+        """Note that the disk did not take a stream's packets for a while."""
+        stream = self._now.streams.get(index)
+        if stream is not None:
+            self._warn(f"label {stream.label} could not be written, audio may be missing: {cause}")
+
     def streams_open(self) -> tuple[int, ...]:
         """M-lines that are being recorded or paused."""
         return tuple(one.index for one in self._now.streams.values() if one.state != "closed")

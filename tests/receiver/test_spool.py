@@ -121,6 +121,24 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
     assert read(path) == [b"one", b"two", b"three"]
 
 
+def test_a_spool_that_there_is_no_room_to_begin_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s-0.spool"
+
+    def no_room(file: int, pieces: list[bytes]) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "writev", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            SpoolWriter(path, header())
+
+    assert not path.exists()
+    SpoolWriter(path, header()).close()
+    assert read(path) == []
+
+
 def test_finishing_again_changes_nothing_and_finishing_needs_only_the_folder(
     tmp_path: Path,
 ) -> None:

@@ -660,10 +660,15 @@ def test_without_a_certificate_of_ours_dtls_is_488_that_says_so() -> None:
     assert refused.value.headers == (("Warning", '302 siprec-bridge "DTLS-SRTP is refused"'),)
 
 
-def test_a_handshake_that_failed_is_a_warning_of_the_session() -> None:
+def test_a_handshake_that_failed_and_a_full_disk_are_warnings_of_the_session() -> None:
     session = started()
 
     session.note_handshake(0, "its certificate is not the one of the SDP")
     session.note_handshake(7, "of no stream")
+    session.note_unwritten(1, "no space left")
+    session.note_unwritten(1, "no space left")
 
-    assert session.warnings == ("DTLS-SRTP on label 96: its certificate is not the one of the SDP",)
+    assert session.warnings == (
+        "DTLS-SRTP on label 96: its certificate is not the one of the SDP",
+        "label 97 could not be written, audio may be missing: no space left",
+    )
