@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from OpenSSL import SSL, crypto
 
 from siprec_bridge.rtp import available_suites
@@ -56,25 +57,30 @@ class Certificate:
             .not_valid_after(now + _LIFE)
             .sign(key, hashes.SHA256())
         )
-        private = key.private_bytes(
+        return cls._of(made, key)
+
+    @classmethod
+    def read(cls, certificate: bytes, key: bytes) -> "Certificate":
+        """From PEM; of several in a file the first counts. Raises BadCertificate."""
+        try:
+            found = cls._of(
+                x509.load_pem_x509_certificate(certificate),
+                serialization.load_pem_private_key(key, None),
+            )
+            _context(found.pem, server=True)
+        except (ValueError, TypeError, SSL.Error, crypto.Error) as error:
+            raise BadCertificate(_cause(error)) from error
+        return found
+
+    @classmethod
+    def _of(cls, certificate: x509.Certificate, key: PrivateKeyTypes) -> "Certificate":
+        pem = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        return cls.read(made.public_bytes(serialization.Encoding.PEM), private)
-
-    @classmethod
-    def read(cls, certificate: bytes, key: bytes) -> "Certificate":
-        """From PEM. Raises BadCertificate."""
-        pem = key.rstrip() + b"\n" + certificate
-        try:
-            der = x509.load_pem_x509_certificate(certificate).public_bytes(
-                serialization.Encoding.DER
-            )
-            _context(pem, server=True)
-        except (ValueError, TypeError, SSL.Error, crypto.Error) as error:
-            raise BadCertificate(_cause(error)) from error
-        return cls(pem, fingerprint_of(der))
+        pem += certificate.public_bytes(serialization.Encoding.PEM)
+        return cls(pem, fingerprint_of(certificate.public_bytes(serialization.Encoding.DER)))
 
 
 @dataclass(eq=False, slots=True)
@@ -213,8 +219,8 @@ def _connection(context: SSL.Context, peer: _Peer) -> SSL.Connection:
 def _context(pem: bytes, *, server: bool) -> SSL.Context:
     context = SSL.Context(SSL.DTLS_METHOD)
     context.set_min_proto_version(_DTLS_1_2)  # RFC 8842 §5.1, RFC 8827 §6.5
-    context.use_privatekey(serialization.load_pem_private_key(pem, None))  # type: ignore[arg-type]
     context.use_certificate(x509.load_pem_x509_certificate(pem))
+    context.use_privatekey(serialization.load_pem_private_key(pem, None))  # type: ignore[arg-type]
     context.check_privatekey()
     suites = [one for one in _PROFILES if one in available_suites()]
     context.set_tlsext_use_srtp(":".join(_PROFILES[one][2] for one in suites).encode())

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 
+from harness.bridge import command
 from siprec_bridge.dtls import Association, BadCertificate, Certificate, Client, Server
 from siprec_bridge.rtp import SrtpReceiver, SrtpSender, build_packet
 from siprec_bridge.sdp import fingerprint_of
@@ -169,3 +170,20 @@ def test_a_certificate_is_read_with_the_key_that_it_belongs_to(tmp_path: Path) -
     for wrong in ((certificate, other), (b"", key), (certificate, b"no key"), (key, certificate)):
         with pytest.raises(BadCertificate):
             Certificate.read(*wrong)
+
+
+async def test_a_certificate_that_cannot_be_used_stops_the_start_with_its_settings_named(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = tmp_path / "ours.pem", tmp_path / "theirs.pem"
+    ours.write_bytes(OURS.pem)
+    theirs.write_bytes(THEIRS.pem)
+
+    code, out, err = await command(
+        "serve", data=tmp_path, DTLS_CERT_PATH=str(ours), DTLS_KEY_PATH=str(theirs)
+    )
+    alone, _, why = await command("serve", data=tmp_path, DTLS_CERT_PATH=str(ours))
+
+    assert (code, alone) == (2, 2)
+    assert f"DTLS_CERT_PATH={ours}, DTLS_KEY_PATH={theirs}: key values mismatch" in out + err
+    assert "DTLS_CERT_PATH and DTLS_KEY_PATH go together" in why
