@@ -3,6 +3,7 @@
 Files are written anew as a whole, and can be again: a part that is silent stays so.
 """
 
+import itertools
 import wave
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -72,7 +73,7 @@ def _written(path: Path, parts: Sequence[tuple[float, float, slice]], cover: Cov
     rate, channels = _form(path)
     at = 0
     with AudioFile(path, channels, rate) as file:
-        for chunk in _read(path, channels):
+        for chunk in _read(path, channels, rate):
             for start, end, which in parts:
                 first = max(0, round(start * rate) - at)
                 last = min(len(chunk), round(end * rate) - at)
@@ -99,17 +100,21 @@ def _form(path: Path) -> tuple[int, int]:
             return file.getframerate(), file.getnchannels()
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
+        head = stream.codec_context.extradata
+        if path.suffix == ".opus" and head is not None:  # what it was made from. RFC 7845 §5.1
+            return int.from_bytes(head[12:16], "little"), stream.channels
         return stream.rate, stream.channels
 
 
-def _read(path: Path, channels: int) -> Iterator[npt.NDArray[np.int16]]:
+def _read(path: Path, channels: int, rate: int) -> Iterator[npt.NDArray[np.int16]]:
     """The samples, shape (n, channels), to be written to."""
     if path.suffix == ".wav":
         with path.open("rb") as raw, wave.open(raw) as file:
             while data := file.readframes(_CHUNK):
                 yield np.frombuffer(data, "<i2").astype(np.int16).reshape(-1, channels)
         return
+    resampler = av.AudioResampler("s16", "mono" if channels == 1 else "stereo", rate)
     with av.open(str(path)) as container:
-        for frame in container.decode(audio=0):
-            # Packed 16 bit, as we wrote it: shape (1, n * channels).
-            yield frame.to_ndarray().reshape(-1, channels).astype(np.int16)
+        for frame in itertools.chain(container.decode(audio=0), [None]):
+            for one in resampler.resample(frame):
+                yield one.to_ndarray().reshape(-1, channels).astype(np.int16)

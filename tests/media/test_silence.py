@@ -101,3 +101,28 @@ def samples(path: Path) -> npt.NDArray[np.int16]:
         return np.concatenate(
             [frame.to_ndarray().reshape(-1, channels) for frame in container.decode(audio=0)]
         )
+
+
+def test_opus_is_silent_there_too_and_keeps_its_rate_and_length(tmp_path: Path) -> None:
+    seconds = np.arange(4 * RATE) / RATE
+    tone = (8000 * np.sin(2 * np.pi * 440 * seconds)).astype(np.int16)
+    with AudioFile(tmp_path / "s-0.opus", 1, RATE) as file:
+        file.write(tone)
+    leg = FinishedLeg(
+        stream_id="s-0", index=0, label="0", file="s-0.opus", started_at=_START, duration=4.0,
+        sample_rate=RATE, packets=1,
+    )  # fmt: skip
+    before = FinishedAudio((leg,), duration=4.0, files=(file.finished,), form="opus")
+
+    after = silence(tmp_path, before, {"0": [(1.0, 2.0)]})
+
+    with av.open(str(tmp_path / "s-0.opus")) as container:
+        (stream,) = container.streams.audio
+        head = stream.codec_context.extradata or b""
+        heard = np.concatenate([one.to_ndarray()[0] for one in container.decode(stream)])
+    assert int.from_bytes(head[12:16], "little") == RATE
+    assert len(heard) == 4 * 48_000  # what Opus decodes to
+    loud = [float(np.abs(part).max()) for part in np.split(heard, 40)]  # of 0.1 s
+    assert max(loud[11:19]) < 0.001
+    assert min(loud[1:9] + loud[22:39]) > 0.1
+    assert after.files[0].sha256 == hashlib.sha256((tmp_path / "s-0.opus").read_bytes()).hexdigest()
