@@ -3,7 +3,8 @@
 The client sends a text frame `{"type": "start", "sample_rate": 8000, "model", "language"}`, then
 binary frames of mono PCM16 (little endian), then `{"type": "stop"}`. It gets `ready`, for each
 utterance any number of `partial` and one `final`, in order, and `end`; or `error`, and the
-connection is closed (1013: try again later, 1008: not so).
+connection is closed (1013: try again later, 1008: not so). With `"progress": true` it is told after
+each step how much of its audio has been heard, so that it may skip some when that falls behind.
 """
 
 import asyncio
@@ -41,6 +42,7 @@ class _Start(BaseModel):
     task: Literal["transcribe", "translate"] = "transcribe"
     prompt: str | None = None
     partial: bool = True
+    progress: bool = False
 
 
 class WebSocketFront:
@@ -77,7 +79,7 @@ class WebSocketFront:
         metrics = self._transcriber.metrics
         metrics.streams_active.set(len(self._tasks))
         try:
-            with metrics.request("websocket"):
+            with metrics.request("websocket"), self._transcriber.queue.live_stream():
                 start = await self._start(socket)
                 async with self._transcriber.holding(start.model, owner) as model:
                     log.info("stream.started", owner=owner, model=model, rate=start.sample_rate)
@@ -161,6 +163,8 @@ class _Stream:
             condition_on_previous_text=False,
         )
         self._partial = start.partial
+        self._progress = start.progress
+        self._heard = 0  # samples
         self._utterances = Utterances(find_speech)
         self._resampler = (
             soxr.ResampleStream(start.sample_rate, RATE, 1, dtype="int16")
@@ -246,6 +250,10 @@ class _Stream:
             for piece in pieces:
                 if piece.final or self._partial:
                     await self._tell(piece)
+            self._heard += len(pcm)
+            if self._progress:
+                heard = round(self._heard / RATE, 3)
+                await self._socket.send_json({"type": "progress", "audio_seconds": heard})
             if last:
                 return
 

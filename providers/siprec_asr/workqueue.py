@@ -10,7 +10,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -31,16 +31,22 @@ class _Ticket:
     seconds: float
     work: Callable[[threading.Event], Any]
     result: "asyncio.Future[Any]"
+    priority: int
     cancelled: threading.Event = field(default_factory=threading.Event)
     since: float = field(default_factory=time.monotonic)
 
 
 class WorkQueue:
-    """`workers` threads; at most `limit` tickets and `limit_seconds` of audio wait."""
+    """`workers` threads; at most `limit` tickets and `limit_seconds` of audio wait.
+
+    While there is a `live_stream`, one of several workers is kept free of batch work: a file is not
+    interrupted, and what somebody listens to cannot wait until it is done.
+    """
 
     def __init__(self, workers: int, limit: int, limit_seconds: float, metrics: Metrics) -> None:
         self.limit = limit
         self.limit_seconds = limit_seconds
+        self._streams = 0
         self._workers = workers
         self._metrics = metrics
         self._numbers = itertools.count()
@@ -65,6 +71,16 @@ class WorkQueue:
                 retry_after=max(1.0, waiting * self._factor / self._workers),
             )  # fmt: skip
 
+    @contextlib.contextmanager
+    def live_stream(self) -> Iterator[None]:
+        """For the length of the block, there is one stream more that must be heard in time."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            self._start()
+
     async def run(
         self,
         work: Callable[[threading.Event], T],
@@ -84,7 +100,7 @@ class WorkQueue:
         elif self._stopping:
             raise _stopping()
         result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(seconds, work, result)
+        ticket = _Ticket(seconds, work, result, priority)
         place = (priority, next(self._numbers), ticket)
         heapq.heappush(self._waiting, place)
         self._start()
@@ -126,12 +142,18 @@ class WorkQueue:
         return not self._running
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self._workers:
+        while self._waiting and self._has_room(self._waiting[0][0]):
             _, _, ticket = heapq.heappop(self._waiting)
             if ticket.result.done():
                 continue
             self._launch(ticket)
         self._tell()
+
+    def _has_room(self, priority: int) -> bool:
+        if priority == LIVE or not self._streams or self._workers == 1:
+            return len(self._running) < self._workers
+        batch = sum(ticket.priority == BATCH for ticket in self._running)
+        return batch < self._workers - 1 and len(self._running) < self._workers
 
     def _launch(self, ticket: _Ticket) -> None:
         self._running.add(ticket)

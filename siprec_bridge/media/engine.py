@@ -112,6 +112,11 @@ class MediaEngine:
         if (worker := self._at.get(stream_id)) is not None:
             await worker.pause(stream_id, paused, at)
 
+    async def listen(self, stream_id: str) -> None:
+        """Have what arrives on a stream on disk within LIVE_SWEEP_S. Raises MediaUnavailable."""
+        if (worker := self._at.get(stream_id)) is not None:
+            await worker.listen(stream_id)
+
     async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:
         """Take what has arrived, make it durable, give the ports back; unknown ids are skipped."""
         by_worker: dict[WorkerSupervisor, list[str]] = {}

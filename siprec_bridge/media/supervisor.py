@@ -15,6 +15,7 @@ import structlog
 
 from siprec_bridge.receiver.control import (
     LINE_LIMIT,
+    LIVE_SWEEP_S,
     SWEEP_S,
     Configuration,
     Counters,
@@ -94,6 +95,7 @@ class WorkerSupervisor:
         self._numbers = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._open: dict[str, _Open] = {}
+        self._live: set[str] = set()  # streams that somebody listens to
         self._sessions: Counter[str] = Counter()  # of streams that are open or being opened
         self._ready = asyncio.Event()
         self._stopping = False
@@ -126,7 +128,11 @@ class WorkerSupervisor:
         if not self._open:
             return 0.0
         unheard = asyncio.get_running_loop().time() - self._swept_at - 2 * SWEEP_S
-        return max(self._pressure, unheard / SWEEP_S)
+        return max(self._pressure, unheard / self._sweep_s)
+
+    @property
+    def _sweep_s(self) -> float:
+        return LIVE_SWEEP_S if self._live else SWEEP_S
 
     def has_session(self, session_id: str) -> bool:
         """Whether streams of a session are here."""
@@ -187,6 +193,16 @@ class WorkerSupervisor:
             known.paused = paused
             await self._ask(_pause(stream_id, paused, at.timestamp()))
 
+    async def listen(self, stream_id: str) -> None:
+        """Have what arrives on a stream on disk sooner, until it is closed."""
+        if stream_id in self._open:
+            await self._set_live(self._live | {stream_id})
+
+    async def _set_live(self, live: set[str]) -> None:
+        before, self._live = self._sweep_s, live
+        if self._sweep_s != before:
+            await self._ask({"do": "sweep", "every": self._sweep_s})
+
     async def close(self, stream_ids: Sequence[str]) -> list[StreamReport]:
         """Take what has arrived, make it durable, give the ports back."""
         # First of all: a worker that starts again must not reopen them.
@@ -201,10 +217,13 @@ class WorkerSupervisor:
             reply = await self._ask({"do": "close", "streams": names})
         except MediaUnavailable as error:
             self._log.error("media.not_closed", cause=str(error))  # what was spooled is on disk
+            self._live.difference_update(names)
             self._tell_interrupted(closed, swept_at, now)
             return []
         if self._life != life:
             self._tell_interrupted(closed, swept_at, now)
+        with contextlib.suppress(MediaUnavailable):  # one that starts again is told, too
+            await self._set_live(self._live.difference(names))
         return [StreamReport.from_json(one) for one in reply["reports"]]
 
     def _leave(self, spec: StreamSpec) -> None:
@@ -285,6 +304,8 @@ class WorkerSupervisor:
                 {"do": "configure", "configuration": self._configuration.to_json()}
             )
             self.receiver = configured["receiver"]
+            if self._live:
+                await self._ask_once({"do": "sweep", "every": self._sweep_s})
             await self._reopen()
             self._life += 1
             self._swept_at, self._pressure = asyncio.get_running_loop().time(), 0.0
@@ -400,7 +421,7 @@ class WorkerSupervisor:
         metrics.dtls_handshakes_total.labels(outcome="failed").inc(counters.handshakes_failed)
         if counters.late is not None:
             self._swept_at = asyncio.get_running_loop().time()
-            self._pressure = max(counters.busy, counters.late / SWEEP_S)
+            self._pressure = max(counters.busy, counters.late / self._sweep_s)
             metrics.media_sweep_lateness_seconds.observe(counters.late)
             metrics.media_worker_busy_ratio.labels(worker=self.number).set(counters.busy)
 

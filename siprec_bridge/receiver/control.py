@@ -15,6 +15,7 @@ from siprec_bridge.sdp import Codec, Fingerprint, StreamKeys
 VERSION: Final = 3
 LINE_LIMIT: Final = 1 << 20
 SWEEP_S: Final = 0.2  # between two sweeps of a worker's sockets
+LIVE_SWEEP_S: Final = 0.1  # of a worker with a stream that somebody listens to live
 
 # Whose packets are taken: anyone's; of the address in the SRC's c= line; of that or of the first
 # address that sends RTP.

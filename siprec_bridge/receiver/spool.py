@@ -187,6 +187,31 @@ class SpoolReader:
                 rest = chunk[used:]
 
 
+class SpoolTail:
+    """Reads on in a spool that is being written, as much at a time as `read` is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises MalformedSpool, or OSError when it cannot be read."""
+        with path.open("rb") as file:
+            self.header = _read_header(file)
+            self._at = file.tell()
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, limit: int = _CHUNK) -> tuple[list[Packets | SpoolEvent | ControlPacket], bool]:
+        """What was appended since, as SpoolReader gives it, and whether there may be more already.
+
+        Raises OSError.
+        """
+        chunk = os.pread(self._file, limit, self._at)
+        used, found = _parse(chunk)
+        self._at += used
+        return found, len(chunk) == limit and used > 0
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._file)
+
+
 def write_records(
     heads: npt.NDArray[np.void], lengths: npt.NDArray[np.int64], arrivals: npt.NDArray[np.int64]
 ) -> None:

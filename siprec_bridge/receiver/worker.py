@@ -50,6 +50,7 @@ class Worker:
             selectors.DefaultSelector()
         )  # data: a stream and whether its RTCP; None: control
         self._wake.register(control, selectors.EVENT_READ)
+        self._sweep_s = SWEEP_S
         self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket]] = {}
         self._arena = Arena()
         self._clock = WorkerClock()
@@ -67,14 +68,14 @@ class Worker:
                 break
             now = time.monotonic()
             if idle:  # there was nothing to be late with
-                due, swept_at, worked = now + SWEEP_S, now, time.process_time()
+                due, swept_at, worked = now + self._sweep_s, now, time.process_time()
             elif now >= due:
                 self.sweep(now)
                 spent = time.process_time()
                 self._uplink.counters.late = round(now - due, 6)
                 self._uplink.counters.busy = round((spent - worked) / (now - swept_at), 4)
                 self._uplink.tell_counters()
-                due, swept_at, worked = now + SWEEP_S, now, spent
+                due, swept_at, worked = now + self._sweep_s, now, spent
         self.stop()
 
     def _wait(self, seconds: float | None) -> bool:
@@ -138,6 +139,9 @@ class Worker:
                 return self._update(StreamSpec.from_json(spec))
             case {"do": "pause", "stream": str(name), "paused": bool(paused), "at_ns": int(at_ns)}:
                 return self._pause(name, paused, at_ns)
+            case {"do": "sweep", "every": float(seconds)}:
+                self._sweep_s = seconds
+                return {}
             case {"do": "close", "streams": list(names)}:
                 return {"reports": [one.to_json() for one in self._close(names)]}
             case _:

@@ -151,6 +151,17 @@ async def test_real_speech_comes_back_as_text(tmp_path: Path, models_dir: Path) 
     assert active == 0
 
 
+async def test_who_asks_is_told_how_much_was_heard(tmp_path: Path) -> None:
+    loader = PatientLoader()
+    loader.answers_at_once = True
+    async with serving(tmp_path, loader=loader, model="base") as server:
+        messages = await stream(server, sound(-2.5), progress=True)
+
+    told = [one["audio_seconds"] for one in messages if one["type"] == "progress"]
+    assert told == sorted(told)
+    assert told[-1] == 2.5
+
+
 async def test_whisper_hears_a_stream_too(tmp_path: Path, models_dir: Path) -> None:
     alice = read_audio(SAMPLE / "alice.wav", longest_s=60)
     async with serving(tmp_path, models_dir, beam_size="1") as server:

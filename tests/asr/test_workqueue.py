@@ -70,6 +70,23 @@ async def test_live_work_goes_ahead_of_what_waits(bench: Bench) -> None:
     assert bench.value("queue_wait_seconds_count") == 4
 
 
+async def test_files_leave_a_worker_to_live_streams_while_there_are_any() -> None:
+    bench = Bench(workers=2)
+    with bench.queue.live_stream():
+        files = [bench.submit("file"), bench.submit("file too")]
+        await until(lambda: bench.value("queue_depth") == 1)
+        live = bench.submit("live", priority=LIVE)
+        await until(lambda: bench.order == ["file", "live"])
+        live.cancel()
+        await until(bench.ended.is_set)
+        assert bench.value("queue_depth") == 1
+
+    await until(lambda: bench.order == ["file", "live", "file too"])
+    bench.go.set()
+    assert await asyncio.gather(*files) == ["file", "file too"]
+    assert await bench.queue.stop(5)
+
+
 async def test_a_full_queue_says_when_to_come_again() -> None:
     bench = Bench(limit=2)
     tasks = [bench.submit(str(number), seconds=100) for number in range(3)]

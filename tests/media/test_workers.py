@@ -221,6 +221,37 @@ async def test_a_worker_that_is_late_gets_no_new_streams(tmp_path: Path) -> None
     assert (port.rtp_port < HALF) == (more.rtp_port < HALF) != (slow.rtp_port < HALF)
 
 
+async def test_a_worker_sweeps_more_often_while_somebody_listens_to_a_stream(
+    tmp_path: Path,
+) -> None:
+    def sweeps() -> float:
+        count = "siprec_media_sweep_lateness_seconds_count"
+        return metrics.registry.get_sample_value(count) or 0.0
+
+    async def rate(seconds: float = 0.8) -> float:
+        begun, before = asyncio.get_running_loop().time(), sweeps()
+        await asyncio.sleep(seconds)
+        return (sweeps() - before) / (asyncio.get_running_loop().time() - begun)
+
+    async with engine() as (media, _, metrics):
+        await media.open(spec(tmp_path))
+        await media.open(spec(tmp_path, 1))
+        plain = await rate()
+        await media.listen("s1-0")
+        live = await rate()
+        os.kill(media.pids[0], signal.SIGKILL)
+        await eventually(lambda: media.alive == 0, "its end")
+        await eventually(lambda: media.alive == 1, "its return")
+        again = await rate()
+        await media.close(["s1-0"])
+        after = await rate()
+
+    assert plain <= 5.5
+    assert live > 5.5
+    assert again > 5.5
+    assert after <= 5.5
+
+
 async def test_how_busy_and_how_late_workers_are_is_measured(tmp_path: Path) -> None:
     async with engine() as (media, _, metrics):
         port = await media.open(spec(tmp_path))

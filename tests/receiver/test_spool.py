@@ -20,6 +20,7 @@ from siprec_bridge.receiver.spool import (
     SpoolEvent,
     SpoolHeader,
     SpoolReader,
+    SpoolTail,
     SpoolWriter,
     _record,
 )
@@ -233,3 +234,37 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
+
+
+def test_a_tail_reads_on_with_the_writer_and_takes_no_half_record(tmp_path: Path) -> None:
+    voice = packets(tone(440, 0.2))
+    writer = SpoolWriter(tmp_path / "s-0.spool", header())
+    tail = SpoolTail(tmp_path / "s-0.spool")
+    whole = b"".join(record(one, number) for number, one in enumerate(voice))
+    got: list[bytes | str] = []
+    for start in range(0, len(whole), 500):
+        writer.write([whole[start : start + 500]])
+        if start + 500 >= len(whole):
+            writer.event("paused", 11 * SECOND)
+        more = True
+        while more:
+            parts, more = tail.read(1000)
+            for part in parts:
+                if isinstance(part, Packets):
+                    got += [
+                        part.data[at : at + length].tobytes()
+                        for at, length in zip(part.offsets, part.lengths, strict=True)
+                    ]
+                elif isinstance(part, SpoolEvent):
+                    got.append(part.name)
+    tail.close()
+    writer.close()
+
+    assert got == [*voice, "paused"]
+
+
+def test_a_tail_of_what_is_no_spool_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.spool").touch()
+
+    with pytest.raises(MalformedSpool):
+        SpoolTail(tmp_path / "empty.spool")
