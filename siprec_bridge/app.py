@@ -27,6 +27,8 @@ from siprec_bridge.delivery import (
     WebhookSink,
     load_hooks,
 )
+from siprec_bridge.live.desk import LiveDesk
+from siprec_bridge.live.recogniser import Wanted
 from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
@@ -211,6 +213,7 @@ class Bridge:
             transcribe=self.scheduler.wake,
             redactor=redactor,
             keep_safe=keeping.wanted,
+            eta=self.scheduler.eta,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,
@@ -260,6 +263,28 @@ class Bridge:
             if settings.http_tls_cert_path and settings.http_tls_key_path
             else None
         )
+        self.live = (
+            LiveDesk(
+                self.database,
+                self.media,
+                self.socket,
+                metrics,
+                mode=settings.live_transcripts,
+                wanted=Wanted(
+                    url=settings.live_url,
+                    max_lag=settings.live_max_lag.total_seconds(),
+                    token=settings.live_token,
+                    model=settings.live_model,
+                ),
+                choose=self.orders.choose,
+                sinks=sinks if settings.live_to_sinks else [],
+                clock=_now,
+                # Of a number of which half is said nobody can tell what it will be.
+                withheld=lambda document, peer: bool(redactor.kinds_of(document, peer)),
+            )
+            if settings.live_transcripts != "off"
+            else None
+        )
         self.capacity = Capacity(settings.max_calls, settings.min_free_disk, settings.sip_call_rate)
         self.service = RecordingService(
             Desk(
@@ -275,6 +300,7 @@ class Bridge:
                 address_for=self._address_for,
                 receive_at=lambda peer: settings.rtp_host_for(peer.local_host),
                 certificate=_certificate(settings),
+                live=self.live,
             ),
             self.capacity,
             siprec_only=settings.non_siprec_calls == "refuse",
@@ -352,6 +378,8 @@ class Bridge:
         except MediaUnavailable as error:
             raise ConfigurationError("media", str(error)) from error
         parts.push_async_callback(self.media.stop)
+        if self.live is not None:
+            self._run(parts, self.live.run, "live transcripts")
         self._run(parts, self._keep_house, "housekeeping")
         self._run(parts, self._watch_lag, "lag")
         self._run(parts, self._watch_access, "access")
@@ -574,6 +602,10 @@ class Bridge:
                 else []
             ),
             f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
+            f"live lines from {settings.live_url}"
+            + (", of the calls that rules say" * (settings.live_transcripts == "rules"))
+            if self.live is not None
+            else "no live lines: LIVE_TRANSCRIPTS is off",
             f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",
             f"delivery to AMQP at {self.broker.address}"
             if self.broker is not None

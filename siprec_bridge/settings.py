@@ -174,6 +174,7 @@ _SECRETS = (
     "SIP_AUTH_USERS",
     "AMQP_URL",
     "HTTP_TOKENS",
+    "LIVE_TOKEN",
     "DATABASE_URL",
     "ARCHIVE_OPTIONS",
     "RECORDINGS_RECIPIENTS",  # somebody will give the wrong half of a key
@@ -193,6 +194,7 @@ _CASELESS = (
     "amqp_topology",
     "amqp_auth",
     "redact_audio",
+    "live_transcripts",
 )
 
 
@@ -410,7 +412,7 @@ class Settings(BaseModel):
     )
     transcription_rules: Path | None = Field(
         None,
-        description="TOML file of rules: vendor, model, language, prompt and priority by call",
+        description="TOML file of rules: vendor, model, language, prompt, priority and live by call",
     )
     transcription_circuit: Annotated[int, Field(ge=0)] = Field(
         5,
@@ -456,6 +458,34 @@ class Settings(BaseModel):
     )
     redact_audio: Literal["silence", "beep", "keep"] = Field(
         "silence", description="what the recording gets there; keep: it stays as it was"
+    )
+
+    # Live transcripts
+    live_transcripts: Literal["off", "on", "rules"] = Field(
+        "off",
+        description="lines while the call is on: of no call; of each, unless a rule says live = false; "
+        "of those of which a rule says live = true",
+    )
+    live_url: str = Field(
+        "ws://127.0.0.1:9300/v1/stream",
+        pattern=r"^wss?://[^\s@]+$",
+        description="live recogniser: siprec-asr, or whoever speaks its protocol",
+    )
+    live_token: str | None = Field(
+        None, repr=False, description="bearer token for it (ASR_TOKEN of siprec-asr)"
+    )
+    live_model: str | None = Field(
+        None, min_length=1, description="model that it is asked for; unset: its own choice"
+    )
+    live_max_lag: Duration = Field(
+        timedelta(seconds=5),
+        ge=timedelta(seconds=2),
+        le=timedelta(seconds=60),
+        description="a recogniser that is further behind than this skips what was said meanwhile",
+    )
+    live_to_sinks: bool = Field(
+        False,
+        description="true: AMQP and other sinks get live lines, too, those of utterances that are over",
     )
 
     # Delivery

@@ -83,9 +83,9 @@ class WebSocketFront:
                 start = await self._start(socket)
                 async with self._transcriber.holding(start.model, owner) as model:
                     log.info("stream.started", owner=owner, model=model, rate=start.sample_rate)
-                    await socket.send_json(
-                        {"type": "ready", "model": model, "sample_rate": start.sample_rate}
-                    )
+                    ready = {"type": "ready", "model": model, "sample_rate": start.sample_rate}
+                    step = self._transcriber.settings.stream_step
+                    await socket.send_json(ready | {"step": step})
                     await _Stream(self._transcriber, socket, start, owner, self._find_speech).run()
         except Refused as refused:
             log.info("stream.refused", owner=owner, code=refused.code, cause=refused.message)

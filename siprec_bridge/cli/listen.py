@@ -2,10 +2,11 @@
 
 import asyncio
 import json
+import shutil
 import ssl
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -48,13 +49,16 @@ async def _listen(
     try:
         headers = {"Authorization": f"Bearer {token}"} if token is not None else None
         async with connect(url, max_size=None, ssl=tls, additional_headers=headers) as socket:
+            screen = _Screen(sys.stdout)
             async for frame in socket:
                 event = json.loads(frame)
                 if as_json:
                     print(json.dumps(event), flush=True)
+                elif event["type"] == "transcript.partial":
+                    screen.show(_said(event["data"]), over=event["data"]["settled"])
                 else:
                     for line in _lines_of(event, url):
-                        print(line, flush=True)
+                        screen.show(line)
                 if once and event["type"] in ("transcript.final", "transcript.failed"):
                     return 0 if event["type"] == "transcript.final" else 1
     except InvalidStatus as refusal:
@@ -70,6 +74,34 @@ async def _listen(
     return code
 
 
+class _Screen:
+    """Lines of a terminal, the last of which may still grow; elsewhere only whole lines are written."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._terminal = out.isatty()
+        self._growing = False
+
+    def show(self, line: str, *, over: bool = True) -> None:
+        """Write a line; one that is not over is written over by the next."""
+        if not over and not self._terminal:
+            return
+        if self._growing:
+            self._out.write("\r\x1b[K")
+        if not over:
+            width = shutil.get_terminal_size().columns - 1
+            line = line if len(line) <= width else "…" + line[-width + 1 :]
+        self._out.write(line if not over else f"{line}\n")
+        self._out.flush()
+        self._growing = not over
+
+
+def _said(data: dict[str, Any]) -> str:
+    who = data.get("participant") or {}
+    name = who.get("name") or who.get("aor") or f"stream {data['label']}"
+    return f"{data['start']:6.1f} s  {name}: {data['text']}" + " (live)" * (not data["final"])
+
+
 def _lines_of(event: dict[str, Any], url: str) -> list[str]:
     """An event for a terminal."""
     data = event.get("data", {})
@@ -82,9 +114,7 @@ def _lines_of(event: dict[str, Any], url: str) -> list[str]:
         case "session.ended":
             return [f"call ended after {data['duration']:.1f} s ({data['cause']})"]
         case "transcript.segment":
-            who = data.get("participant") or {}
-            name = who.get("name") or who.get("aor") or f"stream {data['label']}"
-            return [f"{data['start']:6.1f} s  {name}: {data['text']}"]
+            return [_said(data)]
         case "transcript.final":
             count = len(data["utterances"])
             return [

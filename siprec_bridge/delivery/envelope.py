@@ -102,6 +102,10 @@ class SessionEndedData(SessionData):
     started_at: datetime
     ended_at: datetime
     duration: float
+    transcript_eta: float | None = Field(
+        None,
+        description="seconds until its transcript, if all that waits goes first, at the present pace",
+    )
 
 
 class SessionErasedData(Data):
@@ -141,6 +145,24 @@ class Reference(BaseModel):
     size: int = Field(description="octets")
     sha256: str = Field(description="of these octets, in hexadecimal digits")
     media_type: Literal["application/json"] = CONTENT_TYPE
+
+
+class TranscriptPartialData(Data):
+    """What is being said while the call is on. The transcript that follows the call replaces it."""
+
+    label: str
+    participant: Participant | None = None
+    utterance: int = Field(description="of this stream, rises; the same again: more of it is known")
+    settled: bool = Field(description="true: the utterance is over, this is the last of it")
+    language: str | None = None
+    start: float
+    end: float
+    starts_at: datetime
+    ends_at: datetime
+    text: str
+    words: tuple[Word, ...] = ()
+    model: str | None = None
+    final: Literal[False] = False
 
 
 class TranscriptFinalData(Data):
@@ -236,6 +258,13 @@ class SessionErased(CloudEvent):
     data: SessionErasedData
 
 
+class TranscriptPartial(CloudEvent):
+    """What is being said while the call is on; the segments replace it."""
+
+    type: Literal["transcript.partial"] = "transcript.partial"
+    data: TranscriptPartialData
+
+
 class TranscriptSegment(CloudEvent):
     """One utterance of the transcript."""
 
@@ -264,6 +293,7 @@ AnyEvent = Annotated[
     | SessionResumed
     | SessionEnded
     | SessionErased
+    | TranscriptPartial
     | TranscriptSegment
     | TranscriptFinal
     | TranscriptFailed,
@@ -298,14 +328,17 @@ def session_resumed(facts: SessionFacts, number: int, labels: Sequence[str]) -> 
     return _event("session.resumed", number, facts.at, data)
 
 
-def session_ended(facts: SessionFacts, *, started_at: datetime, cause: str) -> Event:
-    """The event of a session that ended at `facts.at`."""
+def session_ended(
+    facts: SessionFacts, *, started_at: datetime, cause: str, transcript_eta: float | None = None
+) -> Event:
+    """The event of a session that ended at `facts.at`; `transcript_eta` in seconds from then."""
     data = SessionEndedData(
         **_session(facts),
         cause=cause,
         started_at=started_at,
         ended_at=facts.at,
         duration=(facts.at - started_at).total_seconds(),
+        transcript_eta=transcript_eta,
     )
     return _event("session.ended", "", facts.at, data)
 
@@ -330,6 +363,12 @@ def session_erased(
         whole=whole,
     )
     return _event("session.erased", at.astimezone(UTC).isoformat(), at, data)
+
+
+def transcript_partial(data: TranscriptPartialData, state: int) -> Event:
+    """The event of an utterance as it is known; `state` counts what is told of the session."""
+    which = f"{data.label}/{data.utterance}" + ("" if data.settled else f"/{state}")
+    return _event("transcript.partial", which, data.ends_at, data)
 
 
 def transcript_events(

@@ -26,10 +26,14 @@ _PARAMETERS = (
 
 
 class Frame:
-    """An event on its way to listeners: its text and data are made once for all of them."""
+    """An event on its way to listeners: its text and data are made once for all of them.
 
-    def __init__(self, event: Event) -> None:
+    `passing`: it is stored nowhere; its sequence is that of the stored event before it.
+    """
+
+    def __init__(self, event: Event, *, passing: bool = False) -> None:
         self.event = event
+        self.passing = passing
 
     @cached_property
     def text(self) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 PATH = "/ws/transcripts"
 _QUEUE = 1000  # events that may wait for one listener
+_PASSING = 100  # beyond, what is stored nowhere is kept from him
 _PAGE = 500
 _HANDSHAKE_TIMEOUT_S = 10.0
 _PING_S = 20.0  # between pings, and for the pong: idle listeners stay, dead ones are noticed
@@ -174,6 +175,20 @@ class TranscriptSocket:
             close_timeout=_CLOSE_S,
         )
 
+    async def pass_on(self, event: Event) -> None:
+        """Send an event that is stored nowhere to who listens now, unless he is slow.
+
+        Raises StoreError.
+        """
+        if not self._listeners:
+            return
+        async with self._reading:
+            sight = _Sight({})
+            if any(not one.client.view.whole for one in self._listeners):
+                faces = partial(recordings.faces, ids={event.session_id})
+                sight = _Sight(await self._database.read(faces))
+            self._hand_on(Frame(replace(event, seq=self._sequence), passing=True), sight)
+
     async def recheck(self) -> None:
         """Close the listeners who would not be let in now, since a token or login has ended."""
         gone = [one for one in self._listeners if not self._gate.knows(one.client)]
@@ -298,9 +313,10 @@ class TranscriptSocket:
                 match news:
                     case (frame, wanted):
                         # Not what it has been told already, or what it asked to come after.
-                        if frame.event.seq > listener.last and (wanted := listener.still(wanted)):
+                        fresh = frame.passing or frame.event.seq > listener.last
+                        if fresh and (wanted := listener.still(wanted)):
                             await self._send(listener, frame, wanted)
-                            listener.last = frame.event.seq
+                            listener.last = max(listener.last, frame.event.seq)
                     case said:
                         await self._answer(listener, said)
         finally:
@@ -351,10 +367,13 @@ class TranscriptSocket:
         types = [kind for one in wanted for kind in one.type] if all(
             one.type for one in wanted
         ) else []  # fmt: skip
+        sessions = {one.session for one in wanted}
+        session = next(iter(sessions)) if len(sessions) == 1 else None
         while last < until:
             page, sight = await self._database.read(
                 partial(
-                    _read, seq=last, types=types, until=until, judged=not view.whole
+                    _read, seq=last, types=types, until=until, judged=not view.whole,
+                    session_id=session,
                 )
             )  # fmt: skip
             for event in page:
@@ -417,6 +436,20 @@ class TranscriptSocket:
             else:
                 _queue(listener, news)
 
+    def _hand_on(self, frame: Frame, sight: _Sight) -> None:
+        """Tell what is stored nowhere to those who can take it."""
+        for listener in self._listeners:
+            wanted = listener.wanted(frame)
+            if not wanted or not sight.sees(listener.client.view, frame.event.session_id):
+                continue
+            if listener.takes_at_once:
+                listener.connection.transport.write(frame.octets(listener.name_of(wanted)))
+                self._metrics.websocket_events_sent_total.inc()
+            elif listener.missed or listener.queue.qsize() >= _PASSING:
+                self._metrics.websocket_passing_dropped_total.inc()
+            else:
+                listener.queue.put_nowait((frame, wanted))
+
     def _write(
         self,
         listener: _Listener,
@@ -454,9 +487,10 @@ def _read(
     judged: bool,
     types: Sequence[str] = (),
     until: int | None = None,
+    session_id: str | None = None,
 ) -> tuple[list[Event], _Sight]:
     """A page of events, with their sessions where somebody may not see all of them."""
-    page = outbox.since(connection, seq, _PAGE, types=types, until=until)
+    page = outbox.since(connection, seq, _PAGE, types=types, until=until, session_id=session_id)
     ids = {event.session_id for event in page} if judged else ()
     return page, _Sight(recordings.faces(connection, ids))
 

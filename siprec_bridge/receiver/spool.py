@@ -194,7 +194,7 @@ class SpoolTail:
         """Raises MalformedSpool, or OSError when it cannot be read."""
         with path.open("rb") as file:
             self.header = _read_header(file)
-            self._at = file.tell()
+            self.at = file.tell()  # up to here it was read
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, limit: int = _CHUNK) -> tuple[list[Packets | SpoolEvent | ControlPacket], bool]:
@@ -202,10 +202,15 @@ class SpoolTail:
 
         Raises OSError.
         """
-        chunk = os.pread(self._file, limit, self._at)
+        chunk = os.pread(self._file, limit, self.at)
         used, found = _parse(chunk)
-        self._at += used
+        self.at += used
         return found, len(chunk) == limit and used > 0
+
+    @property
+    def size(self) -> int:
+        """Octets of the file now. Raises OSError."""
+        return os.fstat(self._file).st_size
 
     def close(self) -> None:
         """Give the file back."""

@@ -19,6 +19,7 @@ from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
 from siprec_bridge.store import (
+    Backlog,
     Database,
     Event,
     SessionRow,
@@ -52,6 +53,7 @@ class Archive:
         transcribe: Callable[[], None],
         redactor: Redactor | None = None,
         keep_safe: bool = False,
+        eta: Callable[[Backlog], float | None] = lambda backlog: None,
     ) -> None:
         self._database = database
         self._finisher = finisher
@@ -63,6 +65,7 @@ class Archive:
         self._redactor = redactor
         self._transcribe = transcribe  # tells the scheduler that a job waits
         self._keep_safe = keep_safe  # there is a custodian who wants the files
+        self._eta = eta  # seconds until so much is transcribed
 
     async def end(
         self,
@@ -168,11 +171,21 @@ class Archive:
         untold: Sequence[Event],
     ) -> None:
         started_at = session.started_at
-        ended = envelope.session_ended(
-            facts_of(document, session.sip_call_id, at), started_at=started_at, cause=cause
+        seconds = sum(
+            (until - since).total_seconds()
+            for stream in document.streams
+            for since, until in stream.expected(at)
         )
 
         def store(connection: Connection) -> None:
+            waiting = jobs.backlog(connection)
+            eta = self._eta(Backlog(waiting.jobs + 1, waiting.audio_seconds + seconds, 0))
+            ended = envelope.session_ended(
+                facts_of(document, session.sip_call_id, at),
+                started_at=started_at,
+                cause=cause,
+                transcript_eta=round(eta, 1) if eta is not None else None,
+            )
             recordings.update(
                 connection,
                 session.id,

@@ -138,6 +138,18 @@ class Certificate(Protocol):
         ...
 
 
+class Live(Protocol):
+    """Who is told of sessions so that they can be heard while they last. Neither may block or raise."""
+
+    def follow(self, row: SessionRow, document: SessionDocument) -> None:
+        """A session was answered, or has changed."""
+        ...
+
+    def end(self, session_id: str, document: SessionDocument) -> None:
+        """A session's streams are closed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Desk:
     """What every recorder works with."""
@@ -154,6 +166,7 @@ class Desk:
     address_for: Callable[[Peer], str]  # what SDP tells this peer to send to
     receive_at: Callable[[Peer], str]  # the address of ours where its streams are received
     certificate: Callable[[], Certificate] | None = None  # None: DTLS-SRTP is refused
+    live: Live | None = None
 
 
 class Recorder:
@@ -282,6 +295,8 @@ class Recorder:
         self._on_stored(self)
         self._started_at = at
         self._answer_with(invite.id, sdp)
+        if self._desk.live is not None:
+            self._desk.live.follow(row, document)
         self._desk.metrics.sessions_active.inc()
         log.info(
             "session.started",
@@ -550,6 +565,8 @@ class Recorder:
             self._untold = []
         except StoreError as error:  # stored with the next change, or with the end
             log.error("session.update_not_stored", cause=str(error))
+        if self._desk.live is not None:
+            self._desk.live.follow(self._row, document)
         log.info(
             "session.updated",
             opened=len(changes.opened),
@@ -568,6 +585,8 @@ class Recorder:
         while not self._inbox.empty():  # what the closing itself brought to light
             self._note_interruption(self._inbox.get_nowait())
         self._session.end(at)
+        if self._desk.live is not None:
+            self._desk.live.end(self.session_id, self._session.document())
         log.info(
             "session.ended",
             cause=cause,

@@ -45,6 +45,11 @@ class Redactor:
         """All that is taken out of any call."""
         return self._default.kinds | self._orders.rules.redact
 
+    def kinds_of(self, document: SessionDocument, peer: str) -> frozenset[Kind]:
+        """What is taken out of a session, as far as it is known by now."""
+        ruled = self._orders.choose(document, peer).wish.redact
+        return self._default.kinds if ruled is None else frozenset(ruled)
+
     def conceal(self, text: str) -> str:
         """A recogniser's own words, which may repeat what it heard."""
         from siprec_bridge.redaction.conversation import redact_text
@@ -56,8 +61,7 @@ class Redactor:
 
         Decided once: another policy from tomorrow on does not uncover what was covered.
         """
-        ruled = self._orders.choose(document, peer).wish.redact
-        kinds = self._default.kinds if ruled is None else frozenset(ruled)
+        kinds = self.kinds_of(document, peer)
         if not kinds:
             return audio
         return replace(

@@ -29,6 +29,7 @@ _SECONDS_OF_A_CALL = (5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 _SECONDS_OF_A_COMMIT = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 _SECONDS_OF_A_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SECONDS_OF_LATENESS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_SECONDS_OF_LIVE = (0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 7.5, 10, 20)
 _LOSS_RATIOS = (0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _MOS = (1, 1.5, 2, 2.5, 3, 3.5, 3.8, 4, 4.2, 4.3, 4.5)
 _BYTES_OF_TEMP_FILES = (1e4, 1e5, 1e6, 5e6, 1e7, 5e7, 1e8, 5e8, 1e9)
@@ -295,6 +296,57 @@ class Metrics:
         for outcome in JOB_OUTCOMES:
             self.jobs_total.labels(outcome=outcome)
 
+        # Live transcripts
+        self.live_streams = gauge("live_streams", "streams that a live recogniser hears now")
+        self.live_lines_total = counter(
+            "live_lines",
+            "live lines told: while an utterance grows, and once it is over",
+            ("kind",),
+        )
+        self.live_latency_seconds = histogram(
+            "live_latency_seconds",
+            "from when the last of a live line was said to its event",
+            _SECONDS_OF_LIVE,
+            ("kind",),
+        )
+        for kind in ("growing", "settled"):
+            self.live_lines_total.labels(kind=kind)
+            self.live_latency_seconds.labels(kind=kind)
+        self.live_lines_dropped_total = counter(
+            "live_lines_dropped", "live lines not told, since the bridge or its database was behind"
+        )
+        self.live_audio_seconds_total = counter(
+            "live_audio_seconds",
+            "audio for live recognisers: sent, or skipped as they were away or behind",
+            ("outcome",),
+        )
+        for outcome in ("sent", "skipped"):
+            self.live_audio_seconds_total.labels(outcome=outcome)
+        self.live_behind_total = counter(
+            "live_behind", "times that a live recogniser was too far behind, and skipped audio"
+        )
+        self.live_packets_late_total = counter(
+            "live_packets_late", "RTP packets that came too late for live lines; they are recorded"
+        )
+        self.live_packets_undecoded_total = counter(
+            "live_packets_undecoded", "RTP packets that their codec refused: silence in live audio"
+        )
+        self.live_connections_total = counter(
+            "live_connections", "tries to have a stream heard live, by their result", ("result",)
+        )
+        for result in ("ready", "full", "failed"):
+            self.live_connections_total.labels(result=result)
+        self.live_recogniser_available = gauge(
+            "live_recogniser_available",
+            "1: the live recogniser took the latest stream; 0: not, or nobody has asked yet",
+        )
+        self.live_process_restarts_total = counter(
+            "live_process_restarts", "times that the live process died and was started again"
+        )
+        self.live_process_busy_ratio = gauge(
+            "live_process_busy_ratio", "share of a core that the live process uses"
+        )
+
         # Delivery
         self.deliveries_total = counter(
             "deliveries", "events handed to a sink, by what became of the try", ("sink", "result")
@@ -322,6 +374,9 @@ class Metrics:
         )
         self.websocket_events_missed_total = counter(
             "websocket_events_missed", "events that slow listeners were cut off from"
+        )
+        self.websocket_passing_dropped_total = counter(
+            "websocket_passing_dropped", "growing live lines kept from listeners who are slow"
         )
 
         # Access

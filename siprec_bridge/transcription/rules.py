@@ -72,6 +72,7 @@ class Ruling(Wish):
     redact: Annotated[tuple[Kind, ...] | None, BeforeValidator(_kinds)] = Field(
         None, description="kinds to take out of what was said; off: none"
     )
+    live: bool | None = Field(None, description="whether its lines are told while the call is on")
 
 
 FIELDS: Final = tuple(Ruling.model_fields)

@@ -138,7 +138,8 @@ async def test_real_speech_comes_back_as_text(tmp_path: Path, models_dir: Path) 
         messages = await stream(server, alice[::2], sample_rate=8000, model="standin")
         active = server.server.metrics.registry.get_sample_value("siprec_asr_streams_active")
 
-    assert messages[0] == {"type": "ready", "model": "standin", "sample_rate": 8000}
+    ready = {"type": "ready", "model": "standin", "sample_rate": 8000, "step": 2.0}
+    assert messages[0] == ready
     finals = [one for one in messages if one["type"] == "final"]
     heard = " ".join(one["text"] for one in finals)
     assert "question" in heard

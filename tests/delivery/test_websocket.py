@@ -19,6 +19,8 @@ from harness.tokens import given
 from siprec_bridge.access import Gate, Token
 from siprec_bridge.api import Front
 from siprec_bridge.delivery import TranscriptSocket, envelope, websocket
+from siprec_bridge.delivery.subscriptions import Frame
+from siprec_bridge.delivery.websocket import _Sight
 from siprec_bridge.store import Database, Event, SessionRow, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Participant
@@ -502,3 +504,75 @@ async def test_a_dead_listener_is_noticed_by_its_missing_pong(
         writer.close()
         await news.publish(event())
         assert (await take(living, 1))[0]["sequence"] == 1
+
+
+def partial_event(session: str = "s1", text: str = "hel") -> Event:
+    data = envelope.TranscriptPartialData(
+        session_id=session, sip_call_id=f"{session}@pbx", label="1", utterance=0, settled=False,
+        start=0.0, end=1.0, starts_at=NOW, ends_at=NOW, text=text,
+    )  # fmt: skip
+    return envelope.transcript_partial(data, 1)
+
+
+async def test_what_is_stored_nowhere_is_told_to_who_listens_now_and_moves_no_cursor(
+    tmp_path: Path,
+) -> None:
+    async with newsroom(tmp_path) as news:
+        await news.socket.pass_on(partial_event(text="nobody is there"))
+        await news.publish(event(number=1))
+        async with connect(news.url + "?session=s1") as one, connect(news.url + "?final=1") as two:
+            await hello(one)
+            await hello(two)
+            await news.socket.pass_on(partial_event())
+            await news.socket.pass_on(partial_event("s2"))
+            await news.publish(event(number=2))
+            frames = await take(one, 2)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(two.recv(), 0.2)
+        async with connect(news.url + "?since=0") as later:
+            await hello(later)
+            stored = await take(later, 2)
+
+    told, after = frames
+    assert (told["type"], told["sequence"], told["data"]["text"]) == (
+        "transcript.partial",
+        1,
+        "hel",
+    )
+    assert envelope.parse(json.dumps(told)).id == told["id"]
+    assert after["sequence"] == 2
+    assert [one["type"] for one in stored] == ["session.updated"] * 2
+
+
+async def test_passing_events_too_are_for_those_only_who_may_see_the_session(
+    tmp_path: Path,
+) -> None:
+    async with (
+        newsroom(tmp_path, (GROUP.token,)) as news,
+        connect(news.url, additional_headers=GROUP.headers) as listener,
+    ):
+        await hello(listener)
+        await news.socket.pass_on(partial_event("s2"))
+        await news.socket.pass_on(partial_event("s1"))
+        (frame,) = await take(listener, 1)
+
+    assert frame["subject"] == "s1"
+
+
+async def test_a_slow_listener_does_without_what_is_stored_nowhere_and_is_not_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_PASSING", 3)
+    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+        await hello(listener)
+        (one,) = news.socket._listeners
+        one.resting = False  # it has something to do
+        for _ in range(10):  # at once: nothing is sent meanwhile
+            news.socket._hand_on(Frame(partial_event(), passing=True), _Sight({}))
+        waiting = one.queue.qsize()
+        await news.publish(event())
+        frames = await take(listener, 4)
+
+    assert waiting == 3
+    assert news.counted("siprec_websocket_passing_dropped_total") == 7
+    assert frames[-1]["type"] == "session.updated"

@@ -1,6 +1,7 @@
 """A recording desk without sockets: real store, media and archive, and a SIP side to look at."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Unpack
 
 from harness.ports import rtp_ports
+from siprec_bridge.live.desk import LiveDesk
 from siprec_bridge.media import Finisher, MediaEngine
 from siprec_bridge.recording import Archive, Capacity, Desk, Orders, RecordingService
 from siprec_bridge.sdp import MediaPolicy
@@ -63,6 +65,7 @@ async def office(
     capacity: Capacity | None = None,
     siprec_only: bool = False,
     receiving: bool = True,
+    live: Callable[[Database, MediaEngine, Metrics], LiveDesk] | None = None,
 ) -> AsyncIterator[Office]:
     """A recording service on a data folder; stopped at the end. Calls need `receiving`."""
     metrics = Metrics()
@@ -79,7 +82,10 @@ async def office(
     archive = Archive(
         database, finisher, Orders("whisper", ("whisper",)), metrics,
         sample_rate=16000, sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
+        eta=lambda waiting: 100.0 * waiting.jobs + waiting.audio_seconds,
     )  # fmt: skip
+    listening = live(database, media, metrics) if live is not None else None
+    running = asyncio.create_task(listening.run()) if listening is not None else None
     phone = Phone()
     recordings = folder / "recordings"
     service = RecordingService(
@@ -88,6 +94,7 @@ async def office(
             policy=MediaPolicy(), recordings=recordings, sinks=[],
             clock=lambda: datetime.now(UTC), address_for=lambda peer: "127.0.0.1",
             receive_at=lambda peer: "127.0.0.1",
+            live=listening,
         ),
         capacity,
         siprec_only=siprec_only,
@@ -96,6 +103,9 @@ async def office(
         yield Office(service, phone, database, media, archive, metrics, recordings)
     finally:
         await service.stop(0.5)
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
         if receiving:
             await media.stop()
         await finisher.stop()

@@ -17,6 +17,7 @@ import yaml
 
 from harness.bridge import listening, of_type, running_bridge
 from harness.calls import call, finals, tones
+from harness.live_recogniser import live_recogniser
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
 from harness.webhooks import Endpoint, hooks_file
@@ -106,12 +107,15 @@ async def test_every_panel_has_data_after_a_call_and_every_alert_can_be_evaluate
     empty: list[str] = []
     async with (
         Endpoint().serving() as endpoint,
+        live_recogniser() as ears,
         running_bridge(
             tmp_path / "data",
             WHISPER_BINARY_PATH=speaks,
             WEBHOOKS=hooks_file(tmp_path, endpoint.url),
             AMQP_URL=rabbitmq.url,
             AMQP_EXCHANGE="dashboard",
+            LIVE_TRANSCRIPTS="on",
+            LIVE_URL=ears.url,
         ) as bridge,
         listening(bridge) as events,
         prometheus(tmp_path / "prometheus", str(bridge.ready["http"])) as url,

@@ -94,6 +94,9 @@ async def test_a_call_is_on_disk_before_it_is_answered_and_has_a_job_when_it_is_
     assert (last.state, last.end_cause) == ("finished", "bye")
     assert job.audio_seconds == pytest.approx(0.4, abs=0.02)
     assert [event.type for event in events] == ["session.started", "session.ended"]
+    ended = json.loads(events[1].body)
+    # Its own job, and both streams for as long as the call was.
+    assert ended["transcript_eta"] == pytest.approx(100 + 2 * ended["duration"], abs=0.2)
 
 
 async def test_the_document_tells_how_each_stream_arrived_over_all_its_openings(

@@ -177,3 +177,15 @@ def test_the_example_that_operators_copy_is_accepted(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load_rules(tmp_path / "none.toml", ())
+
+
+def test_a_rule_may_say_whether_a_call_is_heard_live(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(
+        '[[rule]]\nlabel = "9"\nlive = false\n[[rule]]\nname = "all"\nlive = true\n'
+    )
+    found = load_rules(tmp_path / "rules.toml", ())
+
+    choice = found.choose(facts_of_call(document(), "tcp:192.0.2.1:5060"))
+
+    assert (choice.wish.live, choice.because["live"]) == (True, "all")
+    assert load_rules(None, ()).choose(facts_of_call(document(), "")).wish.live is None
