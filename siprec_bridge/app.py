@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -18,10 +18,9 @@ import structlog
 from siprec_bridge import __version__
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api, Front
+from siprec_bridge.choices import tell_choices
 from siprec_bridge.delivery import (
     AmqpSink,
-    Brokers,
-    BrokerTls,
     Relay,
     TranscriptSocket,
     WebhookSink,
@@ -29,12 +28,20 @@ from siprec_bridge.delivery import (
 )
 from siprec_bridge.live.desk import LiveDesk
 from siprec_bridge.live.recogniser import Wanted
-from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable, decodable
+from siprec_bridge.media import Finisher, MediaEngine, MediaEvent, MediaUnavailable
+from siprec_bridge.parts import (
+    brokers_of,
+    certificate_of,
+    media_policy_of,
+    node_of,
+    recipients_of,
+    safekeeping_of,
+    speech_of,
+)
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
     Archive,
     Capacity,
-    Certificate,
     Completion,
     Custodian,
     Desk,
@@ -45,28 +52,22 @@ from siprec_bridge.recording import (
     RecordingService,
     Redactor,
     Retention,
-    Safekeeping,
     Stores,
     left_behind,
     recover,
 )
 from siprec_bridge.redaction import Policy
-from siprec_bridge.rtp import available_suites
-from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
-from siprec_bridge.store import Database, StoreError, node_id, outbox
+from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import (
     Guard,
     Scheduler,
-    SpeechOptions,
     load_providers,
     load_rules,
-    missing_detector,
 )
-from siprec_bridge.vault import open_store
 
 log = structlog.get_logger()
 
@@ -94,7 +95,7 @@ class Bridge:
     """All parts of one bridge, wired."""
 
     def __init__(self, settings: Settings, options: Mapping[str, str]) -> None:
-        self._settings = settings
+        self.settings = settings
         self.metrics = metrics = Metrics()
         self.health = Health()
         self.providers = load_providers(
@@ -108,7 +109,7 @@ class Bridge:
             settings.database,
             on_commit_seconds=metrics.database_commit_seconds.observe,
             wait=settings.database_wait.total_seconds(),
-            node=_node(settings),
+            node=node_of(settings),
         )
         brokers = brokers_of(settings)
         self.broker = (
@@ -123,7 +124,8 @@ class Bridge:
             if brokers is not None
             else None
         )
-        self.webhooks = [WebhookSink(hook, metrics) for hook in load_hooks(settings.webhooks)]
+        hooks = load_hooks(settings.webhooks)
+        self.webhooks = [WebhookSink(hook, metrics) for hook in hooks]
         self.relays = [Relay(self.database, self.broker, metrics)] if self.broker else []
         self.relays += [
             Relay(
@@ -135,8 +137,7 @@ class Bridge:
             )
             for sink in self.webhooks
         ]
-        sinks: list[outbox.Recipient] = [self.broker.name] if self.broker is not None else []
-        sinks += [sink.hook.recipient for sink in self.webhooks]
+        sinks = recipients_of(settings, hooks)
         metrics.preset(
             model=self.provider.model, sinks=[one.name for one in self.relays], vendors=vendors
         )
@@ -167,7 +168,7 @@ class Bridge:
             deliver=self._deliver,
             redactor=redactor,
         )
-        self._speech = _speech(settings)
+        self.speech = speech_of(settings)
         self.scheduler = Scheduler(
             self.database,
             self.providers,
@@ -176,7 +177,7 @@ class Bridge:
             on_done=self.completion.done,
             on_failed=self.completion.failed,
             clock=_now,
-            speech=self._speech,
+            speech=self.speech,
             guard=Guard(settings.hallucination_guard),
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
@@ -191,7 +192,7 @@ class Bridge:
         self.finisher = Finisher(
             dtmf="mask" if masked else settings.dtmf_events, form=settings.recording_format
         )
-        keeping = _safekeeping(settings)
+        keeping = safekeeping_of(settings)
         self.stores = Stores(keeping.store, settings.archive_options)
         self.custodian = Custodian(
             self.database,
@@ -293,13 +294,13 @@ class Bridge:
                 database=self.database,
                 archive=self.archive,
                 metrics=metrics,
-                policy=_media_policy(settings),
+                policy=media_policy_of(settings),
                 recordings=settings.recordings,
                 sinks=sinks,
                 clock=_now,
                 address_for=self._address_for,
                 receive_at=lambda peer: settings.rtp_host_for(peer.local_host),
-                certificate=_certificate(settings),
+                certificate=certificate_of(settings),
                 live=self.live,
             ),
             self.capacity,
@@ -345,7 +346,7 @@ class Bridge:
 
     async def start(self, parts: contextlib.AsyncExitStack) -> None:
         """Start everything; `parts` stops it in the opposite order. Raises ConfigurationError."""
-        settings = self._settings
+        settings = self.settings
         self._make_folders()
         try:
             await self.database.start()
@@ -400,7 +401,7 @@ class Bridge:
         )
         parts.push_async_callback(self.service.stop, settings.shutdown_timeout.total_seconds())
         self._register_checks()
-        await self._say_what_was_chosen()
+        await tell_choices(self)
 
     def _run(
         self,
@@ -429,8 +430,8 @@ class Bridge:
 
     def _make_folders(self) -> None:
         for setting, folder in (
-            ("DATA_DIR", self._settings.data_dir),
-            ("RECORDING_DIR", self._settings.recordings),
+            ("DATA_DIR", self.settings.data_dir),
+            ("RECORDING_DIR", self.settings.recordings),
         ):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -479,7 +480,7 @@ class Bridge:
             relay.wake()
 
     def _address_for(self, peer: Peer) -> str:
-        return self._settings.announced_for(peer.local_host)
+        return self.settings.announced_for(peer.local_host)
 
     def _contact(self, peer: Peer) -> str:
         """RFC 7866 §6.1.2: `+sip.srs` says that we are a recording server."""
@@ -525,7 +526,7 @@ class Bridge:
     async def _keep_house(self) -> None:
         while True:
             try:
-                usage = await asyncio.to_thread(shutil.disk_usage, self._settings.recordings)
+                usage = await asyncio.to_thread(shutil.disk_usage, self.settings.recordings)
                 free = usage.free
             except OSError as error:  # not mounted any more, say: nothing can be recorded there
                 log.error("recordings.unreachable", cause=str(error))
@@ -539,7 +540,7 @@ class Bridge:
 
     async def _watch_access(self) -> None:
         """Take over a changed file of tokens, and end what is not allowed any more."""
-        tokens, said = self._settings.http_tokens, None
+        tokens, said = self.settings.http_tokens, None
         while True:
             await asyncio.sleep(_ACCESS_CHECK_S)
             if self._tokens_file is not None:
@@ -556,212 +557,6 @@ class Bridge:
                         self.gate.replace(tokens)
                         log.info("access.reloaded", clients=[one.name for one in tokens])
             await self.socket.recheck()
-
-    def _tls_choices(self) -> list[str]:
-        if self.tls is None:
-            return []
-        names = [name for name in self.tls.certificates if name]
-        said = [f"TLS certificates of their own for {', '.join(names)}"] if names else []
-        if self._settings.tls_client_names:
-            said.append(f"TLS from {', '.join(self._settings.tls_client_names)}")
-        return said
-
-    async def _say_what_was_chosen(self) -> None:
-        settings = self._settings
-        bound: dict[str, list[str]] = {"udp": [], "tcp": [], "tls": []}
-        for one in self.listener.endpoints:
-            bound[one.transport].append(str(one))
-        sip = "; ".join(
-            f"{name.upper()} {', '.join(places)}" for name, places in bound.items() if places
-        )
-        host, port = self.front.address
-        http = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        secure = "s" if self.http_tls is not None else ""
-        stored = "embedded SQLite" if settings.database_url is None else "DATABASE_URL"
-        chosen = [
-            f"SIP on {sip}",
-            "SIP from "
-            + (", ".join(map(str, settings.sip_allowed_sources)) or "anyone who reaches the port")
-            + (
-                f", with a password (realm {settings.sip_auth_realm})"
-                * bool(settings.sip_auth_users)
-            ),
-            *self._tls_choices(),
-            f"RTP on {', '.join(settings.rtp_hosts)}, ports {settings.rtp_port_min} "
-            f"to {settings.rtp_port_max}, received by {self.media.receiver} in {self.media.workers} "
-            f"process{'es' * (self.media.workers > 1)}, sources: {settings.rtp_source}",
-            f"recordings in {settings.recordings}",
-            *_archive_choices(settings),
-            f"database {self.database.place} ({stored})"
-            + (f", as node {self.database.node}" if self.database.node is not None else ""),
-            f"recogniser {self.provider.describe()}",
-            *(f"also recogniser {one.name}: {one.describe()}" for one in self.providers[1:]),
-            *(
-                [f"{len(self.orders.rules)} rules of {settings.transcription_rules}"]
-                if settings.transcription_rules is not None
-                else []
-            ),
-            f"it gets {'whole legs' if self._speech is None else 'the speech of each leg alone'}",
-            f"live lines from {settings.live_url}"
-            + (", of the calls that rules say" * (settings.live_transcripts == "rules"))
-            if self.live is not None
-            else "no live lines: LIVE_TRANSCRIPTS is off",
-            f"delivery to WebSocket listeners at ws{secure}://{http}/ws/transcripts",
-            f"delivery to AMQP at {self.broker.address}"
-            if self.broker is not None
-            else "no delivery to AMQP: AMQP_URL is not set",
-            *(
-                f"delivery to {sink.name} at {sink.address}, "
-                f"{', '.join(one + '*' for one in sink.hook.types or ('',))}"
-                for sink in self.webhooks
-            ),
-            f"page, API, metrics and health at http{secure}://{http}/, "
-            + (
-                f"with a token ({', '.join(one.name for one in settings.http_tokens)})"
-                if settings.http_tokens
-                else "without a token"
-            ),
-        ]
-        for line in chosen:
-            log.info("bridge.chose", what=line)
-        if settings.http_exposed:
-            log.warning(
-                "http.open",
-                address=http,
-                effect="whoever reaches it hears and deletes recordings",
-                remedy="HTTP_TOKENS (siprec-bridge token new), or HTTP_HOST=127.0.0.1",
-            )
-        served = {relay.name for relay in self.relays}
-        for name in await self.database.read(outbox.sinks):
-            if name not in served:
-                log.warning(
-                    "delivery.sink_gone",
-                    sink=name,
-                    effect="its events are kept until a sink of this name takes them",
-                    remedy=f"siprec-bridge deliveries drop {name} --all --pending",
-                )
-        cause = await self.provider.unavailable()
-        if cause is not None:
-            log.error("recogniser.unavailable", cause=cause, effect="calls are recorded, jobs wait")
-        log.info(
-            "bridge.ready",
-            version=__version__,
-            chosen=chosen,
-            sip_udp=bound["udp"],
-            sip_tcp=bound["tcp"],
-            sip_tls=bound["tls"],
-            http=http,
-        )
-
-
-def brokers_of(settings: Settings) -> Brokers | None:
-    """Where AMQP goes, if anywhere. Raises ConfigurationError."""
-    if settings.amqp_url is None:
-        return None
-    ca, certificate = settings.amqp_tls_ca_path, settings.amqp_tls_cert_path
-    return Brokers(
-        settings.amqp_url,
-        tls=BrokerTls(ca, certificate, settings.amqp_tls_key_path) if ca or certificate else None,
-        external=settings.amqp_auth == "external",
-        heartbeat_s=round(settings.amqp_heartbeat.total_seconds()),
-    )
-
-
-def _media_policy(settings: Settings) -> MediaPolicy:
-    """What is accepted. Raises ConfigurationError for one that cannot be decoded."""
-    there = decodable()
-    missing = [name for name in settings.codecs if name not in there]
-    if missing:
-        reason = f"this machine's FFmpeg has no decoder of {', '.join(missing)}"
-        raise ConfigurationError(f"CODECS={','.join(settings.codecs)}", reason)
-    return MediaPolicy(
-        settings.codecs or there,
-        srtp=settings.srtp,
-        suites=available_suites(),
-        sdes_only_over_tls=settings.srtp_sdes_only_over_tls,
-    )
-
-
-def _safekeeping(settings: Settings) -> Safekeeping:
-    """What becomes of finished recordings. Raises ConfigurationError for a store that cannot be."""
-    return Safekeeping(
-        store=open_store(settings.archive_url, settings.archive_options)
-        if settings.archive_url is not None
-        else None,
-        recipients=settings.recordings_recipients,
-        layout=settings.archive_layout,
-        keep_local=settings.archive_keep_local,
-        after_transcription=settings.archive_when == "transcribed",
-        plain_for=settings.recordings_plain_for,
-    )
-
-
-def _archive_choices(settings: Settings) -> list[str]:
-    said = []
-    if settings.archive_url is not None:
-        kept = settings.archive_keep_local
-        here = f"deleted here {kept} later" if kept is not None else "and kept here"
-        said.append(f"recordings taken to {settings.archive_url}, {here}")
-    if settings.recordings_recipients is not None:
-        count = len(settings.recordings_recipients.keys)
-        said.append(f"recordings encrypted to {count} public key{'s' * (count > 1)}")
-    return said
-
-
-def _certificate(settings: Settings) -> Callable[[], Certificate]:
-    """What DTLS-SRTP is done with. Raises ConfigurationError for one that cannot be used.
-
-    One of our own is made with the first call that asks: OpenSSL costs others nothing then.
-    """
-
-    @cache
-    def made() -> Certificate:
-        from siprec_bridge import dtls
-
-        return dtls.Certificate.make()
-
-    if settings.dtls_cert_path is None or settings.dtls_key_path is None:
-        return made
-    from siprec_bridge import dtls
-
-    where = f"DTLS_CERT_PATH={settings.dtls_cert_path}, DTLS_KEY_PATH={settings.dtls_key_path}"
-    try:
-        read = dtls.Certificate.read(
-            settings.dtls_cert_path.read_bytes(), settings.dtls_key_path.read_bytes()
-        )
-    except OSError as error:
-        raise ConfigurationError(where, f"{error.filename}: {error.strerror}") from error
-    except dtls.BadCertificate as error:
-        raise ConfigurationError(where, str(error)) from error
-    return lambda: read
-
-
-def _speech(settings: Settings) -> SpeechOptions | None:
-    """What counts as speech; None where recognisers get whole legs."""
-    if not settings.vad:
-        return None
-    if (cause := missing_detector()) is not None:
-        log.warning("vad.unavailable", cause=cause, effect="recognisers get whole legs")
-        return None
-    return SpeechOptions(
-        threshold=settings.vad_threshold,
-        min_speech_ms=settings.min_speech_duration_ms,
-        max_speech_s=settings.max_speech_duration_s,
-        pad_ms=settings.speech_pad_ms,
-    )
-
-
-def _node(settings: Settings) -> str | None:
-    """The name among those that share the database; None: it is ours alone."""
-    if not settings.database.startswith("postgresql"):
-        return None
-    if settings.node_id is not None:
-        return settings.node_id
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        return node_id(settings.data_dir)
-    except OSError as error:
-        raise ConfigurationError(f"DATA_DIR={settings.data_dir}", f"{error.strerror}") from error
 
 
 def _now() -> datetime:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from siprec_bridge.app import brokers_of
 from siprec_bridge.delivery import AmqpSink, Unreachable, WebhookSink, load_hooks
 from siprec_bridge.media import NoPortLeft, decodable
+from siprec_bridge.parts import brokers_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.receiver.ports import PortRange, shares
 from siprec_bridge.sdp import RECORDABLE

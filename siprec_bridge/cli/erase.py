@@ -10,7 +10,7 @@ from siprec_bridge.cli.arguments import AsJson, ConfigFile
 from siprec_bridge.cli.database import with_database
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
-from siprec_bridge.store import Database, node_id, outbox
+from siprec_bridge.store import Database, node_id
 from siprec_bridge.telemetry import Metrics, configure_logs
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def erase(
     Exit code 1: some sessions were left as they are, each with its cause.
     """
     from siprec_bridge.delivery import load_hooks
+    from siprec_bridge.parts import recipients_of
     from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
     from siprec_bridge.recording.erasure import as_json as shown
 
@@ -53,8 +54,7 @@ def erase(
             return datetime.now(UTC)
 
         metrics = Metrics()
-        sinks: list[outbox.Recipient] = ["amqp"] if settings.amqp_url else []
-        sinks += [hook.recipient for hook in load_hooks(settings.webhooks)]
+        sinks = recipients_of(settings, load_hooks(settings.webhooks))
         retention = Retention(store, metrics, Keep(), clock=now, node=node)
         eraser = Eraser(store, metrics, retention, sinks=sinks, clock=now, node=node)
         if not do_it:

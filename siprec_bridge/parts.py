@@ -1,0 +1,123 @@
+"""Parts that are made of the settings alone."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import structlog
+
+from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Hook
+from siprec_bridge.media import decodable
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.recording import Certificate, Safekeeping
+from siprec_bridge.rtp import available_suites
+from siprec_bridge.sdp import MediaPolicy
+from siprec_bridge.settings import Settings
+from siprec_bridge.store import node_id, outbox
+from siprec_bridge.transcription import SpeechOptions, missing_detector
+from siprec_bridge.vault import open_store
+
+log = structlog.get_logger()
+
+
+def brokers_of(settings: Settings) -> Brokers | None:
+    """Where AMQP goes, if anywhere. Raises ConfigurationError."""
+    if settings.amqp_url is None:
+        return None
+    ca, certificate = settings.amqp_tls_ca_path, settings.amqp_tls_cert_path
+    return Brokers(
+        settings.amqp_url,
+        tls=BrokerTls(ca, certificate, settings.amqp_tls_key_path) if ca or certificate else None,
+        external=settings.amqp_auth == "external",
+        heartbeat_s=round(settings.amqp_heartbeat.total_seconds()),
+    )
+
+
+def recipients_of(settings: Settings, hooks: Sequence[Hook]) -> list[outbox.Recipient]:
+    """All who get events of the outbox: what nobody gets now cannot be sent later."""
+    broker: list[outbox.Recipient] = [AmqpSink.name] if settings.amqp_url is not None else []
+    return broker + [hook.recipient for hook in hooks]
+
+
+def media_policy_of(settings: Settings) -> MediaPolicy:
+    """What is accepted. Raises ConfigurationError for one that cannot be decoded."""
+    there = decodable()
+    missing = [name for name in settings.codecs if name not in there]
+    if missing:
+        reason = f"this machine's FFmpeg has no decoder of {', '.join(missing)}"
+        raise ConfigurationError(f"CODECS={','.join(settings.codecs)}", reason)
+    return MediaPolicy(
+        settings.codecs or there,
+        srtp=settings.srtp,
+        suites=available_suites(),
+        sdes_only_over_tls=settings.srtp_sdes_only_over_tls,
+    )
+
+
+def safekeeping_of(settings: Settings) -> Safekeeping:
+    """What becomes of finished recordings. Raises ConfigurationError for a store that cannot be."""
+    return Safekeeping(
+        store=open_store(settings.archive_url, settings.archive_options)
+        if settings.archive_url is not None
+        else None,
+        recipients=settings.recordings_recipients,
+        layout=settings.archive_layout,
+        keep_local=settings.archive_keep_local,
+        after_transcription=settings.archive_when == "transcribed",
+        plain_for=settings.recordings_plain_for,
+    )
+
+
+def certificate_of(settings: Settings) -> Callable[[], Certificate]:
+    """What DTLS-SRTP is done with. Raises ConfigurationError for one that cannot be used.
+
+    One of our own is made with the first call that asks: OpenSSL costs others nothing then.
+    """
+
+    @cache
+    def made() -> Certificate:
+        from siprec_bridge import dtls
+
+        return dtls.Certificate.make()
+
+    if settings.dtls_cert_path is None or settings.dtls_key_path is None:
+        return made
+    from siprec_bridge import dtls
+
+    where = f"DTLS_CERT_PATH={settings.dtls_cert_path}, DTLS_KEY_PATH={settings.dtls_key_path}"
+    try:
+        read = dtls.Certificate.read(
+            settings.dtls_cert_path.read_bytes(), settings.dtls_key_path.read_bytes()
+        )
+    except OSError as error:
+        raise ConfigurationError(where, f"{error.filename}: {error.strerror}") from error
+    except dtls.BadCertificate as error:
+        raise ConfigurationError(where, str(error)) from error
+    return lambda: read
+
+
+def speech_of(settings: Settings) -> SpeechOptions | None:
+    """What counts as speech; None where recognisers get whole legs."""
+    if not settings.vad:
+        return None
+    if (cause := missing_detector()) is not None:
+        log.warning("vad.unavailable", cause=cause, effect="recognisers get whole legs")
+        return None
+    return SpeechOptions(
+        threshold=settings.vad_threshold,
+        min_speech_ms=settings.min_speech_duration_ms,
+        max_speech_s=settings.max_speech_duration_s,
+        pad_ms=settings.speech_pad_ms,
+    )
+
+
+def node_of(settings: Settings) -> str | None:
+    """The name among those that share the database; None: it is ours alone."""
+    if not settings.database.startswith("postgresql"):
+        return None
+    if settings.node_id is not None:
+        return settings.node_id
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return node_id(settings.data_dir)
+    except OSError as error:
+        raise ConfigurationError(f"DATA_DIR={settings.data_dir}", f"{error.strerror}") from error
