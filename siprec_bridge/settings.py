@@ -377,7 +377,7 @@ class Settings(BaseModel):
     archive_layout: Annotated[Layout, BeforeValidator(_layout)] = Field(
         Layout("{year}/{month}/{day}/{session}"),
         description="folders in it, of {year} {month} {day} {hour} {session} {call_id} {group} "
-        "{peer} {node}; times are UTC",
+        "{tenant} {peer} {node}; times are UTC",
     )
     archive_when: Literal["finished", "transcribed"] = Field(
         "finished",

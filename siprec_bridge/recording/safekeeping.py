@@ -513,6 +513,7 @@ def facts_of(session: SessionRow) -> dict[str, str | None]:
         "session": session.id,
         "call_id": session.sip_call_id,
         "group": document.group_id,
+        "tenant": document.call_ids.get("tenant"),
         "peer": address_of(session.peer) or session.peer,
         "node": session.node,
     }

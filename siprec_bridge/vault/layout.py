@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-FIELDS = ("year", "month", "day", "hour", "session", "call_id", "group", "peer", "node")
+FIELDS = (
+    "year", "month", "day", "hour", "session", "call_id", "group", "tenant", "peer", "node",
+)  # fmt: skip
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _ODD = re.compile(r"[^\w.@+=-]+", re.ASCII)
 

@@ -11,6 +11,7 @@ FACTS = {
     "session": "s1",
     "call_id": "a/../b@h;x",
     "group": None,
+    "tenant": "acme",
     "peer": "2001:db8::1",
     "node": ".",
 }
@@ -24,7 +25,7 @@ FACTS = {
         # What a stranger has chosen makes no folders of its own and leads nowhere else.
         ("{call_id}/{session}", "a_.._b@h_x/s1"),
         ("{node}/{session}", "_/s1"),
-        ("{group}/{session}", "none/s1"),
+        ("{group}/{tenant}/{session}", "none/acme/s1"),
     ],
 )
 def test_a_key_can_be_read_and_leads_nowhere_else(template: str, key: str) -> None:
@@ -35,7 +36,7 @@ def test_a_key_can_be_read_and_leads_nowhere_else(template: str, key: str) -> No
     ("template", "told"),
     [
         ("{year}/{month}", "needs {session}"),
-        ("{tenant}/{session}", "these are known: year"),
+        ("{trunk}/{session}", "these are known: year"),
         ("/{session}", "folder/folder"),
         ("a/../{session}", "folder/folder"),
         ("a b/{session}", "only letters"),
