@@ -37,6 +37,7 @@ from siprec_bridge.parts import (
     recipients_of,
     safekeeping_of,
     speech_of,
+    vcon_events_of,
 )
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
@@ -167,6 +168,7 @@ class Bridge:
             clock=_now,
             deliver=self._deliver,
             redactor=redactor,
+            vcons=vcon_events_of(settings),
         )
         self.speech = speech_of(settings)
         self.scheduler = Scheduler(
@@ -341,6 +343,8 @@ class Bridge:
             self.relays,
             open_metrics=settings.http_open_metrics,
             secure=self.http_tls is not None,
+            public_url=settings.http_public_url,
+            vcon_inline_max=settings.vcon_inline_max,
         )
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 

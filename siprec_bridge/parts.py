@@ -8,7 +8,7 @@ import structlog
 from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Hook
 from siprec_bridge.media import decodable
 from siprec_bridge.provider import ConfigurationError
-from siprec_bridge.recording import Certificate, Safekeeping
+from siprec_bridge.recording import Certificate, Safekeeping, VconEvents, Vcons
 from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings
@@ -93,6 +93,13 @@ def certificate_of(settings: Settings) -> Callable[[], Certificate]:
     except dtls.BadCertificate as error:
         raise ConfigurationError(where, str(error)) from error
     return lambda: read
+
+
+def vcon_events_of(settings: Settings) -> VconEvents | None:
+    """What makes an event of each session's container; None: nobody wants them."""
+    if settings.vcon_events == "off":
+        return None
+    return VconEvents(Vcons(settings.vcon_events, address=settings.http_public_url or ""))
 
 
 def speech_of(settings: Settings) -> SpeechOptions | None:

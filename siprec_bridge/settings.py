@@ -195,6 +195,7 @@ _CASELESS = (
     "amqp_auth",
     "redact_audio",
     "live_transcripts",
+    "vcon_events",
 )
 
 
@@ -524,6 +525,14 @@ class Settings(BaseModel):
         None,
         description="TOML file of webhooks: URLs that events are posted to, signed; none: no webhooks",
     )
+    vcon_events: Literal["off", "none", "url"] = Field(
+        "off",
+        description="an event session.vcon after each transcript: off; without audio; "
+        "or with the audio's URLs (HTTP_PUBLIC_URL)",
+    )
+    vcon_inline_max: Size = Field(
+        100_000_000, description="largest audio that the API writes into a vCon"
+    )
 
     # Operation
     http_host: str = Field(
@@ -602,6 +611,8 @@ class Settings(BaseModel):
             raise ValueError("RECORDINGS_PLAIN_FOR needs RECORDINGS_RECIPIENTS")
         if self.tls_client_names and self.tls_client_ca_path is None:
             raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
+        if self.vcon_events == "url" and self.http_public_url is None:
+            raise ValueError("VCON_EVENTS=url needs HTTP_PUBLIC_URL: the audio is there")
         for name in self.tls_client_names:
             if "*" in name.removeprefix("*."):
                 raise ValueError(f"TLS_CLIENT_NAMES: {name}: a wildcard is *.example.com")

@@ -20,6 +20,7 @@ from siprec_bridge.api.playback import Playback
 from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
+from siprec_bridge.api.vcons import SessionVcons
 from siprec_bridge.delivery import Relay
 from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention, Stores
 from siprec_bridge.store import Database, StoreError
@@ -32,7 +33,8 @@ log = structlog.get_logger()
 class Api:
     """The routes over a store, the running calls and jobs; `gate` says who may use them.
 
-    `open_metrics`: no token is needed for them. `secure`: we are reached over TLS.
+    `open_metrics`: no token is needed for them. `secure`: we are reached over TLS. `public_url`:
+    where we are reached, if that is known; `vcon_inline_max`: octets of audio in a vCon.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Api:
         *,
         open_metrics: bool = False,
         secure: bool = False,
+        public_url: str | None = None,
+        vcon_inline_max: int = 100_000_000,
     ) -> None:
         self._admission = Admission(gate)
         self._rooms = (
@@ -58,6 +62,7 @@ class Api:
             Logins(gate, self._admission, secure=secure),
             Sessions(database),
             Playback(database, stores),
+            SessionVcons(database, public_url=public_url, inline_max=vcon_inline_max),
             Custody(database, retention),
             Erasures(database, eraser),
             Pausing(database, calls),

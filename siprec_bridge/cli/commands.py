@@ -15,6 +15,7 @@ from siprec_bridge.cli.listen import listen
 from siprec_bridge.cli.replay import replay
 from siprec_bridge.cli.search import search
 from siprec_bridge.cli.serve import serve
+from siprec_bridge.cli.vcon import sessions_vcon
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store import StoreError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (serve, call, listen, doctor, search, replay, erase):
     app.command()(command)
+sessions.app.command("vcon")(sessions_vcon)
 for name, group in (
     ("jobs", jobs.app),
     ("deliveries", deliveries.app),

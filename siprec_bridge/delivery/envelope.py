@@ -189,6 +189,18 @@ class TranscriptFinalData(Data):
     )
 
 
+class SessionVconData(Data):
+    """The session as an IETF vCon, `draft-ietf-vcon-vcon-core-04`, with this transcript."""
+
+    version: int = Field(description="of the transcript in it")
+    participants: tuple[Participant, ...] = ()
+    vcon: dict[str, Any] | None = Field(description="the container, unsigned; see docs/vcon.md")
+    final: Literal[True] = True
+    reference: Reference | None = Field(
+        None, description="AMQP: the container is left out; this same data with it is there"
+    )
+
+
 class TranscriptFailedData(Data):
     """There is no transcript, until an operator retries the job."""
 
@@ -279,6 +291,13 @@ class TranscriptFinal(CloudEvent):
     data: TranscriptFinalData
 
 
+class SessionVcon(CloudEvent):
+    """The session as a vCon, after its transcript, where that is wanted (VCON_EVENTS)."""
+
+    type: Literal["session.vcon"] = "session.vcon"
+    data: SessionVconData
+
+
 class TranscriptFailed(CloudEvent):
     """The transcription was given up."""
 
@@ -296,6 +315,7 @@ AnyEvent = Annotated[
     | TranscriptPartial
     | TranscriptSegment
     | TranscriptFinal
+    | SessionVcon
     | TranscriptFailed,
     Field(discriminator="type"),
 ]
@@ -422,6 +442,22 @@ def transcript_events(
     return [*segments, _event("transcript.final", version, conversation.ended_at, whole)]
 
 
+def session_vcon(
+    conversation: Conversation, version: int, container: dict[str, Any], at: datetime
+) -> Event:
+    """The event of a container that was made for this version of the transcript."""
+    data = SessionVconData(
+        session_id=conversation.session_id,
+        sip_call_id=conversation.sip_call_id,
+        group_id=conversation.group_id,
+        call_ids=conversation.call_ids,
+        version=version,
+        participants=conversation.participants,
+        vcon=container,
+    )
+    return _event("session.vcon", version, at, data)
+
+
 def transcript_failed(
     session_id: str,
     sip_call_id: str,
@@ -449,11 +485,11 @@ def transcript_failed(
 
 
 def by_reference(event: Event, limit: int, public_url: str) -> str:
-    """The body of a transcript of more than `limit` octets without its utterances; else as it is.
+    """The body of a transcript or vCon of more than `limit` octets without it; others as they are.
 
     What the reference is to is the event's body as it is stored: see `api.events`.
     """
-    if event.type != "transcript.final":
+    if event.type not in ("transcript.final", "session.vcon"):
         return event.body
     whole = event.body.encode()
     reference = Reference(
@@ -461,6 +497,9 @@ def by_reference(event: Event, limit: int, public_url: str) -> str:
         size=len(whole),
         sha256=hashlib.sha256(whole).hexdigest(),
     )
+    if event.type == "session.vcon":
+        told = SessionVconData.model_validate_json(whole)
+        return told.model_copy(update={"vcon": None, "reference": reference}).model_dump_json()
     data = TranscriptFinalData.model_validate_json(whole)
     data = data.model_copy(update={"utterances": (), "reference": reference})
     body = data.model_dump_json()

@@ -38,12 +38,15 @@ from siprec_bridge.recording.safekeeping import (
     off_the_loop,
 )
 from siprec_bridge.recording.service import RecordingService
+from siprec_bridge.recording.vcons import AudioChanged, AudioWithheld, NotOver, VconEvents, Vcons
 
 __all__ = [
     "Affected",
     "Archive",
     "AudioAway",
+    "AudioChanged",
     "AudioDeleted",
+    "AudioWithheld",
     "Capacity",
     "Certificate",
     "Completion",
@@ -57,6 +60,7 @@ __all__ = [
     "LadderKeeper",
     "Media",
     "NotInStore",
+    "NotOver",
     "NotRecording",
     "NothingToTranscribe",
     "Orders",
@@ -69,6 +73,8 @@ __all__ = [
     "Stores",
     "UnderHold",
     "UnknownVendor",
+    "VconEvents",
+    "Vcons",
     "fetch",
     "left_behind",
     "off_the_loop",

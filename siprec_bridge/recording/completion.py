@@ -5,6 +5,7 @@ and only if it is stored.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from siprec_bridge.media import FinishedAudio
 from siprec_bridge.provider import AudioFile, Job, ProviderError
 from siprec_bridge.recording.orders import AUDIO, version_of, why_away
 from siprec_bridge.recording.redactor import Redactor
+from siprec_bridge.recording.vcons import VconEvents
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
     Database,
@@ -30,6 +32,7 @@ from siprec_bridge.store import (
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, RunFacts, Transcript
 from siprec_bridge.transcription import RecordedLeg, merge
+from siprec_bridge.vcon import Spoken
 
 log = structlog.get_logger()
 
@@ -46,6 +49,7 @@ class Completion:
         clock: Callable[[], datetime],
         deliver: Callable[[], None],
         redactor: Redactor | None = None,
+        vcons: VconEvents | None = None,
     ) -> None:
         self._database = database
         self._metrics = metrics
@@ -53,6 +57,7 @@ class Completion:
         self._clock = clock
         self._redactor = redactor
         self._deliver = deliver  # tells the relays that events wait
+        self._vcons = vcons
 
     async def load(self, job: JobRow) -> Job:
         """The job's audio, leg by leg; streams that carried nothing are left out."""
@@ -88,6 +93,9 @@ class Completion:
             facts = conversation.run or facts
         document = SessionDocument.model_validate_json(row.document)
         events = envelope.transcript_events(conversation, version, document.assurance)
+        if self._vcons is not None:
+            told = replace(row, audio=AUDIO.dump_json(audio).decode()) if audio is not None else row
+            events.append(await self._vcons.event(told, Spoken(conversation, version, now)))
 
         def store(connection: Connection) -> None:
             text, whole = conversation.text, conversation.model_dump_json()

@@ -46,6 +46,7 @@ SCOPES = {
     "POST /api/sessions/{id}/transcriptions": "operate",
     "GET /api/sessions/{id}/ladder": "read",
     "GET /api/sessions/{id}/audio/{name}": "read",
+    "GET /api/sessions/{id}/vcon": "read",
     "POST /api/sessions/{id}/pause": "operate",
     "POST /api/sessions/{id}/resume": "operate",
     "GET /api/sessions/{id}/export": "read",
@@ -216,6 +217,7 @@ async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other
         "GET /api/sessions/{id}/ladder": 200,
         "GET /api/sessions/{id}/export": 200,
         "GET /api/sessions/{id}/audio/{name}": 404,  # nor that
+        "GET /api/sessions/{id}/vcon": 200,
         "POST /api/sessions/{id}/pause": 409,  # it is over
         "POST /api/sessions/{id}/resume": 409,
         "POST /api/jobs/{id}/retry": 202,

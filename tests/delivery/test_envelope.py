@@ -41,6 +41,7 @@ def every_event() -> list[Event]:
         envelope.session_resumed(FACTS, 3, ["1"]),
         envelope.session_ended(FACTS, started_at=NOW, cause="bye"),
         *envelope.transcript_events(conversation(), 1),
+        envelope.session_vcon(conversation(), 1, {"uuid": "u"}, NOW),
         envelope.transcript_failed(
             "s1", "c1", group_id=None, job_id="s1.1", attempts=5, reason="timeout", at=NOW
         ),
@@ -92,6 +93,17 @@ def test_a_transcript_beyond_the_limit_keeps_its_text_if_it_can_and_says_where_t
         body = json.dumps(data)
         frame = envelope.structured(replace(whole, body=body))
         Draft202012Validator(schema).validate(json.loads(frame))
+
+
+def test_a_vcon_that_is_too_large_is_a_reference_to_it() -> None:
+    whole = envelope.session_vcon(conversation(), 1, {"uuid": "u" * 500}, NOW)
+
+    told = json.loads(envelope.by_reference(whole, 300, "https://b.example.com"))
+
+    assert told["vcon"] is None
+    assert told["reference"]["url"] == f"https://b.example.com/api/events/{whole.id}/data"
+    assert told["reference"]["sha256"] == hashlib.sha256(whole.body.encode()).hexdigest()
+    assert (told["session_id"], told["version"]) == ("s1", 1)
 
 
 def test_other_events_are_never_sent_by_reference() -> None:
