@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from sqlalchemy import Connection
 
 from harness.desk import Office, office
 from harness.provider import ScriptedProvider
@@ -20,9 +21,9 @@ from harness.vcons import checked
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
-from siprec_bridge.recording import Keep, Orders, Retention
+from siprec_bridge.recording import Eraser, Keep, Orders, Retention, Stores
 from siprec_bridge.recording.orders import AUDIO
-from siprec_bridge.store import SessionRow, recordings, transcripts
+from siprec_bridge.store import SessionRow, deposits, recordings, schema, transcripts
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcript import Conversation
 from siprec_bridge.transcription import Scheduler
@@ -69,6 +70,14 @@ class Desk:
             lambda connection: recordings.insert(connection, replace(row, **changed))
         )
 
+    async def change(self, **changed: Any) -> None:
+        """What is known of the audio."""
+        row = await self.place.database.read(partial(recordings.get, session_id="s"))
+        assert row is not None
+        audio = replace(AUDIO.validate_json(row.audio or ""), **changed)
+        text = AUDIO.dump_json(audio).decode()
+        await self.place.database.write(partial(recordings.update, session_id="s", audio=text))
+
     async def transcribe(self, *texts: str) -> None:
         for version, text in enumerate(texts, 1):
             talk = Conversation(
@@ -92,7 +101,9 @@ async def desk(folder: Path, **options: Any) -> AsyncIterator[Desk]:
         )  # fmt: skip
         api = Api(
             place.database, place.metrics, Health(), place.service, retention,
-            Gate([], place.metrics), Orders("scripted", ("scripted",)), scheduler, **options,
+            Gate([], place.metrics), Orders("scripted", ("scripted",)), scheduler,
+            Eraser(place.database, place.metrics, retention, sinks=[], clock=lambda: NOW),
+            Stores(None, {}), **options,
         )  # fmt: skip
         async with TestServer(api.application()) as server, aiohttp.ClientSession() as http:
             yield Desk(place, str(server.make_url("")).rstrip("/"), http)
@@ -164,6 +175,30 @@ async def test_what_cannot_be_given_is_refused_with_its_reason(
 
     assert (found, kind) == (status, "application/json")
     assert why in body.decode()
+
+
+async def test_audio_that_nobody_may_hear_yet_or_read_here_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as place:
+        await place.add()
+        await place.change(withheld=True)
+        withheld, rest = await place.get("?audio=inline"), await place.vcon()
+        await place.change(withheld=False)
+        (place.place.recordings / "s-0.wav").unlink()
+
+        def seal(connection: Connection) -> None:
+            deposits.add(connection, "s", None, NOW)
+            gone = {"sealed_at": NOW, "plain_gone_at": NOW}
+            connection.execute(schema.deposits.update().values(**gone))
+
+        await place.place.database.write(seal)
+        sealed = await place.get("?audio=url")
+
+    assert (withheld[0], sealed[0]) == (409, 409)
+    assert b"the audio is not redacted, or not yet" in withheld[2]
+    assert b"the audio is encrypted" in sealed[2]
+    assert "body" not in rest["dialog"][0]
 
 
 async def test_a_file_that_was_changed_is_refused_and_the_rest_is_given(tmp_path: Path) -> None:

@@ -13,12 +13,19 @@ import pytest
 
 from harness.vcons import checked
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
-from siprec_bridge.recording import AudioChanged, AudioDeleted, NotOver, VconEvents, Vcons
+from siprec_bridge.recording import (
+    AudioChanged,
+    AudioDeleted,
+    AudioWithheld,
+    NotOver,
+    VconEvents,
+    Vcons,
+)
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.vcons import inline_octets, written
 from siprec_bridge.siprec import Presence, SessionDocument, StreamDocument
 from siprec_bridge.store import SessionRow
-from siprec_bridge.transcript import Conversation, KeyPress, Participant
+from siprec_bridge.transcript import Conversation, KeyPress, Participant, Redaction
 from siprec_bridge.vcon import Spoken
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -149,6 +156,20 @@ def test_audio_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(AudioDeleted):
         Vcons("inline").of(deleted, None)
     assert made(Vcons(), deleted)["attachments"][0]["body"]["audio_deleted_at"]
+
+
+def test_what_was_taken_out_is_named_and_audio_waits_until_it_is_covered(tmp_path: Path) -> None:
+    session = row(tmp_path)
+    taken = Redaction(kind="card", label="1", start=1.0, end=2.0)
+    audio = replace(AUDIO.validate_json(session.audio or ""), redactions=(taken,), withheld=True)
+    waiting = replace(session, audio=AUDIO.dump_json(audio).decode())
+    done = replace(session, audio=AUDIO.dump_json(replace(audio, withheld=False)).decode())
+
+    with pytest.raises(AudioWithheld):
+        Vcons("inline").of(waiting, None)
+    assert made(Vcons(), waiting)["redacted"] == {"type": "card"}
+    assert made(Vcons("inline"), done)["redacted"] == {"type": "card"}
+    assert "redacted" not in made(Vcons(), session)
 
 
 @pytest.mark.parametrize("state", ["recording", "finishing"])
