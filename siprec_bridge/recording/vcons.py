@@ -103,7 +103,7 @@ class Vcons:
 
 
 class VconEvents:
-    """Events that carry the container of a session and its newest transcript."""
+    """Events that carry the container of a session and its newest transcript, never with its audio."""
 
     def __init__(self, vcons: Vcons) -> None:
         self._vcons = vcons

@@ -19,10 +19,11 @@ from sqlalchemy import Connection
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
-from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
+from siprec_bridge.recording import Eraser, Identifier, Keep, Retention, VconEvents, Vcons
 from siprec_bridge.recording.export import gather, zipped
 from siprec_bridge.recording.integrity import verify
 from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.recording.vcons import spoken_of
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.siprec.document import Presence, StreamDocument
 from siprec_bridge.store import (
@@ -491,3 +492,25 @@ async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
             row = await here.row("s-1")
             assert row is not None
             assert "Carol" in row.document
+
+
+async def test_a_vcon_that_tells_of_the_person_goes_and_a_new_one_does_not(tmp_path: Path) -> None:
+    async def vcon_of(here: Desk) -> Event:
+        row = await here.row("s-1")
+        spoken = await here.database.read(lambda c: transcripts.get(c, "s-1"))
+        assert row is not None
+        assert spoken is not None
+        return await VconEvents(Vcons()).event(row, spoken_of(spoken))
+
+    async with desk(tmp_path) as here:
+        before = await vcon_of(here)
+        await here.database.write(lambda c: outbox.append(c, [before], ["amqp"]))
+        await here.eraser.erase(WHOM, by=None, reason=None)
+        kinds = {one.type for one in await here.events()}
+        after = await vcon_of(here)
+        left = [one for one in SECRETS if one.encode() in everything(tmp_path)]
+
+    assert "session.vcon" not in kinds
+    assert left == ["p-carol"]  # in the event that tells of the erasure
+    assert "Quux" in before.body
+    assert not [one for one in SECRETS if one in after.body]

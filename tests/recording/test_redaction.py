@@ -1,5 +1,6 @@
 """A recorded call whose numbers are taken out: of documents, database, files and audio alike."""
 
+import hashlib
 import json
 import wave
 from collections.abc import AsyncIterator, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.vcons import checked
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
-from siprec_bridge.recording import Completion, Orders, Redactor
+from siprec_bridge.recording import Completion, Orders, Redactor, VconEvents, Vcons
 from siprec_bridge.recording.integrity import verify
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.redactor import CoverMode
@@ -34,6 +36,7 @@ from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, RunFacts, Segment, Transcript, Word
 from siprec_bridge.transcription import RecordedLeg, Rules, merge
 from siprec_bridge.transcription.rules import Rule
+from siprec_bridge.vcon import content_hash
 
 RATE = 8000
 EVERYTHING = Policy(frozenset(KINDS))
@@ -79,6 +82,7 @@ async def desk(
     policy: Policy = EVERYTHING,
     rules: Sequence[Rule] = (),
     cover: CoverMode = "silence",
+    vcons: VconEvents | None = None,
 ) -> AsyncIterator[Desk]:
     """A desk on a data folder."""
     metrics = Metrics()
@@ -88,7 +92,7 @@ async def desk(
     redactor = Redactor(policy, orders, metrics, cover=cover)
     completion = Completion(
         database, metrics, sinks=["amqp"], clock=lambda: START + timedelta(minutes=1),
-        deliver=lambda: None, redactor=redactor,
+        deliver=lambda: None, redactor=redactor, vcons=vcons,
     )  # fmt: skip
     files = folder / "recordings" / "s-1"
     files.mkdir(parents=True)
@@ -309,3 +313,20 @@ async def test_audio_is_kept_where_only_text_is_to_be_redacted(tmp_path: Path) -
     assert verify(row).troubles == ()
     assert len(list(here.folder.glob("*.spool"))) == 2
     assert b"4242 four" not in everything(tmp_path)
+
+
+async def test_the_vcon_of_its_event_is_of_the_covered_audio(tmp_path: Path) -> None:
+    vcons = VconEvents(Vcons("url", "legs", "https://bridge.example.com"))
+    async with desk(tmp_path, vcons=vcons) as here:
+        await here.take(CARD)
+        told = await here.events()
+        files = {one.name: one.read_bytes() for one in here.folder.glob("*.wav")}
+
+    vcon = checked(json.dumps(json.loads(told[-1].body)["vcon"]))
+    assert told[-1].type == "session.vcon"
+    assert vcon["redacted"] == {"type": "card"}
+    assert "four two" not in vcon["analysis"][0]["body"]["text"]
+    assert [one["content_hash"] for one in vcon["dialog"][:2]] == [
+        content_hash(hashlib.sha512(files[one["filename"]]).digest()) for one in vcon["dialog"][:2]
+    ]
+    assert silent(here.folder / vcon["dialog"][1]["filename"]) is not None
