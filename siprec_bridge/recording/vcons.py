@@ -30,6 +30,8 @@ Files = Literal["legs", "stereo"]
 AUDIO_FORMS: tuple[str, ...] = get_args(AudioForm)
 FILES: tuple[str, ...] = get_args(Files)
 
+# Those of §4.3.8, where it has one.
+_MEDIA_TYPES = {".wav": "audio/x-wav", ".flac": "audio/flac", ".opus": "audio/ogg"}
 _PIECE = 3 << 16  # octets; a multiple of what base64 takes at once
 
 
@@ -190,8 +192,7 @@ def _stereo(audio: FinishedAudio) -> Iterator[Recording]:
 
 
 def _media_type(name: str) -> str:
-    """Those of §4.3.8, where there is one."""
-    return "audio/flac" if name.endswith(".flac") else "audio/x-wav"
+    return _MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
 def _verified(path: Path, sha256: str | None) -> bytes:

@@ -29,7 +29,7 @@ from siprec_bridge.transcript import Conversation, KeyPress, Participant, Redact
 from siprec_bridge.vcon import Spoken
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-FILES = {"s-0.wav": b"left" * 100_001, "s-1.flac": b"right", "s-stereo.wav": b"both"}
+FILES = {"s-0.wav": b"left" * 100_001, "s-1.flac": b"right", "s-stereo.opus": b"both"}
 LEGS = ("s-0.wav", "s-1.flac")
 BASE = "https://bridge.example.com"
 
@@ -49,7 +49,7 @@ def row(folder: Path, files: Mapping[str, bytes] = FILES, **more: Any) -> Sessio
         FinishedFile(name, len(octets), hashlib.sha256(octets).hexdigest())
         for name, octets in files.items()
     )
-    audio = FinishedAudio(legs, stereo="s-stereo.wav", started_at=NOW, duration=8.0, files=notes)
+    audio = FinishedAudio(legs, stereo="s-stereo.opus", started_at=NOW, duration=8.0, files=notes)
     streams = tuple(
         StreamDocument(
             index=index, label=label, state="closed", opened_at=NOW,
@@ -125,7 +125,7 @@ def test_the_stereo_file_is_one_dialog_of_both_with_keys_on_its_own_time(tmp_pat
 
     (stereo,) = vcon["dialog"]
     assert stereo["parties"] == [0, 1]
-    assert stereo["filename"] == "s-stereo.wav"
+    assert (stereo["filename"], stereo["mediatype"]) == ("s-stereo.opus", "audio/ogg")
     down = next(one for one in stereo["party_history"] if one["event"] == "keydown")
     assert (down["time"], down["party"]) == ("2026-05-04T12:00:03Z", 1)
 
@@ -203,7 +203,7 @@ async def test_the_event_carries_the_container_and_is_the_same_when_built_again(
 
 async def test_a_transcript_does_not_wait_for_audio_that_is_gone(tmp_path: Path) -> None:
     session = row(tmp_path)
-    (tmp_path / "s-stereo.wav").unlink()
+    (tmp_path / "s-stereo.opus").unlink()
 
     event = await VconEvents(Vcons("url", address=BASE)).event(session, spoken())
 
