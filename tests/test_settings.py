@@ -94,6 +94,7 @@ def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> No
         ({"STT_DEFAULT_VENDOR": "x"}, "settings", "not among SUPPORTED_VENDORS"),
         ({"UDP_PORTS": "none", "TCP_PORTS": "none"}, "settings", "at least one"),
         ({"TLS_CLIENT_NAMES": "a.example.com"}, "settings", "needs TLS_CLIENT_CA_PATH"),
+        ({"VCON_EVENTS": "url"}, "settings", "VCON_EVENTS=url needs HTTP_PUBLIC_URL"),
         (
             {"TLS_CLIENT_NAMES": "a*.example.com", "TLS_CLIENT_CA_PATH": "ca.pem"},
             "settings",
