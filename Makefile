@@ -25,7 +25,7 @@ check:
 	.venv/bin/lint-imports --no-cache
 
 unit:
-	$(PYTHON) -m pytest -m "not slow" --numprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest -m "not slow" --numprocesses 4 --dist loadfile --durations 20
 
 test-real: ## openai-whisper, whisper-ctranslate2 and whisper.cpp themselves, with tiny models made here
 	@scripts/setup test

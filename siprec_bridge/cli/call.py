@@ -7,15 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siprec_bridge.caller import (
-    CallPlan,
-    load_leg,
-    parse_participant,
-    parse_target,
-    place_call,
-    report_lines,
-    sample_call,
-)
+from siprec_bridge.cli.database import refuse
 from siprec_bridge.cli.tls import tls_of
 from siprec_bridge.provider import ConfigurationError
 
@@ -59,6 +51,18 @@ def call(
     brief: Annotated[bool, typer.Option(help="print the report only")] = False,
 ) -> None:
     """Place a SIPREC call to any recording server and tell what it answered."""
+    # Only here: codecs and numpy take longer to load than most other commands take in all.
+    from siprec_bridge.caller import (
+        CallError,
+        CallPlan,
+        load_leg,
+        parse_participant,
+        parse_target,
+        place_call,
+        report_lines,
+        sample_call,
+    )
+
     arguments = list(audio or [])
     goal = to
     if goal is None:
@@ -67,31 +71,34 @@ def call(
         arguments.insert(0, Path(target))
     if goal is None:
         raise ConfigurationError("--to", "say whom to call, such as sip:127.0.0.1:5060")
-    people = [parse_participant(text) for text in participants or []]
-    if arguments:
-        named = people + [
-            (path.stem, f"sip:{path.stem}@example.com") for path in arguments[len(people) :]
-        ]
-        legs = [load_leg(*who, path) for who, path in zip(named, arguments, strict=False)]
-    else:
-        legs = [
-            replace(leg, name=people[index][0], aor=people[index][1])
-            if index < len(people)
-            else leg
-            for index, leg in enumerate(sample_call())
-        ]
-    name, _, password = (user or "").partition(":")
-    plan = CallPlan(
-        parse_target(goal, transport),
-        legs,
-        codec.lower(),
-        rate,
-        tls_of(ca, cert),
-        (name, password) if user else None,
-        suite if srtp else None,
-        dtls,
-    )
-    report = asyncio.run(place_call(plan, on_status=None if brief else print))
+    try:
+        people = [parse_participant(text) for text in participants or []]
+        if arguments:
+            named = people + [
+                (path.stem, f"sip:{path.stem}@example.com") for path in arguments[len(people) :]
+            ]
+            legs = [load_leg(*who, path) for who, path in zip(named, arguments, strict=False)]
+        else:
+            legs = [
+                replace(leg, name=people[index][0], aor=people[index][1])
+                if index < len(people)
+                else leg
+                for index, leg in enumerate(sample_call())
+            ]
+        name, _, password = (user or "").partition(":")
+        plan = CallPlan(
+            parse_target(goal, transport),
+            legs,
+            codec.lower(),
+            rate,
+            tls_of(ca, cert),
+            (name, password) if user else None,
+            suite if srtp else None,
+            dtls,
+        )
+        report = asyncio.run(place_call(plan, on_status=None if brief else print))
+    except CallError as error:
+        refuse(str(error))
     for line in report_lines(report):
         print(line)
     raise typer.Exit(0 if report.ok else 1)

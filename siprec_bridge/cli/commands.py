@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from siprec_bridge import __version__
-from siprec_bridge.caller import CallError
 from siprec_bridge.cli import archive, deliveries, jobs, recordings, rules, sessions, tokens
 from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
@@ -47,7 +46,7 @@ def main() -> None:
     except ConfigurationError as error:
         print(f"siprec-bridge: {error}", file=sys.stderr)
         sys.exit(2)
-    except (CallError, StoreError) as error:
+    except StoreError as error:
         print(f"siprec-bridge: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -17,6 +17,8 @@ from siprec_bridge.sip import AnswerContent, Content, DialogId, RequestId
 from siprec_bridge.store import Database
 from siprec_bridge.telemetry import Metrics
 
+_finisher = Finisher()  # one process for all tests: each would take half a second to start
+
 
 @dataclass
 class Answer:
@@ -71,7 +73,6 @@ async def office(
     metrics = Metrics()
     database = Database(f"sqlite:///{folder / 'bridge.db'}")
     await database.start()
-    finisher = Finisher()
     first, last = ports or rtp_ports()
     media = MediaEngine(
         port_min=first, port_max=last,
@@ -80,7 +81,7 @@ async def office(
     if receiving:
         await media.start()
     archive = Archive(
-        database, finisher, Orders("whisper", ("whisper",)), metrics,
+        database, _finisher, Orders("whisper", ("whisper",)), metrics,
         sample_rate=16000, sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
         eta=lambda waiting: 100.0 * waiting.jobs + waiting.audio_seconds,
     )  # fmt: skip
@@ -108,5 +109,4 @@ async def office(
             await asyncio.gather(running, return_exceptions=True)
         if receiving:
             await media.stop()
-        await finisher.stop()
         await database.stop()

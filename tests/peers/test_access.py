@@ -201,7 +201,7 @@ async def test_a_new_token_works_with_the_line_that_is_printed_for_it(tmp_path: 
         who = await answer.json()
 
     assert (code, wrong[0]) == (0, 2)
-    assert "write is no scope; there are: read, listen, operate, metrics" in wrong[2]
+    assert "write is no scope; there are: read, listen, operate, erase, metrics" in wrong[2]
     assert who == {
         "client": "sales", "scopes": ["listen", "read"], "restricted": True, "open": False,
     }  # fmt: skip

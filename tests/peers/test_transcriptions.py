@@ -66,6 +66,8 @@ async def test_rules_decide_what_the_recogniser_is_told_and_can_be_tried(tmp_pat
         "language  de  (Alice's calls)",
         "prompt    Storno, 'Kundennummer'  (Alice's calls)",
         "priority  urgent  (this trunk)",
+        "redact    as without rules",
+        "live      as without rules",
     ]
     assert (unknown, why) == (1, "siprec-bridge: there is no session nobody\n")
 
