@@ -38,6 +38,7 @@ async def tell_choices(bridge: "Bridge") -> None:
         f"process{'es' * (bridge.media.workers > 1)}, sources: {settings.rtp_source}",
         f"recordings in {settings.recordings}",
         *_archive(settings),
+        *_redaction(settings),
         f"database {bridge.database.place} ({stored})"
         + (f", as node {bridge.database.node}" if bridge.database.node is not None else ""),
         f"recogniser {bridge.provider.describe()}",
@@ -108,6 +109,13 @@ def _tls(bridge: "Bridge") -> list[str]:
     if bridge.settings.tls_client_names:
         said.append(f"TLS from {', '.join(bridge.settings.tls_client_names)}")
     return said
+
+
+def _redaction(settings: Settings) -> list[str]:
+    if not settings.redact:
+        return []
+    audio = {"silence": ", and of audio", "beep": ", and of audio, where it beeps", "keep": ""}
+    return [f"{', '.join(settings.redact)} taken out of transcripts{audio[settings.redact_audio]}"]
 
 
 def _archive(settings: Settings) -> list[str]:
