@@ -282,8 +282,8 @@ class Bridge:
                 choose=self.orders.choose,
                 sinks=sinks if settings.live_to_sinks else [],
                 clock=_now,
-                # Of a number of which half is said nobody can tell what it will be.
-                withheld=lambda document, peer: bool(redactor.kinds_of(document, peer)),
+                policy_of=redactor.policy_of,
+                masked=settings.live_redacted == "mask",
             )
             if settings.live_transcripts != "off"
             else None

@@ -195,6 +195,7 @@ _CASELESS = (
     "amqp_auth",
     "redact_audio",
     "live_transcripts",
+    "live_redacted",
     "vcon_events",
 )
 
@@ -487,6 +488,11 @@ class Settings(BaseModel):
     live_to_sinks: bool = Field(
         False,
         description="true: AMQP and other sinks get live lines, too, those of utterances that are over",
+    )
+    live_redacted: Literal["withhold", "mask"] = Field(
+        "withhold",
+        description="calls of which something is taken out: not heard live; or heard, all numbers that "
+        "may be of that kind being masked",
     )
 
     # Delivery

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
 from sqlalchemy import Connection
@@ -17,11 +17,15 @@ from siprec_bridge.delivery import envelope
 from siprec_bridge.live.control import LiveStream
 from siprec_bridge.live.recogniser import Line, Wanted
 from siprec_bridge.live.supervisor import LiveSupervisor
+from siprec_bridge.redaction import Policy
 from siprec_bridge.siprec import SessionDocument, StreamDocument
 from siprec_bridge.store import Database, Event, SessionRow, StoreError, outbox, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Word
 from siprec_bridge.transcription import Choice
+
+if TYPE_CHECKING:
+    from siprec_bridge.redaction.live import LiveLines
 
 log = structlog.get_logger()
 
@@ -30,22 +34,6 @@ _GROWING = 500
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 LiveMode = Literal["off", "on", "rules"]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveText:
-    """The words of a line before anybody gets them. `settled`: they will not grow any more."""
-
-    session_id: str
-    label: str
-    text: str
-    words: tuple[Word, ...]
-    settled: bool
-
-
-# What may be told of a line, or None: nothing. It sees each state of a line by itself, so a number
-# of which half is said is to be taken for a whole one.
-Clean = Callable[[LiveText], LiveText | None]
 
 
 class Ears(Protocol):
@@ -78,6 +66,7 @@ class _Call:
     numbers: dict[str, tuple[tuple[str, int, int], int]] = field(default_factory=dict)
     told: int = 0
     withheld: bool = False
+    lines: "LiveLines | None" = None  # where something is taken out of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +81,10 @@ class _Told:
 
 
 class LiveDesk:
-    """Follows sessions. `choose` is what the rules make of one; `clean` sees text before anybody.
+    """Follows sessions. `choose` is what the rules make of one, `policy_of` what is taken out of it.
 
-    `withheld` sessions are not heard live, whatever else is said of them.
+    Where that is anything, it is not heard live, whatever else is said of it; or, if `masked`, what
+    may be of that kind is taken out of its lines.
     """
 
     def __init__(
@@ -109,8 +99,8 @@ class LiveDesk:
         choose: Callable[[SessionDocument, str], Choice],
         sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
-        clean: Clean = lambda text: text,
-        withheld: Callable[[SessionDocument, str], bool] = lambda document, peer: False,
+        policy_of: Callable[[SessionDocument, str], Policy] = lambda document, peer: Policy(),
+        masked: bool = False,
     ) -> None:
         self._database = database
         self._media = media
@@ -121,8 +111,8 @@ class LiveDesk:
         self._choose = choose
         self._sinks = sinks
         self._clock = clock
-        self._clean = clean
-        self._withheld = withheld
+        self._policy_of = policy_of
+        self._masked = masked
         self._calls: dict[str, _Call] = {}
         self._by_name: dict[str, _Call] = {}
         self._lines: asyncio.Queue[_Told] = asyncio.Queue(_LINES)
@@ -139,7 +129,8 @@ class LiveDesk:
     def follow(self, row: SessionRow, document: SessionDocument) -> None:
         """A session was answered, or has changed."""
         call = self._calls.get(row.id)
-        if self._withheld(document, row.peer):
+        policy = self._policy_of(document, row.peer)
+        if policy and not self._masked:
             if call is not None:
                 call.withheld = True  # also what was said and not told yet
                 self.end(row.id, document)
@@ -156,6 +147,7 @@ class LiveDesk:
             call = self._calls[row.id] = _Call(row, document, choice)
             fresh = not late
         call.document = document
+        _take_out(call, policy)
         for stream in document.streams:
             id = f"{row.id}-{stream.index}"
             if stream.state == "closed":
@@ -258,9 +250,15 @@ class LiveDesk:
             Word(text=text, start=seconds(start), end=seconds(end), probability=sure)
             for text, start, end, sure in line.words
         )
-        said = self._clean(LiveText(call.row.id, label, line.text, words, line.settled))
-        if said is None or not said.text:
-            return None
+        text, start, end = line.text, seconds(line.start_ns), seconds(line.end_ns)
+        if call.lines is not None:
+            from siprec_bridge.redaction.live import LiveText
+
+            whole = LiveText(label, text, words, start, end, line.language, line.settled)
+            said = call.lines.clean(whole)
+            if said is None:
+                return None
+            text, words = said.text, said.words
         call.told += 1
         data = envelope.TranscriptPartialData(
             session_id=call.row.id,
@@ -272,15 +270,26 @@ class LiveDesk:
             utterance=_number(told),
             settled=line.settled,
             language=line.language,
-            start=seconds(line.start_ns),
-            end=seconds(line.end_ns),
+            start=start,
+            end=end,
             starts_at=_at(line.start_ns),
             ends_at=_at(line.end_ns),
-            text=said.text,
-            words=said.words,
+            text=text,
+            words=words,
             model=line.model or self._wanted.model,
         )
         return envelope.transcript_partial(data, call.told)
+
+
+def _take_out(call: _Call, policy: Policy) -> None:
+    """By the policy that is known now; rules may have one only once the metadata has come."""
+    if call.lines is not None:
+        call.lines.policy = policy
+    elif policy:
+        # Only now: most bridges take nothing out, and need none of its libraries.
+        from siprec_bridge.redaction.live import LiveLines
+
+        call.lines = LiveLines(policy)
 
 
 def _number(told: _Told) -> int:

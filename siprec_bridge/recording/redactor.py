@@ -50,6 +50,10 @@ class Redactor:
         ruled = self._orders.choose(document, peer).wish.redact
         return self._default.kinds if ruled is None else frozenset(ruled)
 
+    def policy_of(self, document: SessionDocument, peer: str) -> Policy:
+        """What is taken out of a session, and how it is known."""
+        return replace(self._default, kinds=self.kinds_of(document, peer))
+
     def conceal(self, text: str) -> str:
         """A recogniser's own words, which may repeat what it heard."""
         from siprec_bridge.redaction.conversation import redact_text

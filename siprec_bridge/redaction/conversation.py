@@ -33,7 +33,7 @@ def redact_conversation(conversation: Conversation, policy: Policy) -> Redacted:
         return Redacted(conversation, ())
     utterances = conversation.utterances
     texts = [one.text for one in utterances]
-    said = [_aligned(one) for one in utterances]
+    said = [aligned(one.text, one.words) for one in utterances]
     apart = [
         bool(one.words) and places is None for one, places in zip(utterances, said, strict=True)
     ]
@@ -91,7 +91,7 @@ def redact_text(text: str, policy: Policy) -> str:
     if not policy:
         return text
     one = stream("", [(0, text, 0.0, 1.0)], None)
-    return _cut(text, [(s.start, s.end, s.kind) for s in detect([one], policy)[""]])
+    return cut(text, [(s.start, s.end, s.kind) for s in detect([one], policy)[""]])
 
 
 def _ranges(
@@ -121,23 +121,24 @@ def _ranges(
     return ranges
 
 
-def _aligned(utterance: Utterance) -> list[tuple[int, int]] | None:
+def aligned(text: str, words: Sequence[Word]) -> list[tuple[int, int]] | None:
     """Where each word stands in the text, or None where the words are not the text's."""
-    if not utterance.words:
+    if not words:
         return None
     places: list[tuple[int, int]] = []
     at = 0
-    for word in utterance.words:
-        text = word.text.strip()
-        begin = utterance.text.find(text, at)
-        if begin < 0 or utterance.text[at:begin].strip():
+    for word in words:
+        part = word.text.strip()
+        begin = text.find(part, at)
+        if begin < 0 or text[at:begin].strip():
             return None
-        at = begin + len(text)
+        at = begin + len(part)
         places.append((begin, at))
-    return places if not utterance.text[at:].strip() else None
+    return places if not text[at:].strip() else None
 
 
-def _cut(text: str, ranges: Sequence[Range]) -> str:
+def cut(text: str, ranges: Sequence[Range]) -> str:
+    """The text with the kind's name in place of each range; they are disjoint and in order."""
     parts: list[str] = []
     at = 0
     for start, end, kind in ranges:
@@ -151,12 +152,12 @@ def _without(
 ) -> Utterance:
     if not ranges:
         return utterance
-    text = _cut(utterance.text, ranges)
-    words = _words_without(utterance.words, ranges, places) if places is not None else ()
+    text = cut(utterance.text, ranges)
+    words = words_without(utterance.words, ranges, places) if places is not None else ()
     return utterance.model_copy(update={"text": text, "words": words})
 
 
-def _words_without(
+def words_without(
     words: Sequence[Word], ranges: Sequence[Range], places: Sequence[tuple[int, int]]
 ) -> tuple[Word, ...]:
     """The words, those of each range as one with the time of all of them."""
@@ -237,5 +238,5 @@ def _set_aside(
                 merged[-1] = (merged[-1][0], max(merged[-1][1], spot.end), merged[-1][2])
             else:
                 merged.append((spot.start, spot.end, spot.kind))
-        kept.append(one.model_copy(update={"text": _cut(one.text, merged)}))
+        kept.append(one.model_copy(update={"text": cut(one.text, merged)}))
     return tuple(kept), found

@@ -166,7 +166,7 @@ class _Search:
         kinds = self._policy.kinds
         for one in self._streams:
             found = numerals.tokens(one.folded)
-            opaque = list(_opaque(one.folded))
+            opaque = list(harmless(one.folded))
             self._runs[one.label] = longest, shortest = numerals.runs(
                 found, one.folded, one.language, opaque
             )
@@ -314,7 +314,7 @@ class _Search:
 
     def _mixed(self, one: Stream, found: Sequence[numerals.Token], runs: Sequence[Run]) -> None:
         """Ids and account numbers of letters and digits, also spelled."""
-        for group in _mixed_groups(one, found, runs):
+        for group in mixed_groups(one, found, runs):
             for first, last in _mixed_windows(group):
                 some = text_of(group, first, last)
                 start, end = group[first][1], group[last][2]
@@ -393,7 +393,7 @@ class _Search:
         return (best[1], best[2]) if best is not None else None
 
 
-def _opaque(folded: str) -> Iterator[tuple[int, int]]:
+def harmless(folded: str) -> Iterator[tuple[int, int]]:
     """Dates, times, amounts: figures that are no part of a number that is looked for."""
     for pattern in _OPAQUE:
         for one in pattern.finditer(folded):
@@ -424,7 +424,7 @@ def _windows(run: Run, least: int, most: int) -> Iterator[tuple[str, int, int]]:
 Group = list[tuple[str, int, int]]
 
 
-def _mixed_groups(
+def mixed_groups(
     one: Stream, found: Sequence[numerals.Token], runs: Sequence[Run]
 ) -> Iterator[Group]:
     """Stretches of digits and of single letters or glued ones, at most of spaces and signs apart."""

@@ -133,6 +133,9 @@ _NO_DOMAIN = frozenset(
     ]
 )
 _LONGEST = 40  # tokens
+_LONGEST_DOMAIN = 8  # tokens, with the sign
+_AT_WORDS = frozenset(["@", "at", "arroba", "arobase", "arobas", "klammeraffe", "affenschwanz"])
+_SPOKEN = _CONNECTORS - {".", "-", "+", "minus", "plus", "point", "bajo"}  # hardly said otherwise
 
 
 def addresses(
@@ -158,6 +161,30 @@ def addresses(
             or _CUE.search(folded[max(0, begin - 120) : begin])
         ):
             yield begin, one.end("domain")
+
+
+def unfinished(
+    folded: str, found: Sequence[Token], spelled: Sequence[tuple[int, int]], *, settled: bool
+) -> int | None:
+    """Where something begins that may become an address with what is said next, or None.
+
+    Of a text that is not `settled`, more is taken for one: it comes back with the next words.
+    """
+    begins: list[int] = []
+    for place in range(max(1, len(found) - _LONGEST_DOMAIN), len(found)):
+        token, after = found[place], found[place + 1 :]
+        if token.text not in _AT_WORDS or (found[place - 1].text in _VERBS and settled):
+            continue
+        if not settled or not after or after[-1].text in _CONNECTORS - {"."}:
+            end = found[place - 1].end
+            begin = _local_part(folded, found, spelled, end)
+            begins.append(found[place - 1].start if begin is None else begin)
+    if found:
+        begin = _local_part(folded, found, spelled, found[-1].end)
+        said = [one.text for one in found if begin is not None and one.start >= begin]
+        if begin is not None and (len(said) > 1 if not settled else _SPOKEN.intersection(said)):
+            begins.append(begin)
+    return min(begins, default=None)
 
 
 def _local_part(

@@ -86,6 +86,7 @@ _LANGUAGES = {
     "castilian": "es",
     "french": "fr",
 }
+ANY: Final = "any"  # a language of all words, also of those that are another's
 _AMBIGUOUS = frozenset({("once",), ("un",), ("cent",), ("une",)})  # words of another language, too
 
 
@@ -153,23 +154,24 @@ def runs(
     found: Sequence[Token], folded: str, language: str | None, opaque: Sequence[tuple[int, int]]
 ) -> tuple[list[Run], list[Run]]:
     """All runs of digits, read in two ways: "forty one" as 41, and as 40 1. `opaque`: no digits."""
-    words = _words(language)
+    phrases = _phrases(language)
     usable = [one for one in found if not any(a <= one.start < b for a, b in opaque)]
     return (
-        list(_runs(list(_atoms(usable, words, longest=True)), found, folded, opaque)),
-        list(_runs(list(_atoms(usable, words, longest=False)), found, folded, opaque)),
+        list(_runs(list(_atoms(usable, phrases, longest=True)), found, folded, opaque)),
+        list(_runs(list(_atoms(usable, phrases, longest=False)), found, folded, opaque)),
     )
 
 
-def _atoms(
-    found: Sequence[Token], words: dict[tuple[str, ...], str], *, longest: bool
-) -> Iterator[Atom]:
+def _atoms(found: Sequence[Token], phrases: "_Phrases", *, longest: bool) -> Iterator[Atom]:
     at = 0
-    most = max(map(len, words))
+    words, most = phrases.words, phrases.most
     while at < len(found):
         token = found[at]
         if token.is_figures:
             yield Atom(token.text, token.start, token.end, spoken=False)
+            at += 1
+            continue
+        if token.text not in phrases.firsts:
             at += 1
             continue
         taken = 0
@@ -225,7 +227,21 @@ def _goes_on(between: str, start: int, end: int, opaque: Sequence[tuple[int, int
     return True
 
 
-@lru_cache(maxsize=16)
+@dataclass(frozen=True, slots=True)
+class _Phrases:
+    """What digits are called. `firsts`: words that a phrase begins with; `most`: words of the longest."""
+
+    words: dict[tuple[str, ...], str]
+    firsts: frozenset[str]
+    most: int
+
+
+@lru_cache(maxsize=64)
+def _phrases(language: str | None) -> _Phrases:
+    words = _words(language)
+    return _Phrases(words, frozenset(key[0] for key in words), max(map(len, words)))
+
+
 def _words(language: str | None) -> dict[tuple[str, ...], str]:
     code = (language or "").lower()
     code = _LANGUAGES.get(code, code.partition("-")[0].partition("_")[0])
@@ -234,7 +250,9 @@ def _words(language: str | None) -> dict[tuple[str, ...], str]:
         return makers[code]()
     merged: dict[tuple[str, ...], str] = {}
     for make in reversed(makers.values()):
-        merged |= {key: value for key, value in make().items() if key not in _AMBIGUOUS}
+        merged |= {
+            key: value for key, value in make().items() if code == ANY or key not in _AMBIGUOUS
+        }
     return merged
 
 

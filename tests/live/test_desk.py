@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from sqlalchemy import text as sql
 
 from siprec_bridge.live.control import LiveStream
-from siprec_bridge.live.desk import Clean, LiveDesk, LiveMode, LiveText
+from siprec_bridge.live.desk import LiveDesk, LiveMode
 from siprec_bridge.live.recogniser import Line, Wanted
+from siprec_bridge.redaction import Policy
 from siprec_bridge.siprec import Presence, SessionDocument, StreamDocument
 from siprec_bridge.store import Database, Event, SessionRow, outbox, recordings
 from siprec_bridge.telemetry import Metrics
@@ -85,8 +86,8 @@ async def here(
     mode: LiveMode = "on",
     rules: Rules | None = None,
     sinks: tuple[str, ...] = (),
-    clean: Clean = lambda text: text,
-    withheld: Callable[[SessionDocument, str], bool] = lambda document, peer: False,
+    policy_of: Callable[[SessionDocument, str], Policy] = lambda document, peer: Policy(),
+    masked: bool = False,
 ) -> AsyncIterator[Here]:
     database = Database(f"sqlite:///{folder / 'a.db'}")
     await database.start()
@@ -117,8 +118,8 @@ async def here(
         choose=lambda document, peer: known.choose(facts_of_call(document, peer)),
         sinks=sinks,
         clock=lambda: BEGAN + timedelta(seconds=2),
-        clean=clean,
-        withheld=withheld,
+        policy_of=policy_of,
+        masked=masked,
     )
     opened: list[LiveStream] = []
     closed: list[str] = []
@@ -181,26 +182,35 @@ async def test_sinks_get_settled_lines_where_that_is_wanted(tmp_path: Path) -> N
     assert backlog.pending == 1
 
 
-async def test_nobody_gets_text_that_was_not_cleaned(tmp_path: Path) -> None:
-    def clean(said: LiveText) -> LiveText | None:
-        if said.text == "drop":
-            return None
-        return replace(said, text=said.text.replace("4111", "[card]"), words=())
+def cards_of_two(document: SessionDocument, peer: str) -> Policy:
+    """As a rule whose metadata comes late: cards are taken out once there are two streams."""
+    return Policy(frozenset({"cards"}) if len(document.streams) > 1 else frozenset())
 
-    async with here(tmp_path, clean=clean) as one:
+
+async def test_lines_of_a_call_of_which_something_is_taken_out_are_masked_from_when_that_is_known(
+    tmp_path: Path,
+) -> None:
+    async with here(tmp_path, policy_of=cards_of_two, masked=True) as one:
         one.desk.follow(one.row, one.document("active"))
-        await one.tell(line(text="it is 4111"), line(settled=True, text="it is 4111 so"))
-        await one.tell(line(1, settled=True, text="drop"))
+        await one.tell(line(settled=True, text="it is 4111 so"))
+        one.desk.follow(one.row, one.document("active", "active"))
+        await one.tell(line(1, text="it is 4111"), line(1, settled=True, text="it is 4111 1111"))
+        await one.tell(line(2, text="4111"))
+        await one.tell(line(2, settled=True, start=3.0, text="1111 1111"), stream=0)
         stored = await one.stored()
 
-    assert json.loads(one.passed[0].body)["text"] == "it is [card]"
-    assert [(data["text"], data["words"]) for data in stored] == [("it is [card] so", [])]
+    assert [json.loads(event.body)["text"] for event in one.passed] == ["it is"]
+    assert [(data["text"], data["words"]) for data in stored][1:] == [
+        ("it is [number]", []),
+        ("[card]", []),
+    ]
+    assert stored[0]["text"] == "it is 4111 so"
 
 
 async def test_a_call_of_which_something_is_taken_out_is_not_heard_from_the_moment_that_is_known(
     tmp_path: Path,
 ) -> None:
-    async with here(tmp_path, withheld=lambda document, peer: len(document.streams) > 1) as one:
+    async with here(tmp_path, policy_of=cards_of_two) as one:
         one.desk.follow(one.row, one.document("active"))
         name = one.opened[0].stream_id
         one.desk._take(name, 1, line(settled=True))
