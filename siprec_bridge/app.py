@@ -160,6 +160,7 @@ class Bridge:
             self.orders,
             metrics,
             cover=settings.redact_audio,
+            originals=settings.recordings_recipients if settings.redact_keep_original else None,
         )
         self.completion = Completion(
             self.database,

@@ -461,6 +461,11 @@ class Settings(BaseModel):
     redact_audio: Literal["silence", "beep", "keep"] = Field(
         "silence", description="what the recording gets there; keep: it stays as it was"
     )
+    redact_keep_original: bool = Field(
+        False,
+        description="true: the conversation as it was said is kept as well, encrypted to "
+        "RECORDINGS_RECIPIENTS",
+    )
 
     # Live transcripts
     live_transcripts: Literal["off", "on", "rules"] = Field(
@@ -615,6 +620,8 @@ class Settings(BaseModel):
             raise ValueError("ARCHIVE_KEEP_LOCAL needs ARCHIVE_URL: where else would they be?")
         if self.recordings_plain_for is not None and self.recordings_recipients is None:
             raise ValueError("RECORDINGS_PLAIN_FOR needs RECORDINGS_RECIPIENTS")
+        if self.redact_keep_original and self.recordings_recipients is None:
+            raise ValueError("REDACT_KEEP_ORIGINAL needs RECORDINGS_RECIPIENTS: who may read it?")
         if self.tls_client_names and self.tls_client_ca_path is None:
             raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
         if self.vcon_events == "url" and self.http_public_url is None:

@@ -175,6 +175,7 @@ def test_a_secret_may_lie_in_a_file_of_its_own(tmp_path: Path) -> None:
         ({"RECORDINGS_RECIPIENTS": "age1x"}, r"RECORDINGS_RECIPIENTS=\*\*\*: age1x: invalid"),
         ({"RECORDINGS_RECIPIENTS": "AGE-SECRET-KEY-1QQ"}, "give its public key"),
         ({"RECORDINGS_PLAIN_FOR": "24h"}, "needs RECORDINGS_RECIPIENTS"),
+        ({"REDACT_KEEP_ORIGINAL": "true"}, "needs RECORDINGS_RECIPIENTS: who may read it"),
     ],
 )
 def test_what_cannot_become_of_recordings_is_refused(options: dict[str, str], told: str) -> None:

@@ -17,6 +17,7 @@ from siprec_bridge.store import Database, DepositRow, SessionRow, deposits, reco
 if TYPE_CHECKING:
     from siprec_bridge.recording.integrity import Verification
     from siprec_bridge.vault import KeptFile
+    from siprec_bridge.vault.age import Passed
 
 _PAGE = 500  # rows of the database at once
 
@@ -114,13 +115,20 @@ def recordings_decrypt(
         noted = _noted(file)
         if noted is None:
             print(f"{target}  {passed.plain_size:,} octets, in no manifest beside it")
-        elif passed.plain_sha256 != noted.sha256:
+        elif not _is(passed, noted):
             print(f"{target}: is not what was recorded")
             bad += 1
         else:
             print(f"{target}  {passed.plain_size:,} octets, as recorded")
     if bad:
         raise typer.Exit(1)
+
+
+def _is(passed: "Passed", noted: "KeptFile") -> bool:
+    """Whether it is what the manifest says; of what nobody had in the clear, the encrypted form."""
+    if noted.name == noted.kept_name:
+        return passed.cipher_sha256 == noted.kept_sha256
+    return passed.plain_sha256 == noted.sha256
 
 
 def _noted(file: Path) -> "KeptFile | None":

@@ -88,8 +88,15 @@ class Completion:
         version = version_of(job)
         conversation = _conversation(row, heard, facts)
         audio: FinishedAudio | None = None
+        sealed = False
         if self._redactor is not None:
-            conversation, audio = await self._redactor.redact(row, conversation)
+            said = conversation
+            conversation, audio = await self._redactor.redact(row, said)
+            if (conversation.utterances, conversation.suppressed) != (
+                said.utterances,
+                said.suppressed,
+            ):
+                sealed = await self._redactor.keep_original(row, said, version)
             facts = conversation.run or facts
         document = SessionDocument.model_validate_json(row.document)
         events = envelope.transcript_events(conversation, version, document.assurance)
@@ -101,11 +108,12 @@ class Completion:
             text, whole = conversation.text, conversation.model_dump_json()
             if transcripts.save(connection, row.id, version, job.id, text, whole, now):
                 outbox.append(connection, events, self._sinks)
+            summary = row.audio
             if audio is not None:
                 summary = AUDIO.dump_json(audio).decode()
                 recordings.update(connection, row.id, audio=summary)
-                if summary != row.audio:
-                    deposits.changed(connection, row.id, now)
+            if sealed or (audio is not None and summary != row.audio):
+                deposits.changed(connection, row.id, now)
             jobs.finish(connection, job.id, facts, now)
 
         await self._database.write(store)

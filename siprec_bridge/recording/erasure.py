@@ -38,6 +38,7 @@ from siprec_bridge.store import (
 )
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Participant
+from siprec_bridge.vault import originals
 
 log = structlog.get_logger()
 
@@ -379,6 +380,8 @@ def _erase_audio(row: SessionRow, document: SessionDocument, scrub: Scrub) -> Fi
         if stream.label in scrub.labels:
             for spool in folder.glob(f"{row.id}-{stream.index}.*spool*"):
                 spool.unlink(missing_ok=True)
+    for original in originals(folder):  # whose they are, nobody here can read
+        original.unlink(missing_ok=True)
     if row.audio is None:
         return None
     audio = AUDIO.validate_json(row.audio)

@@ -20,6 +20,7 @@ from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import SessionRow, StoreError
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, Redaction
+from siprec_bridge.vault import Recipients, encrypt_bytes, original_name
 
 if TYPE_CHECKING:
     from siprec_bridge.redaction.conversation import Redacted
@@ -30,15 +31,25 @@ CoverMode = Literal["silence", "beep", "keep"]
 
 
 class Redactor:
-    """`default`: for sessions for which no rule says otherwise. `cover`: what audio gets; keep: none."""
+    """`default`: for sessions for which no rule says otherwise. `cover`: what audio gets; keep: none.
+
+    `originals`: to whom conversations are kept as they were said; None: they are not.
+    """
 
     def __init__(
-        self, default: Policy, orders: Orders, metrics: Metrics, *, cover: CoverMode = "silence"
+        self,
+        default: Policy,
+        orders: Orders,
+        metrics: Metrics,
+        *,
+        cover: CoverMode = "silence",
+        originals: Recipients | None = None,
     ) -> None:
         self._default = default
         self._orders = orders
         self._metrics = metrics
         self._cover = cover
+        self._originals = originals
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -113,6 +124,26 @@ class Redactor:
             )
         whole = redacted.conversation.model_copy(update={"redactions": covered.redactions})
         return whole, covered
+
+    async def keep_original(self, row: SessionRow, said: Conversation, version: int) -> bool:
+        """Keep what was said as it was said, if that is wanted: encrypted from the first octet.
+
+        False: it is not kept. Raises StoreError when the disk does not take it.
+        """
+        if self._originals is None:
+            return False
+        target = Path(row.folder) / original_name(row.id, version)
+        try:
+            return await asyncio.to_thread(_encrypt, said, target, self._originals)
+        except OSError as error:
+            raise StoreError(f"the original is not kept: {error}") from error
+
+
+def _encrypt(said: Conversation, target: Path, recipients: Recipients) -> bool:
+    if not target.parent.is_dir():  # deleted meanwhile
+        return False
+    encrypt_bytes(said.model_dump_json(indent=1).encode(), target, recipients)
+    return True
 
 
 def _without(conversation: Conversation, policy: Policy) -> "Redacted":

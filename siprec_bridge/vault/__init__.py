@@ -9,6 +9,7 @@ from siprec_bridge.vault.age import (
     LockedError,
     Recipients,
     decrypt_file,
+    encrypt_bytes,
     encrypt_file,
 )
 from siprec_bridge.vault.layout import Layout
@@ -18,6 +19,8 @@ from siprec_bridge.vault.manifest import (
     KeptFile,
     Manifest,
     manifest_name,
+    original_name,
+    originals,
     seal,
     survey,
 )
@@ -48,9 +51,12 @@ __all__ = [
     "Recipients",
     "Sums",
     "decrypt_file",
+    "encrypt_bytes",
     "encrypt_file",
     "manifest_name",
     "open_store",
+    "original_name",
+    "originals",
     "seal",
     "sums_of",
     "survey",

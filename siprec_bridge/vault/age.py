@@ -4,6 +4,7 @@ Who encrypts needs no secret, so who only encrypts cannot read what was written.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,13 +87,13 @@ def encrypt_file(
     source: Path, target: Path, recipients: Recipients, stop: "threading.Event | None" = None
 ) -> Passed:
     """Write `target`, whole and durable or not at all. Raises OSError, Interrupted."""
-    import pyrage
+    with source.open("rb") as file:
+        return _encrypt(file, target, recipients, stop)
 
-    keys = [_recipient(key) for key in recipients.keys]
-    with source.open("rb") as file, _whole(target) as out:
-        reader, writer = _Reader(file, stop), _Writer(out)
-        _through(lambda: pyrage.encrypt_io(reader, writer, keys), reader, writer)
-    return Passed(reader.size, reader.sha256.hexdigest(), writer.size, writer.sha256.hexdigest())
+
+def encrypt_bytes(data: bytes, target: Path, recipients: Recipients) -> Passed:
+    """As `encrypt_file`, of what is on no disk in the clear. Raises OSError."""
+    return _encrypt(io.BytesIO(data), target, recipients, None)
 
 
 def decrypt_file(source: Path, target: Path, identities: Identities) -> Passed:
@@ -108,6 +109,18 @@ def decrypt_file(source: Path, target: Path, identities: Identities) -> Passed:
                 raise
             raise LockedError(f"{source}: {error}") from error
     return Passed(writer.size, writer.sha256.hexdigest(), reader.size, reader.sha256.hexdigest())
+
+
+def _encrypt(
+    source: BinaryIO, target: Path, recipients: Recipients, stop: "threading.Event | None"
+) -> Passed:
+    import pyrage
+
+    keys = [_recipient(key) for key in recipients.keys]
+    with _whole(target) as out:
+        reader, writer = _Reader(source, stop), _Writer(out)
+        _through(lambda: pyrage.encrypt_io(reader, writer, keys), reader, writer)
+    return Passed(reader.size, reader.sha256.hexdigest(), writer.size, writer.sha256.hexdigest())
 
 
 def _recipient(key: str) -> Any:

@@ -16,6 +16,7 @@ from siprec_bridge.vault.age import SUFFIX, Recipients, encrypt_file
 from siprec_bridge.vault.objects import sums_of
 
 MANIFEST: Final = "manifest.json"
+ORIGINAL: Final = f".original.json{SUFFIX}"
 
 
 class ContentChanged(OSError):
@@ -63,6 +64,16 @@ def manifest_name(session: str) -> str:
     return f"{session}.{MANIFEST}"
 
 
+def original_name(session: str, version: int) -> str:
+    """Of a transcript's version as it was before anything was taken out of it; always encrypted."""
+    return f"{session}-{version}{ORIGINAL}"
+
+
+def originals(folder: Path) -> list[Path]:
+    """All of these in a session's folder."""
+    return sorted(folder.glob(f"*{ORIGINAL}"))
+
+
 def survey(folder: Path, noted: Mapping[str, str], stop: threading.Event) -> tuple[KeptFile, ...]:
     """A session's files as they are. `noted`: SHA-256 by name, as finished.
 
@@ -70,20 +81,10 @@ def survey(folder: Path, noted: Mapping[str, str], stop: threading.Event) -> tup
     """
     files = []
     for path in _plain(folder):
-        sums = sums_of(path, stop)
-        _check(path.name, sums.sha256, noted)
-        files.append(
-            KeptFile(
-                name=path.name,
-                size=sums.size,
-                sha256=sums.sha256,
-                kept_name=path.name,
-                kept_size=sums.size,
-                kept_sha256=sums.sha256,
-            )
-        )
+        files.append(_as_it_is(path, stop))
+        _check(path.name, files[-1].sha256, noted)
     _complete(files, noted)
-    return tuple(files)
+    return (*files, *(_as_it_is(path, stop) for path in originals(folder)))
 
 
 def seal(
@@ -109,9 +110,22 @@ def seal(
             )
         )
     _complete(files, noted)
+    files += [_as_it_is(path, stop) for path in originals(folder)]
     if files:
         _sync(folder)
     return tuple(files)
+
+
+def _as_it_is(path: Path, stop: threading.Event) -> KeptFile:
+    sums = sums_of(path, stop)
+    return KeptFile(
+        name=path.name,
+        size=sums.size,
+        sha256=sums.sha256,
+        kept_name=path.name,
+        kept_size=sums.size,
+        kept_sha256=sums.sha256,
+    )
 
 
 def _plain(folder: Path) -> list[Path]:

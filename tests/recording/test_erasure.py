@@ -52,6 +52,7 @@ from siprec_bridge.transcript import (
     Utterance,
     Word,
 )  # fmt: skip
+from siprec_bridge.vault import original_name
 
 RATE = 8000
 START = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -255,11 +256,16 @@ async def test_the_voice_is_gone_from_its_file_and_its_side_and_the_checksums_fi
     tmp_path: Path,
 ) -> None:
     async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        folder = Path(row.folder)
+        # Nobody here can take one person out of it.
+        (folder / original_name("s-1", 1)).write_bytes(b"age-encryption.org/v1")
         await here.eraser.erase(WHOM, by=None, reason=None)
         row = await here.row("s-1")
 
     assert row is not None
-    folder = Path(row.folder)
+    assert not (folder / original_name("s-1", 1)).exists()
     assert loud(folder / "s-1-0.wav") == []
     assert loud(folder / "s-1-1.wav") == list(range(10))
     assert loud(folder / "s-1-2.wav") == [7, 8, 9]  # Bob's, but for two seconds around the change

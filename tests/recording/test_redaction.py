@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyrage import x25519
+from sqlalchemy import text as sql
 
 from harness.vcons import checked
 from siprec_bridge.media import FinishedAudio, FinishedLeg
@@ -26,6 +28,7 @@ from siprec_bridge.store import (
     Event,
     SessionRow,
     StoreError,
+    deposits,
     jobs,
     outbox,
     recordings,
@@ -36,6 +39,7 @@ from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, RunFacts, Segment, Transcript, Word
 from siprec_bridge.transcription import RecordedLeg, Rules, merge
 from siprec_bridge.transcription.rules import Rule
+from siprec_bridge.vault import Identities, Recipients, decrypt_file
 from siprec_bridge.vcon import content_hash
 
 RATE = 8000
@@ -83,13 +87,14 @@ async def desk(
     rules: Sequence[Rule] = (),
     cover: CoverMode = "silence",
     vcons: VconEvents | None = None,
+    originals: Recipients | None = None,
 ) -> AsyncIterator[Desk]:
     """A desk on a data folder."""
     metrics = Metrics()
     database = Database(f"sqlite:///{folder / 'bridge.db'}")
     await database.start()
     orders = Orders("whisper", ("whisper",), Rules(rules))
-    redactor = Redactor(policy, orders, metrics, cover=cover)
+    redactor = Redactor(policy, orders, metrics, cover=cover, originals=originals)
     completion = Completion(
         database, metrics, sinks=["amqp"], clock=lambda: START + timedelta(minutes=1),
         deliver=lambda: None, redactor=redactor, vcons=vcons,
@@ -202,6 +207,50 @@ async def test_a_card_number_read_out_in_two_breaths_is_nowhere(tmp_path: Path) 
         assert b"four two" not in content
         assert b"[card]" in content
     assert here.metrics.registry.get_sample_value("siprec_redactions_total", {"kind": "card"}) == 2
+
+
+async def test_the_original_is_kept_for_who_has_the_key_and_is_nowhere_in_the_clear(
+    tmp_path: Path,
+) -> None:
+    identity = x25519.Identity.generate()
+    key = tmp_path / "key.txt"
+    key.write_text(str(identity))
+    recipients = Recipients((str(identity.to_public()),))
+    async with desk(tmp_path / "data", originals=recipients) as here:
+        await here.database.write(lambda c: deposits.add(c, "s-1", None, START))
+        # As if it had been archived before it was transcribed.
+        await here.database.write(lambda c: c.execute(sql("UPDATE deposits SET state = 'done'")))
+        await here.take(CARD)
+        await here.take({"0": said(("nothing of note", 0.0)), "1": Transcript()}, 2)
+        kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+        while_running = everything(tmp_path / "data")
+    opened = decrypt_file(
+        here.folder / "s-1-1.original.json.age", tmp_path / "opened.json", Identities(key)
+    )
+    original = Conversation.model_validate_json((tmp_path / "opened.json").read_bytes())
+
+    assert [one.name for one in here.folder.glob("*original*")] == ["s-1-1.original.json.age"]
+    assert kept is not None
+    assert kept.state == "pending"
+    assert b"4242 four" not in while_running + everything(tmp_path / "data")
+    assert original.text.splitlines()[1] == "it is 4242 four two four two"
+    assert original.run is not None
+    assert (original.run.stderr_tail, original.redactions) == (FACTS.stderr_tail, ())
+    assert opened.plain_size == (tmp_path / "opened.json").stat().st_size
+
+
+async def test_an_original_that_the_disk_does_not_take_keeps_the_transcript_back(
+    tmp_path: Path,
+) -> None:
+    recipients = Recipients((str(x25519.Identity.generate().to_public()),))
+    async with desk(tmp_path, originals=recipients) as here:
+        (here.folder / "s-1-1.original.json.age").mkdir()  # as a disk that does not give it
+
+        with pytest.raises(StoreError, match="original is not kept"):
+            await here.take(CARD)
+
+        assert await here.events() == []
+        assert b"4242 four" not in everything(tmp_path)
 
 
 async def test_the_recording_is_silent_there_and_its_spools_are_gone(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from pyrage import x25519
 from sqlalchemy import Connection
+from typer.testing import CliRunner
 
+from siprec_bridge.cli import app
 from siprec_bridge.media import FinishedAudio
 from siprec_bridge.media.audio_file import FinishedFile
 from siprec_bridge.recording import (
@@ -46,7 +48,9 @@ from siprec_bridge.vault import (
     Recipients,
     Sums,
     decrypt_file,
+    encrypt_bytes,
     open_store,
+    original_name,
 )
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -413,6 +417,36 @@ async def test_encrypted_recordings_can_be_read_by_their_recipients_and_not_by_u
             await Orders("whisper", ("whisper",)).again(here.database, "s1", Wish(), NOW)
         (folder / "s1-0.wav.age").write_bytes(b"forged")
         assert "s1-0.wav.age" in verify(session, row).troubles[0]
+
+
+async def test_originals_go_where_the_other_files_go_and_are_opened_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    identity = x25519.Identity.generate()
+    key = tmp_path / "key.txt"
+    key.write_text(str(identity))
+    recipients = Recipients((str(identity.to_public()),))
+    async with house(tmp_path) as here:
+        folder = await here.record()
+        original = folder / original_name("s1", 1)
+        encrypt_bytes(b'{"text": "4111"}', original, recipients)
+        await here.go_round(recipients=recipients)
+        row, session = await here.deposit(), await here.session()
+        found = verify(session, row)
+        sent = set(here.store.puts)
+        orders = ["recordings", "decrypt", "--identity", str(key), str(folder), "--out"]
+        opened = CliRunner().invoke(app, [*orders, str(tmp_path / "out")])
+        encrypt_bytes(b"{}", original, recipients)
+        forged = CliRunner().invoke(app, [*orders, str(tmp_path / "other")])
+        await here.go_round(recipients=recipients, keep_local=HOUR, passed=2 * HOUR)
+
+    assert names(folder) >= SEALED | {original.name}
+    assert (found.files, found.troubles) == (5, ())
+    assert original.name in sent
+    assert opened.exit_code == 0, opened.output
+    assert opened.output.count("as recorded") == 5
+    assert (tmp_path / "out" / "s1-1.original.json").read_bytes() == b'{"text": "4111"}'
+    assert (forged.exit_code, "s1-1.original.json: is not what was" in forged.output) == (1, True)
 
 
 async def test_plain_files_go_after_their_time_even_if_nobody_has_transcribed_them(
