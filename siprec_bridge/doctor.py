@@ -9,12 +9,18 @@ import socket
 import ssl
 import tempfile
 import threading
+import wave
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
+
 from siprec_bridge.delivery import AmqpSink, Unreachable, WebhookSink, load_hooks
+from siprec_bridge.live.decoder import RATE
+from siprec_bridge.live.recogniser import Wanted
+from siprec_bridge.live.tryout import Broken, try_out
 from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.parts import brokers_of
 from siprec_bridge.provider import ConfigurationError
@@ -25,7 +31,7 @@ from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcription import load_rules
-from siprec_bridge.trial import try_provider
+from siprec_bridge.trial import MOST_WRONG_WORDS, sample_job, sample_words, try_provider
 from siprec_bridge.trial import word_error_rate as word_error_rate
 from siprec_bridge.vault import ObjectError, Recipients, encrypt_file, open_store
 
@@ -71,6 +77,8 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
     yield await _recogniser(options, settings.stt_default_vendor)
     if settings.transcription_rules is not None:
         yield _rules(settings)
+    if settings.live_transcripts != "off":
+        yield await examine_live(settings)
     yield await _broker(settings)
     async for finding in examine_webhooks(settings):
         yield finding
@@ -276,6 +284,38 @@ async def _recogniser(options: Mapping[str, str], vendor: str) -> Finding:
         wrote = " ".join(trial.stderr[-200:].split()) or "nothing"
         return Finding("recogniser", False, f"{trial.provider}: {last.text}; it wrote: {wrote}")
     return Finding("recogniser", True, f"{trial.provider}: {last.text}, {trial.seconds:.1f} s")
+
+
+async def examine_live(settings: Settings) -> Finding:
+    """Say what one party of the bundled sample says, as a stream of a call."""
+    wanted = Wanted(
+        url=settings.live_url,
+        max_lag=settings.live_max_lag.total_seconds(),
+        token=settings.live_token,
+        model=settings.live_model,
+    )
+    async with sample_job(RATE) as job:
+        with wave.open(str(job.audio[0].path)) as file:
+            pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int16)
+        said = sample_words()[job.audio[0].key]
+    try:
+        heard = await try_out(wanted, pcm)
+    except Broken as error:
+        remedy = (
+            "check LIVE_URL, LIVE_TOKEN and LIVE_MODEL"
+            if error.step == "connect"
+            else "what does it log?"
+        )
+        text = f"{settings.live_url}: {error.step}: {error}; {remedy} (calls are recorded without)"
+        return Finding("live", False, text)
+    wrong = word_error_rate(said, heard.text)
+    text = (
+        f"{settings.live_url}: {heard.model or 'its model'} told {heard.growing} growing and "
+        f"{heard.settled} settled lines in {heard.seconds:.1f} s, {wrong:.0%} of the words wrong"
+    )
+    if wrong > MOST_WRONG_WORDS:
+        return Finding("live", True, f"{text}; is LIVE_MODEL right for English?", soon=True)
+    return Finding("live", True, text)
 
 
 def _rules(settings: Settings) -> Finding:
