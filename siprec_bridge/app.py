@@ -8,6 +8,7 @@ import contextlib
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -62,6 +63,7 @@ from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
 from siprec_bridge.store import Database, StoreError
+from siprec_bridge.store.rewind import rewind
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import (
     Guard,
@@ -76,6 +78,8 @@ _HOUSEKEEPING_S = 10.0
 _RESTART_S = 5.0
 _ACCESS_CHECK_S = 5.0
 _LAG_CHECK_S = 0.1
+_CLOCK_CHECK_S = 1.0
+_STEP_S = 2.0  # less is slewed, or waited for
 
 
 async def serve(settings: Settings, options: Mapping[str, str]) -> None:
@@ -389,6 +393,7 @@ class Bridge:
         self._run(parts, self._keep_house, "housekeeping")
         self._run(parts, self._watch_lag, "lag")
         self._run(parts, self._watch_access, "access")
+        self._run(parts, self._watch_clock, "clock")
         self._run(parts, self.retention.run, "retention")
         self._run(parts, self.custodian.run, "archive")
         self._run(
@@ -542,6 +547,27 @@ class Bridge:
                 if tls is not None:
                     await asyncio.to_thread(tls.reload)
             await asyncio.sleep(_HOUSEKEEPING_S)
+
+    async def _watch_clock(self) -> None:
+        """Somebody sets the wall clock: what waits for a time by it must not wait for that."""
+        ahead = time.time() - time.monotonic()
+        overdue = False
+        while True:
+            before, ahead = ahead, time.time() - time.monotonic()
+            if abs(ahead - before) > _STEP_S:
+                log.warning("clock.stepped", seconds=round(ahead - before, 3))
+                overdue = overdue or ahead < before
+            if overdue:
+                try:
+                    count = await self.database.write(partial(rewind, now=_now()))
+                except StoreError as error:
+                    log.error("clock.not_rewound", cause=str(error))
+                else:
+                    overdue = False
+                    log.info("clock.rewound", due=count)
+                    self.scheduler.wake()
+                    self._deliver()
+            await asyncio.sleep(_CLOCK_CHECK_S)
 
     async def _watch_access(self) -> None:
         """Take over a changed file of tokens, and end what is not allowed any more."""

@@ -103,7 +103,9 @@ class Feedback:
                 self._handshakes.take(stream, data, address, rtcp=True)
             else:
                 srtp = stream.rtcp_srtp or stream.srtp
-                self._take(stream, srtp, data, arrival_ns - self._clock.stepped_ns())
+                arrivals = np.array([arrival_ns], np.int64)
+                self._clock.steady(arrivals)
+                self._take(stream, srtp, data, int(arrivals[0]))
 
     def take_muxed(self, stream: LiveStream, batch: Batch, start: int, stop: int) -> int:
         """RTCP among the RTP (RFC 5761), agreed on or not; returns how much there was."""

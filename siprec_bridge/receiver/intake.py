@@ -115,7 +115,7 @@ class Intake:
     def _store(self, taken: Taken, used: int) -> None:
         arena = self._arena
         self._receiver.complete(arena, used)
-        arena.arrivals_ns[:used] -= self._clock.stepped_ns()
+        self._clock.steady(arena.arrivals_ns[:used])
         rows = np.array([stream.row for stream, _, _ in taken])
         starts = np.array([start for _, start, _ in taken])
         counts = np.diff(starts, append=used)

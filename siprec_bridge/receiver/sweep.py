@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
@@ -37,6 +37,7 @@ _SO_RXQ_OVFL = 40
 _MSG_TRUNC = 0x20
 _DONTWAIT = int(socket.MSG_DONTWAIT)  # an enum would be converted at each call
 _TRIES = 3  # an ICMP error of something sent comes once, ahead of what waits
+_LONGEST_WAIT_NS = 10_000_000_000  # of packets in a socket, whose buffer holds 5 s of G.711
 _RECEIVE_BUFFER = 1 << 20
 _RTCP_BUFFER = 1 << 13
 _LARGEST_SKB = 4096  # octets that the kernel counts, at most, for a small datagram
@@ -109,13 +110,19 @@ class Arena:
 
 
 class WorkerClock:
-    """The wall clock as it would be if nobody had set it since the worker began.
+    """The wall clock as it would be if nobody had set it since `follow`.
 
     A call keeps its length when the wall clock is stepped.
     """
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
+        self._wall_ns = wall_ns
+        self._offset_ns = 0
+        self.follow()
+
+    def follow(self) -> None:
+        """Take over the wall clock as it is; only while nobody counts on this one."""
+        self._offset_ns = self._wall_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
         """Nanoseconds since 1970."""
@@ -123,7 +130,16 @@ class WorkerClock:
 
     def stepped_ns(self) -> int:
         """By how much the wall clock, which the kernel stamps with, is ahead of this one."""
-        return time.time_ns() - self.now_ns()
+        return self._wall_ns() - self.now_ns()
+
+    def steady(self, arrivals_ns: Ints) -> None:
+        """Make times that the kernel has stamped those of this clock, in place.
+
+        What was stamped just before the wall clock was set, and is taken after it, came just now.
+        """
+        now = self.now_ns()
+        arrivals_ns -= self.stepped_ns()
+        arrivals_ns[np.abs(arrivals_ns - now) > _LONGEST_WAIT_NS] = now
 
 
 class Receiver(Protocol):

@@ -182,6 +182,8 @@ class Worker:
     ) -> dict[str, object]:
         known = self._streams.get(spec.stream_id)
         if known is None:
+            if not self._streams:  # else calls would come to lie on two clocks
+                self._clock.follow()
             bound = self._bound.pop((spec.host, port), None)
             rtp, rtcp = bound or self._ports.bind(spec.host, port)
             try:
