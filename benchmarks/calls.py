@@ -142,7 +142,7 @@ def _unfinished(folder: Path) -> int:
             "SELECT count(*) FROM sessions WHERE state != 'finished'"
         ).fetchone()
         (jobs,) = database.execute(
-            "SELECT count(*) FROM jobs WHERE state IN ('pending', 'running')"
+            "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
         ).fetchone()
     return int(sessions + jobs)
 
