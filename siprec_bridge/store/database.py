@@ -355,5 +355,5 @@ def _truncate_log(path: str) -> None:
 
 def _touch_probe(connection: Connection) -> None:
     at = datetime.now(UTC)
-    connection.execute(insert_new(connection, probe).values(id=1, at=at))
+    connection.execute(insert_new(connection, probe), {"id": 1, "at": at})
     connection.execute(probe.update().values(at=at))

@@ -22,6 +22,9 @@ from siprec_bridge.store.schema import deposits, jobs, sessions, values_of
 DepositState = Literal["pending", "kept", "done", "deleting"]
 Dropping = Literal["plain", "local"]
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_GET = deposits.select().where(deposits.c.session_id == sa.bindparam("session"))
+
 LEASE = timedelta(seconds=60)
 _ALONE = "-"  # the runner where there is but one node
 
@@ -117,7 +120,7 @@ def older(connection: Connection, limit: int) -> list[tuple[str, str | None]]:
 
 def get(connection: Connection, session_id: str) -> DepositRow | None:
     """A session's deposit."""
-    found = connection.execute(deposits.select().where(deposits.c.session_id == session_id))
+    found = connection.execute(_GET, {"session": session_id})
     return next(map(_row, found.mappings()), None)
 
 

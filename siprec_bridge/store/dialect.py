@@ -304,16 +304,18 @@ def _prepare(connection: "psycopg.Connection[Any]") -> None:
         connection.execute("SET synchronous_commit = on")
 
 
-def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that leaves rows alone whose key exists."""
-    return _insert_new(connection.dialect.name, table)
+def insert_new(
+    connection: Connection, table: Table, returning: tuple[str, ...] = ()
+) -> sa.Executable:
+    """An INSERT that leaves rows alone whose key exists; `returning`: columns of those it added."""
+    return _insert_new(connection.dialect.name, table, returning)
 
 
 @lru_cache
-def _insert_new(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
-    if dialect == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return sqlite.insert(table).on_conflict_do_nothing()
+def _insert_new(dialect: str, table: Table, returning: tuple[str, ...]) -> sa.Executable:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(table).on_conflict_do_nothing()
+    return statement.returning(*(table.c[name] for name in returning)) if returning else statement
 
 
 def number_in_order(connection: Connection) -> None:

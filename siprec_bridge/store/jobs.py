@@ -161,6 +161,11 @@ _BACKLOG = (
     .where(jobs.c.state.in_(("queued", "running", "failed")))
     .group_by(jobs.c.state)
 )
+_WAITING = (
+    sa.select(jobs.c.vendor, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
+    .where(jobs.c.state == "queued", _WITHIN_REACH)
+    .group_by(jobs.c.vendor)
+)
 _NEXT_DUE = sa.select(
     sa.func.min(
         sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
@@ -445,12 +450,7 @@ def places(connection: Connection, limit: int = 10_000) -> dict[str, Waiting]:
 
 def waiting(connection: Connection, node: str | None = None) -> dict[str, tuple[int, float]]:
     """Queued jobs that this node can run and their seconds of audio, by vendor."""
-    rows = connection.execute(
-        sa.select(jobs.c.vendor, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
-        .where(jobs.c.state == "queued", _WITHIN_REACH)
-        .group_by(jobs.c.vendor),
-        {"here": node},
-    )
+    rows = connection.execute(_WAITING, {"here": node})
     return {vendor: (count, float(seconds)) for vendor, count, seconds in rows}
 
 

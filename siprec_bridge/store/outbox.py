@@ -82,6 +82,8 @@ class SinkBacklog:
     oldest_at: datetime | None
 
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_ADD_DELIVERIES = deliveries.insert()
 _LOOKED_THROUGH = 1000  # what failed was tried first, so it is among the oldest
 
 
@@ -97,7 +99,7 @@ def append(
     number_in_order(connection)
     now = datetime.now(UTC)
     added = connection.execute(
-        insert_new(connection, events).returning(events.c.seq, events.c.id),
+        insert_new(connection, events, returning=("seq", "id")),
         [
             {
                 "id": event.id,
@@ -125,7 +127,7 @@ def append(
         for sink in _takers(event, sinks)
     ]
     if due:
-        connection.execute(deliveries.insert(), due)
+        connection.execute(_ADD_DELIVERIES, due)
     return [
         Event(event.id, event.session_id, event.type, event.at, event.body, seqs[event.id])
         for event in new_events

@@ -18,6 +18,10 @@ from siprec_bridge.store.recordings import SessionRow
 from siprec_bridge.store.schema import passages, transcripts
 from siprec_bridge.store.words import Term, marks, parts_of, people_of, terms_of
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_INSERT = passages.insert()
+_DELETE = passages.delete().where(passages.c.session_id == sa.bindparam("session"))
+
 _HITS = 5
 _SNIPPET = 300  # characters
 _BEFORE_MARK = 100
@@ -47,9 +51,9 @@ class Found:
 
 def index(connection: Connection, session_id: str, started_at: datetime, document: str) -> None:
     """Make a transcript the one that its session is found by."""
-    connection.execute(passages.delete().where(passages.c.session_id == session_id))
+    connection.execute(_DELETE, {"session": session_id})
     connection.execute(
-        passages.insert(),
+        _INSERT,
         [
             {
                 "session_id": session_id,

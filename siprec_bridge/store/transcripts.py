@@ -10,6 +10,14 @@ from siprec_bridge.store import search
 from siprec_bridge.store.dialect import insert_new
 from siprec_bridge.store.schema import sessions, transcripts, values_of
 
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_LATEST = sa.select(sa.func.max(transcripts.c.version)).where(
+    transcripts.c.session_id == sa.bindparam("session")
+)
+_SESSION = sa.select(
+    sessions.c.started_at, sa.func.coalesce(_LATEST.scalar_subquery(), 0).label("latest")
+).where(sessions.c.id == sa.bindparam("session"))
+
 
 @dataclass(frozen=True, slots=True)
 class TranscriptRow:
@@ -36,9 +44,9 @@ def save(
 
     False when this version exists, which then stays as it was delivered.
     """
-    newest = version > latest_version(connection, session_id)
+    session = connection.execute(_SESSION, {"session": session_id}).one()
     added = connection.execute(
-        insert_new(connection, transcripts).returning(transcripts.c.version),
+        insert_new(connection, transcripts, returning=("version",)),
         {
             "session_id": session_id,
             "version": version,
@@ -48,9 +56,8 @@ def save(
             "created_at": at,
         },
     ).first()
-    if added is not None and newest:
-        started_at = sa.select(sessions.c.started_at).where(sessions.c.id == session_id)
-        search.index(connection, session_id, connection.execute(started_at).scalar_one(), document)
+    if added is not None and version > session.latest:
+        search.index(connection, session_id, session.started_at, document)
     return added is not None
 
 
@@ -77,7 +84,4 @@ def versions(connection: Connection, session_id: str) -> dict[int, datetime]:
 
 def latest_version(connection: Connection, session_id: str) -> int:
     """The highest version stored for a session; 0 when there is none."""
-    found = connection.scalar(
-        sa.select(sa.func.max(transcripts.c.version)).where(transcripts.c.session_id == session_id)
-    )
-    return found or 0
+    return connection.scalar(_LATEST, {"session": session_id}) or 0
