@@ -183,8 +183,12 @@ def split_list(text: str, separator: str = ",", *, most: int | None = None) -> l
 
     Stops after `most` parts.
     """
-    parts = (found[0].strip() for found in _PARTS[separator].finditer(text))
-    return list(islice(filter(None, parts), most))
+    parts: Iterable[str]
+    if '"' in text or "<" in text:
+        parts = (found[0] for found in _PARTS[separator].finditer(text))
+    else:
+        parts = text.split(separator)  # most are like this, and it is much faster
+    return list(islice(filter(None, map(str.strip, parts)), most))
 
 
 def split_first(text: str) -> tuple[str, str]:

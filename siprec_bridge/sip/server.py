@@ -24,7 +24,6 @@ from siprec_bridge.sip.framing import BrokenStream
 from siprec_bridge.sip.headers import (
     Headers,
     parse_name_addr,
-    parse_via,
     split_first,
     split_list,
 )
@@ -796,7 +795,10 @@ def _note_source(request: Request, peer: Peer) -> Peer:
     if (via.host != peer.host or "rport" in via.params) and "received" not in via.params:
         marks = f";received={peer.host}"
     request.headers.replace_first("Via", first + marks + others)
-    request.__dict__["via"] = parse_via(first + marks)
+    params = {**via.params, "rport": str(peer.port)} if "rport" in via.params else via.params
+    request.__dict__["via"] = replace(
+        via, params={**params, "received": peer.host} if marks else params
+    )
     if peer.reliable:
         return replace(peer, elsewhere=(peer.host, via.port or peer.default_port))
     if "rport" in via.params:

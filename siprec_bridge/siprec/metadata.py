@@ -201,19 +201,24 @@ class _Elements:
 def _elements(root: Element, namespace: str) -> _Elements:
     """All elements, in one pass: what is nested deeply must not cost more."""
     found = _Elements()
+    tags: dict[str, tuple[str, bool]] = {}  # there are few, and each is on many elements
     waiting = [(root, 1, True)]
     while waiting:
         element, depth, own = waiting.pop()
         if depth > _MAX_DEPTH:
             raise MalformedMetadata(f"more than {_MAX_DEPTH} levels")
-        name = _local(element.tag)
+        tag = str(element.tag)
+        if tag not in tags:
+            tags[tag] = _local(tag), is_own(tag, namespace)
+        name, is_known = tags[tag]
         found.everywhere.setdefault(name, []).append(element)
-        if own and is_own(str(element.tag), namespace):
+        if own and is_known:
             found.own.setdefault(name, []).append(element)
         elif own:
             found.foreign.append(element)
             own = False
-        waiting += [(one, depth + 1, own) for one in reversed(element)]
+        if len(element):
+            waiting += [(one, depth + 1, own) for one in reversed(element)]
     return found
 
 
