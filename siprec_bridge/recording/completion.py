@@ -7,6 +7,7 @@ and only if it is stored.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -61,8 +62,9 @@ class Completion:
 
     async def load(self, job: JobRow) -> Job:
         """The job's audio, leg by leg; streams that carried nothing are left out."""
-        row = await self._session(job)
-        away = await self._database.read(lambda connection: why_away(connection, row.id))
+        row, away = await self._database.read(
+            lambda connection: (_session_of(connection, job), why_away(connection, job.session_id))
+        )
         if away is not None:
             raise LookupError(away)
         audio = AUDIO.validate_json(row.audio or "")
@@ -163,12 +165,14 @@ class Completion:
         self._deliver()
 
     async def _session(self, job: JobRow) -> SessionRow:
-        row = await self._database.read(
-            lambda connection: recordings.get(connection, job.session_id)
-        )
-        if row is None:
-            raise LookupError(f"job {job.id} belongs to no session")
-        return row
+        return await self._database.read(partial(_session_of, job=job))
+
+
+def _session_of(connection: Connection, job: JobRow) -> SessionRow:
+    row = recordings.get(connection, job.session_id)
+    if row is None:
+        raise LookupError(f"job {job.id} belongs to no session")
+    return row
 
 
 def _conversation(
