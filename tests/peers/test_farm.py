@@ -208,6 +208,7 @@ def test_a_broker_killed_in_mid_job_loses_nothing(tmp_path: Path, one_farm: Farm
     until(lambda: bool(calls(slow)), "the job at the worker")
     second = one_farm.client(audio(tmp_path / "b.wav", 0.1, 2))
     until(lambda: one_farm.depth()[0] == 1, "the second job in the queue")
+    broker.write_down()
 
     broker.kill9()
     late = one_farm.run(*one_farm.call(audio(tmp_path / "c.wav", 0.1, 3)))
