@@ -108,7 +108,8 @@ async def test_a_server_killed_under_load_loses_nothing_that_was_confirmed(
             await asyncio.sleep(0.3)
             with pytest.raises(StoreError):
                 await database.read(outbox.last_seq)
-            async with asyncio.timeout(10):  # its last commit may have been a moment ago
+            # Its last commit may have been a moment ago, and the next one waits for the server.
+            async with asyncio.timeout(40):
                 while await database.unwritable() is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             await asyncio.to_thread(own_server.start)
