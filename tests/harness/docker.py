@@ -90,15 +90,21 @@ for one in (out[1], err[1], code[1]):
     os.close(one)
 
 def feed():
-    while data := os.read(0, 65536):
-        ours.sendall(data)
-    ours.shutdown(socket.SHUT_WR)
+    try:
+        while data := os.read(0, 65536):
+            ours.sendall(data)
+        ours.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # what was inside has ended
 
 def show(source, target):
-    while data := os.read(source, 65536):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(target, view):]
+    try:
+        while data := os.read(source, 65536):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view):]
+    except OSError:
+        pass  # nobody listens any more
 
 if interactive:
     threading.Thread(target=feed, daemon=True).start()
