@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sqlalchemy import Connection
 
 from siprec_bridge.cli.arguments import AsJson, ConfigFile, Limit, SessionId
-from siprec_bridge.cli.database import refuse, with_database
+from siprec_bridge.cli.database import node_here, refuse, with_database
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
-from siprec_bridge.store import Database, DepositRow, deposits, node_id
+from siprec_bridge.store import Database, DepositBacklog, DepositRow, deposits
 from siprec_bridge.store.deposits import DepositState
 
 app = typer.Typer(help="Recordings in the object store, and encrypted.", no_args_is_help=True)
@@ -31,9 +32,12 @@ def archive_list(
 ) -> None:
     """List what is to be archived or encrypted, or was; oldest first."""
     settings, _ = from_environment(config)
-    find = partial(deposits.listing, limit=limit, state=state, failing=failing)
-    rows = with_database(settings, lambda store: store.read(find))
-    backlog = with_database(settings, lambda store: store.read(deposits.backlog))
+
+    def find(connection: Connection) -> tuple[list[DepositRow], DepositBacklog]:
+        rows = deposits.listing(connection, limit, state=state, failing=failing)
+        return rows, deposits.backlog(connection)
+
+    rows, backlog = with_database(settings, lambda store: store.read(find))
     if as_json:
         shown = [
             {name: value for name, value in asdict(row).items() if name != "manifest"}
@@ -50,6 +54,8 @@ def archive_list(
 
 
 def _condition(row: DepositRow) -> str:
+    if row.reason is not None and row.state == "done":  # nothing failed, and nothing is tried again
+        return row.reason
     if row.reason is not None:
         return f"failed {row.attempts} times, again {row.not_before:%H:%M:%S} UTC: {row.reason}"
     said = []
@@ -100,9 +106,6 @@ def archive_fetch(
     settings, _ = from_environment(config)
 
     async def bring(store: Database) -> list[Path]:
-        node = None
-        if store.shared and not settings.recordings_shared:
-            node = settings.node_id or node_id(settings.data_dir)
         return await fetch(
             store,
             Stores(None, settings.archive_options),
@@ -110,7 +113,7 @@ def archive_fetch(
             out=out,
             keep_local=settings.archive_keep_local,
             clock=lambda: datetime.now(UTC),
-            node=node,
+            node=node_here(settings, store),
         )
 
     try:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 import typer
 
 from siprec_bridge.settings import Settings
-from siprec_bridge.store import Database
+from siprec_bridge.store import Database, node_id
 
 T = TypeVar("T")
 
@@ -25,6 +25,13 @@ def with_database(settings: Settings, use: Callable[[Database], Coroutine[Any, A
             await store.stop()
 
     return asyncio.run(run())
+
+
+def node_here(settings: Settings, store: Database) -> str | None:
+    """The node whose audio can be reached here; None: everybody's."""
+    if not store.shared or settings.recordings_shared:
+        return None
+    return settings.node_id or node_id(settings.data_dir)
 
 
 def refuse(why: str) -> NoReturn:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siprec_bridge.cli.arguments import AsJson, ConfigFile
-from siprec_bridge.cli.database import with_database
+from siprec_bridge.cli.database import node_here, with_database
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
-from siprec_bridge.store import Database, node_id
+from siprec_bridge.store import Database
 from siprec_bridge.telemetry import Metrics, configure_logs
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def erase(
         raise ConfigurationError("--participant", str(error)) from None
 
     async def run(store: Database) -> "list[Affected]":
-        node = None
-        if store.shared and not settings.recordings_shared:
-            node = settings.node_id or node_id(settings.data_dir)
+        node = node_here(settings, store)
 
         def now() -> datetime:
             return datetime.now(UTC)

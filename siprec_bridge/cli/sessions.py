@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from siprec_bridge.cli.arguments import AsJson, ConfigFile, Limit, SessionId
-from siprec_bridge.cli.database import refuse, with_database
+from siprec_bridge.cli.database import node_here, refuse, with_database
 from siprec_bridge.cli.orders import orders_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
@@ -22,7 +22,6 @@ from siprec_bridge.store import (
     SipMessage,
     TranscriptRow,
     ladder,
-    node_id,
     recordings,
     transcripts,
 )
@@ -132,9 +131,7 @@ def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
     settings, _ = from_environment(config)
 
     async def delete(store: Database) -> bool:
-        node = None
-        if store.shared and not settings.recordings_shared:
-            node = settings.node_id or node_id(settings.data_dir)
+        node = node_here(settings, store)
         retention = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC), node=node)
         return await retention.delete(session)
 

@@ -38,6 +38,19 @@ async def legs(bridge: Bridge) -> list[tuple[float, float]]:
     return found
 
 
+async def invited(phone: socket.socket, bridge: Bridge, offer: str) -> Response:
+    """The final answer to an INVITE with this offer; the socket is connected to the bridge then."""
+    loop = asyncio.get_running_loop()
+    phone.setblocking(False)
+    phone.connect(bridge.udp)
+    await loop.sock_sendall(phone, request("INVITE", body=multipart(sdp=offer)))
+    async with asyncio.timeout(10):
+        answer = parse_sip(await loop.sock_recv(phone, 65536))
+        while not isinstance(answer, Response) or answer.status < 200:
+            answer = parse_sip(await loop.sock_recv(phone, 65536))
+    return answer
+
+
 @pytest.mark.parametrize("suite", [CM80, "AES_CM_128_HMAC_SHA1_32", GCM])
 async def test_an_encrypted_call_over_udp_is_recorded(tmp_path: Path, suite: str) -> None:
     async with running_bridge(tmp_path / "data") as bridge:
@@ -84,16 +97,9 @@ async def test_media_under_another_key_is_counted_and_not_recorded(tmp_path: Pat
     crypto = f"a=crypto:{write_crypto('1', CM80, told)}\r\na=label"
     offer = OFFER.replace("RTP/AVP", "RTP/SAVP").replace("a=label", crypto)
     sender = SrtpSender(CM80, used)
-    loop = asyncio.get_running_loop()
     async with running_bridge(tmp_path / "data") as bridge:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
-            phone.setblocking(False)
-            phone.connect(bridge.udp)
-            await loop.sock_sendall(phone, request("INVITE", body=multipart(sdp=offer)))
-            async with asyncio.timeout(10):
-                answer = parse_sip(await loop.sock_recv(phone, 65536))
-                while not isinstance(answer, Response) or answer.status < 200:
-                    answer = parse_sip(await loop.sock_recv(phone, 65536))
+            answer = await invited(phone, bridge, offer)
             ours = parse_sdp(answer.body).media
             tag = (answer.headers.get("To") or "").partition(";tag=")[2]
             phone.send(request("ACK", to_tag=tag, branch="z9hG4bK2"))
@@ -167,16 +173,10 @@ async def test_openssl_s_own_client_agrees_on_keys_and_is_recorded_with_its_cert
     named = theirs.fingerprint if is_theirs else fingerprint_of(b"another one")
     lines = f"a=setup:active\r\na=fingerprint:{named}\r\na=label"
     offer = OFFER.replace("RTP/AVP", "UDP/TLS/RTP/SAVP").replace("a=label", lines)
-    loop, (key, salt) = asyncio.get_running_loop(), size
+    key, salt = size
     async with running_bridge(tmp_path / "data") as bridge:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as phone:
-            phone.setblocking(False)
-            phone.connect(bridge.udp)
-            await loop.sock_sendall(phone, request("INVITE", body=multipart(sdp=offer)))
-            async with asyncio.timeout(10):
-                answer = parse_sip(await loop.sock_recv(phone, 65536))
-                while not isinstance(answer, Response) or answer.status < 200:
-                    answer = parse_sip(await loop.sock_recv(phone, 65536))
+            answer = await invited(phone, bridge, offer)
             ours = parse_sdp(answer.body).media[0]
             tag = (answer.headers.get("To") or "").partition(";tag=")[2]
             phone.send(request("ACK", to_tag=tag, branch="z9hG4bK2"))

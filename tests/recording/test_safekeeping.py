@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from typer.testing import CliRunner
 
 from siprec_bridge.cli import app
+from siprec_bridge.cli.archive import _condition
 from siprec_bridge.media import FinishedAudio
 from siprec_bridge.media.audio_file import FinishedFile
 from siprec_bridge.recording import (
@@ -696,6 +697,7 @@ async def test_audio_that_is_still_to_be_redacted_goes_nowhere_before_it_is(
         await here.go_round()
 
         assert kept_back[0] == {}
+        assert _condition(kept_back[1]) == kept_back[1].reason  # as `archive list` shows it
         assert (kept_back[1].state, str(kept_back[1].reason)[:9]) == ("done", "withheld:")
         assert "2026/05/04/s1/manifest.json" in here.stored()
         assert (await here.deposit()).reason is None
