@@ -125,14 +125,15 @@ class RabbitMq:
         return done.stdout
 
     def _write_configuration(self) -> None:
-        # Once: definitions that are loaded while it recovers from a kill leave channels that hang.
-        definitions = "" if (self._folder / "data").exists() else self._definitions()
+        is_new = not (self._folder / "data").exists()
         for name in ("data", "log", "home"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         if self.authority is None:
             self.authority = Authority(self._folder / "tls")
         certificate, key = self.authority.sign("localhost")
         (self._folder / "enabled_plugins").write_text("[rabbitmq_auth_mechanism_ssl].\n")
+        # Once: a broker that loads them again while it recovers from a kill has left a client hang.
+        definitions = self._definitions() if is_new else ""
         (self._folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\n"
