@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from siprec_bridge.media.decode import Decoder, Pcm, Undecodable, can_decode, decoder_of
+from siprec_bridge.media.decode import can_decode, decoder_of
+from siprec_bridge.media.decoder import Decoder, Pcm, Undecodable
 from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent
-from siprec_bridge.rtp import MalformedPayload, read_headers
+from siprec_bridge.rtp import Frame, MalformedPayload, read_headers
 from siprec_bridge.sdp import EVENTS, NOISE, STATIC, Codec
 
 RATE: Final = 16000  # Hz, of all that comes out
@@ -191,7 +192,7 @@ class LiveDecoder:
             if not -_LONGEST_FILL_S < gap <= _LONGEST_FILL_S:
                 self._end_piece()
             elif gap > 0:
-                self._fill(decoder, gap, lost=lost)
+                self._fill(decoder, gap, frames[0] if lost and frames else None)
         if self._piece is None:
             self._begin(packet, codec)
         else:
@@ -228,12 +229,13 @@ class LiveDecoder:
             began = arrival_ns - round(piece.samples * 1e9 / RATE)
             piece.at_ns = min(piece.at_ns, max(began, self._first_ns - _FIRST_JITTER_NS))
 
-    def _fill(self, decoder: Decoder, gap: float, *, lost: bool) -> None:
+    def _fill(self, decoder: Decoder, gap: float, following: Frame | None) -> None:
+        """Fill a gap: by the codec where packets ahead of the one that follows were lost."""
         samples = round(gap * decoder.rate)
         made = np.zeros(0, np.int16)
-        if lost:
+        if following is not None:
             with contextlib.suppress(Undecodable):  # then it is silence
-                made = decoder.conceal(samples)[:samples]
+                made = decoder.conceal(samples, following)[:samples]
         silence = np.zeros(samples - len(made), np.int16)
         self._say(np.concatenate((made, silence)), decoder.rate)
 

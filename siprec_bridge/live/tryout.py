@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from siprec_bridge.live.decoder import RATE, Piece, Sound
 from siprec_bridge.live.recogniser import Conversation, Line, NotHeard, Wanted
-from siprec_bridge.media.decode import Pcm
+from siprec_bridge.media.decoder import Pcm
 
 _MOST_SOUND_S = 60.0  # it may be sent at once, which no call does
 _STEP = RATE // 5

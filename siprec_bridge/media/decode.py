@@ -1,4 +1,4 @@
-"""Codecs to PCM: G.711 and L16 by table, the others by FFmpeg's decoders, through PyAV.
+"""Codecs to PCM: G.711 and L16 by table, Opus by libopus, the others by FFmpeg through PyAV.
 
 A decoder of speech has state: it gets its packets in order and is made anew where they break off.
 """
@@ -7,40 +7,18 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import av
 import numpy as np
 import numpy.typing as npt
 
+from siprec_bridge.media.decoder import LONGEST_CONCEALMENT_S, Decoder, Pcm, Undecodable
+from siprec_bridge.media.opus import Opus, has_libopus
 from siprec_bridge.rtp import Frame, MalformedPayload, decode_g711, g726_bits, unpacker
 from siprec_bridge.sdp import RECORDABLE, Codec, recordable
 
-Pcm = npt.NDArray[np.int16]
-
 PLAIN: Final = ("PCMU", "PCMA", "L16")  # each sample stands for itself: no state, no frames
-_LONGEST_CONCEALMENT_S = 0.1  # beyond that a decoder makes up what nobody said
-
-
-class Undecodable(Exception):
-    """A payload that the codec refuses."""
-
-
-class Decoder(Protocol):
-    """One sender's codec."""
-
-    @property
-    def rate(self) -> int:
-        """Of the audio, in Hz."""
-
-    def frames(self, payload: bytes) -> list[Frame]:
-        """Take a payload apart. Raises MalformedPayload."""
-
-    def decode(self, frame: Frame) -> Pcm:
-        """PCM of the next frame: int16, shape (frame.samples,). Raises Undecodable."""
-
-    def conceal(self, samples: int) -> Pcm:
-        """What stands for lost speech: int16, shape (samples,) or shorter; the rest is silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +89,9 @@ def decode_plain(codec: Codec, data: bytes) -> Pcm:
 
 def decoder_of(codec: Codec) -> Decoder:
     """A decoder in its first state, for a codec that `can_decode` says yes to."""
-    return _Plain(codec) if codec.name in PLAIN else _Framed(codec)
+    if codec.name in PLAIN:
+        return _Plain(codec)
+    return Opus() if codec.name == "OPUS" and has_libopus() else _Framed(codec)
 
 
 class _Plain:
@@ -131,7 +111,7 @@ class _Plain:
     def decode(self, frame: Frame) -> Pcm:
         return decode_plain(self._codec, frame.data)
 
-    def conceal(self, samples: int) -> Pcm:
+    def conceal(self, samples: int, following: Frame | None = None) -> Pcm:
         return np.zeros(0, np.int16)
 
 
@@ -162,10 +142,10 @@ class _Framed:
             self._erased = Frame(alone, self.frames(alone)[0].samples)
         return self._run(data, frame.samples)
 
-    def conceal(self, samples: int) -> Pcm:
+    def conceal(self, samples: int, following: Frame | None = None) -> Pcm:
         if self._erased is None:
             return np.zeros(0, np.int16)
-        count = min(samples, round(_LONGEST_CONCEALMENT_S * self.rate)) // self._erased.samples
+        count = min(samples, round(LONGEST_CONCEALMENT_S * self.rate)) // self._erased.samples
         parts = [self._run(self._erased.data, self._erased.samples) for _ in range(count)]
         return np.concatenate(parts) if parts else np.zeros(0, np.int16)
 

@@ -16,15 +16,13 @@ import numpy.typing as npt
 from siprec_bridge.media.coverage import CELLS, Coverage
 from siprec_bridge.media.decode import (
     PLAIN,
-    Decoder,
-    Pcm,
-    Undecodable,
     audio_rate,
     can_decode,
     decode_plain,
     decoder_of,
     plain_width,
 )
+from siprec_bridge.media.decoder import Decoder, Pcm, Undecodable
 from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
 from siprec_bridge.rtp import (
     Batch,
@@ -322,7 +320,7 @@ class Line:
             # Keys and noise took numbers, too: what they left out was not lost.
             numbers = ((voice.sequence + one) & 0xFFFF for one in range(1, step))
             lost = sum((packet.ssrc, one) not in self._beside for one in numbers)
-            self._conceal(voice, packet.position, lost)
+            self._conceal(voice, packet, lost)
         rate = voice.decoder.rate
         unit = UNIT // rate
         position = packet.position
@@ -340,14 +338,17 @@ class Line:
         if len(self._voices) > _SOURCES:
             del self._voices[next(iter(self._voices))]  # the one not heard for longest
 
-    def _conceal(self, voice: _Voice, position: int, lost: int) -> None:
+    def _conceal(self, voice: _Voice, packet: _Waiting, lost: int) -> None:
         """Have the codec itself fill a short gap that lost packets left."""
         rate = voice.decoder.rate
-        gap = min(position - voice.end, lost * voice.duration) * rate // UNIT
+        whole = packet.position - voice.end
+        gap = min(whole, lost * voice.duration) * rate // UNIT
         if gap <= 0:
             return
+        # What lies between a loss and the packet is a pause, of which that has no copy.
+        following = packet.frames[0] if packet.frames and gap == whole * rate // UNIT else None
         try:
-            self._write(rate, voice.end, voice.decoder.conceal(gap))
+            self._write(rate, voice.end, voice.decoder.conceal(gap, following))
         except Undecodable:
             return  # then it is silence
 

@@ -256,9 +256,19 @@ def _codec_attributes(codecs: Sequence[Codec]) -> tuple[Attribute, ...]:
         name = codec.name.lower() if codec.name == EVENTS else codec.name
         channels = f"/{codec.channels}" if codec.channels > 1 else ""
         maps.append(("rtpmap", f"{codec.payload_type} {name}/{codec.clock_rate}{channels}"))
-        if codec.fmtp:
-            maps.append(("fmtp", f"{codec.payload_type} {codec.fmtp}"))
+        if parameters := _our_parameters(codec):
+            maps.append(("fmtp", f"{codec.payload_type} {parameters}"))
     return tuple(maps)
+
+
+def _our_parameters(codec: Codec) -> str:
+    """Those of the offer; of Opus we also make use of the copies of lost frames. RFC 7587 §7.1"""
+    if codec.name != "OPUS" or codec.parameters.get("useinbandfec") == "1":
+        return codec.fmtp
+    kept = [
+        one for one in codec.fmtp.split(";") if one.strip() and "useinbandfec" not in one.lower()
+    ]
+    return ";".join([*kept, "useinbandfec=1"])
 
 
 def _origin(session_id: int, version: int, address: str) -> str:

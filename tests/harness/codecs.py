@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import av
 import numpy as np
+import soxr
 
 from harness.rtp import Pcm, tone
+from siprec_bridge.caller.audio import RATE, sample_call
 from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.rtp import build_packet, encode_g711
 from siprec_bridge.sdp import Codec
@@ -210,6 +212,17 @@ def streams() -> dict[str, Stream]:
         tone(440, 2.0, 44100),
     )
     return found
+
+
+def speech_with_copies() -> Stream:
+    """Somebody speaking Opus whose packets carry a copy of the frame before. RFC 7587 §3.3"""
+    codec = Codec(111, "OPUS", 48000, 2, "useinbandfec=1")
+    alice, _ = sample_call()
+    pcm = soxr.resample(alice.pcm, RATE, 48000).astype(np.int16)
+    told = {"fec": "1", "packet_loss": "25", "application": "voip"}
+    encoder = context("libopus", 48000, "w", bit_rate=24000, options=told)
+    payloads = list(encode(encoder, pcm, 960))
+    return Stream(codec, payloads, 960, 48000, hear(context("libopus", 48000), payloads))
 
 
 def _plain(name: str, pcm: Pcm) -> Stream:

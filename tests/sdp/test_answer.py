@@ -238,6 +238,22 @@ def test_codecs_are_answered_in_the_order_of_the_src_with_their_parameters() -> 
 
 
 @pytest.mark.parametrize(
+    ("offered", "answer"),
+    [
+        ("", "useinbandfec=1"),
+        ("a=fmtp:111 minptime=10; useinbandfec=0\r\n", "minptime=10;useinbandfec=1"),
+        ("a=fmtp:111 minptime=10; useinbandfec=1\r\n", "minptime=10; useinbandfec=1"),
+    ],
+)
+def test_the_sender_of_opus_is_asked_for_copies_of_its_frames(offered: str, answer: str) -> None:
+    text = one_line(f"m=audio 5000 RTP/AVP 111\r\na=rtpmap:111 opus/48000/2\r\n{offered}".rstrip())
+
+    (line,) = answered(text).media
+
+    assert ("fmtp", f"111 {answer}") in line.attributes
+
+
+@pytest.mark.parametrize(
     "codec",
     [
         Codec(97, "AMR", 8000, fmtp="octet-align=1; interleaving=30"),
