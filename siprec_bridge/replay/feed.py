@@ -4,13 +4,11 @@ into spools, with the capture's time in place of the clock.
 
 import asyncio
 import itertools
-import re
 import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Unpack
 
@@ -20,11 +18,11 @@ from siprec_bridge.media import (
     Finisher,
     OfflineMedia,
     Stretches,
-    can_decode,
     decodable,
     finish_session,
 )
 from siprec_bridge.recording import Archive, Desk, Orders, RecordingService
+from siprec_bridge.replay.call import Line, ReplayedCall
 from siprec_bridge.replay.dialogs import (
     CapturedDialog,
     DialogKey,
@@ -38,23 +36,19 @@ from siprec_bridge.replay.packets import CUT, Address, Datagram
 from siprec_bridge.replay.report import (
     CallResult,
     Refusal,
-    RefusedStream,
     Report,
-    StreamResult,
 )
+from siprec_bridge.replay.results import clean, moment, outcome, recorded, unclaimed, why_nothing
+from siprec_bridge.replay.rewrite import agreement, with_to_tag, without_timer
 from siprec_bridge.replay.traffic import Traffic, WireMessage
 from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import (
     EVENTS,
     NOISE,
-    STATIC,
-    Codec,
     Crypto,
     MalformedSdp,
     Media,
     MediaPolicy,
-    SessionDescription,
-    plan,
     read_crypto,
 )
 from siprec_bridge.sdp import parse as parse_sdp
@@ -63,7 +57,6 @@ from siprec_bridge.sip import (
     Content,
     DialogEnded,
     DialogId,
-    Headers,
     InviteReceived,
     Malformed,
     Output,
@@ -78,9 +71,9 @@ from siprec_bridge.sip import (
     SipServer,
     serialize,
 )
-from siprec_bridge.siprec import SessionDocument, parse_body
+from siprec_bridge.siprec import parse_body
 from siprec_bridge.store import Database, SessionRow, recordings
-from siprec_bridge.telemetry import Metrics, masked
+from siprec_bridge.telemetry import Metrics
 
 _SAMPLE_RATE = 16_000  # Hz: what a recogniser gets
 _PATIENCE_S = 1800.0  # real time that the recording code has for one message
@@ -88,49 +81,10 @@ _LONGEST_SILENCE_S = 86_400.0  # a longer gap is a broken clock: its timers run 
 _LONGEST_GAP_NS = 4 * 3600 * 1_000_000_000
 _NO_VOICE = (EVENTS, NOISE)
 _OTHER_RTP = "RTP of other streams"
-_TO = re.compile(rb"^(?:to|t)[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.I | re.M)
-_TIMER = re.compile(rb"^(?:session-expires|x)[ \t]*:[ \t]*(\d{1,9})[^\r\n]*\r?\n", re.I | re.M)
-_LEAST_TIMER_S = 90  # below it we answer 422
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 class ReplayFailed(Exception):
     """Nothing was wrong with the capture; the files could not be written."""
-
-
-@dataclass(eq=False, slots=True)
-class _Line:
-    """An m-line as the captured SRS answered it."""
-
-    call: "_Call"
-    index: int
-    codecs: dict[int, Codec]
-    types: Counter[int] = field(default_factory=Counter)  # RTP packets by payload type
-    latest_ns: int = 0  # when its latest packet came
-
-
-@dataclass(eq=False, slots=True)
-class _Call:
-    """One INVITE of an SRC, and what became of it."""
-
-    name: str
-    captured: CapturedDialog
-    number: int  # CSeq of its INVITE
-    at_ns: int
-    source: Address
-    srs: Address
-    transport: str
-    ladder: Path
-    dialog: DialogId | None = None  # ours
-    session_id: str | None = None
-    ended: str | None = None
-    status: int | None = None
-    captured_status: int | None = None
-    offer: SessionDescription | None = None
-    lines: dict[int, _Line] = field(default_factory=dict)
-    keys: dict[int, Crypto | None] = field(default_factory=dict)  # by m-line, as it was answered
-    refusals: list[Refusal] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 class _InlineFinisher(Finisher):
@@ -194,13 +148,13 @@ class _Replay:
         self._now_ns = 0
         self._now = 0.0
         self._latest_ns = 0
-        self._calls: list[_Call] = []
-        self._by_key: dict[DialogKey, list[_Call]] = {}
-        self._by_dialog: dict[DialogId, _Call] = {}
-        self._lines: dict[Address, _Line] = {}
+        self._calls: list[ReplayedCall] = []
+        self._by_key: dict[DialogKey, list[ReplayedCall]] = {}
+        self._by_dialog: dict[DialogId, ReplayedCall] = {}
+        self._lines: dict[Address, Line] = {}
         self._rtcp: set[Address] = set()
         self._ignored: Counter[str] = Counter()
-        self._current: _Call | None = None
+        self._current: ReplayedCall | None = None
         self._last_response: Response | None = None
         self._numbers = itertools.count(1)
         self._media = OfflineMedia(lambda: self._now_ns)
@@ -268,7 +222,7 @@ class _Replay:
         self._perform(self._server.request(dialog, method, now=self._now, **content))
 
     def _clock(self) -> datetime:
-        return _time(self._now_ns)
+        return moment(self._now_ns)
 
     def _name(self) -> str:
         assert self._current is not None
@@ -311,22 +265,22 @@ class _Replay:
                 return
             call = found
             if call.dialog is not None:
-                data = _with_to_tag(data, call.dialog.local_tag)
+                data = with_to_tag(data, call.dialog.local_tag)
         if captured.got_no_timer(request):
-            untimed = _without_timer(data)
+            untimed = without_timer(data)
             if untimed != data:
                 call.warnings.append(
                     "the captured server took no session timer, so none runs here either"
                 )
             data = untimed
-        self._note_offer(call, request)
-        self._write_ladder(call, wire.at_ns, f"{wire.source} -->", wire.data)
+        call.note_offer(request)
+        call.write_ladder(wire.at_ns, f"{wire.source} -->", wire.data)
         peer = Peer(wire.transport, *wire.source, wire.flow, *wire.destination)
         self._current = call
         self._perform(self._server.receive(data, peer, self._now))
         await self._settle()
 
-    def _open(self, captured: CapturedDialog, request: Request, wire: WireMessage) -> _Call:
+    def _open(self, captured: CapturedDialog, request: Request, wire: WireMessage) -> ReplayedCall:
         """The call of an initial INVITE; one that comes again has its call."""
         calls = self._by_key.setdefault(captured.key, [])
         number = number_of(request)
@@ -334,7 +288,7 @@ class _Replay:
             if one.number == number:
                 return one
         name = f"call-{next(self._numbers)}"
-        call = _Call(
+        call = ReplayedCall(
             name=name,
             captured=captured,
             number=number,
@@ -348,7 +302,9 @@ class _Replay:
         self._calls.append(call)
         return call
 
-    def _call_of(self, captured: CapturedDialog, message: Request | Response) -> _Call | None:
+    def _call_of(
+        self, captured: CapturedDialog, message: Request | Response
+    ) -> ReplayedCall | None:
         """Which of our calls a message in a captured dialog belongs to."""
         calls = self._by_key.get(captured.key, [])
         from_tag, to_tag = tags_of(message)
@@ -366,16 +322,14 @@ class _Replay:
         call = self._call_of(captured, response)
         if call is None:
             return
-        self._write_ladder(
-            call, wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server"
-        )
+        call.write_ladder(wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server")
         method, number = response.cseq.method, response.cseq.number
         if method == "INVITE" and number == call.number and response.status >= 200:
             call.captured_status = call.captured_status or response.status
         if method in ("INVITE", "UPDATE") and response.status < 300 and response.body:
             self._follow_answer(call, response, wire)
 
-    def _follow_answer(self, call: _Call, response: Response, wire: WireMessage) -> None:
+    def _follow_answer(self, call: ReplayedCall, response: Response, wire: WireMessage) -> None:
         """Learn where the captured SRS has its RTP sent."""
         try:
             content = response.headers.get("Content-Encoding")
@@ -387,7 +341,7 @@ class _Replay:
         for index, media in enumerate(answer.media if answer is not None else ()):
             if media.port == 0:
                 continue
-            line = call.lines.setdefault(index, _Line(call, index, {}))
+            line = call.lines.setdefault(index, Line(call, index, {}))
             self._follow_keys(call, index, media)
             line.codecs |= {codec.payload_type: codec for codec in media.codecs}
             # Behind a NAT the packets do not go to the address in the SDP.
@@ -396,7 +350,7 @@ class _Replay:
                 if media.rtcp_port != media.port:
                     self._rtcp.add(Address(host, media.rtcp_port))
 
-    def _follow_keys(self, call: _Call, index: int, answered: Media) -> None:
+    def _follow_keys(self, call: ReplayedCall, index: int, answered: Media) -> None:
         """Decrypt with the offered key that the captured SRS took, which we might not have."""
         offered = call.offer.media[index : index + 1] if call.offer is not None else ()
         lines = [read_crypto(line) for line in answered.crypto_lines]
@@ -418,9 +372,7 @@ class _Replay:
         call = self._call_of(captured, request)
         if call is None or not captured.is_answer(wire.source):
             return
-        self._write_ladder(
-            call, wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server"
-        )
+        call.write_ladder(wire.at_ns, f"{wire.destination} <--", wire.data, "the captured server")
         if request.method == "BYE" and call.dialog is not None and call.ended is None:
             await self._turn_clock(wire.at_ns)
             call.warnings.append("the captured server hung up, so we do")
@@ -441,7 +393,8 @@ class _Replay:
                     self._by_dialog[output.dialog] = self._current
                     self._service.on_sip(output)
                 case DialogEnded(dialog=dialog, cause=cause):
-                    self._note_end(dialog, cause)
+                    if (call := self._by_dialog.get(dialog)) is not None:
+                        call.note_end(cause)
                     self._service.on_sip(output)
                 case Malformed() | RequestSeen():
                     pass
@@ -460,12 +413,14 @@ class _Replay:
             self._last_response = message
         else:
             # The SRC of the capture never got it: take it that it would have agreed.
-            answers.append((serialize(_agreement(message)), peer))
+            answers.append((serialize(agreement(message)), peer))
         if call is not None:
             where = f"{Address(peer.host, peer.port)} <--"
-            self._write_ladder(call, self._now_ns, where, data, "the bridge")
+            call.write_ladder(self._now_ns, where, data, "the bridge")
 
-    def _call_for_sent(self, captured: CapturedDialog, message: Request | Response) -> _Call | None:
+    def _call_for_sent(
+        self, captured: CapturedDialog, message: Request | Response
+    ) -> ReplayedCall | None:
         tags = tags_of(message)
         for call in self._by_key.get(captured.key, []):
             if call.dialog is not None and call.dialog.local_tag in tags:
@@ -485,28 +440,8 @@ class _Replay:
         if status >= 400 and status != 487:
             why = [response.reason, *response.headers.get_all("Warning")]
             call.refusals.append(
-                Refusal(_time(self._now_ns), method, status, _clean("; ".join(why)))
+                Refusal(moment(self._now_ns), method, status, clean("; ".join(why)))
             )
-
-    def _note_end(self, dialog: DialogId, cause: str) -> None:
-        call = self._by_dialog.get(dialog)
-        if call is None or call.ended is not None:
-            return
-        call.ended = cause
-        if cause == "ack_timeout":
-            call.warnings.append("no ACK in 32 s: we would have hung up")
-        elif cause == "session_expired":
-            call.warnings.append("no refresh within the session timer: we would have hung up")
-
-    def _note_offer(self, call: _Call, request: Request) -> None:
-        try:
-            body = parse_body(
-                request.content_type, request.headers.get("Content-Encoding"), request.body
-            ).sdp
-            if body is not None:
-                call.offer = parse_sdp(body)
-        except (Refused, MalformedSdp):
-            pass  # the recorder says what it thinks of it
 
     async def _turn_clock(self, at_ns: int) -> None:
         """Let the machine's timers run up to a time of the capture."""
@@ -549,7 +484,7 @@ class _Replay:
             self._ignored["RTCP" if known else "RTCP of other streams"] += 1
             return
         if line is None:
-            self._ignored[_describe(payload[1] & 0x7F)] += 1
+            self._ignored[unclaimed(payload[1] & 0x7F)] += 1
             return
         near = min(abs(datagram.at_ns - at) for at in (line.latest_ns, self._now_ns))
         if near > _LONGEST_GAP_NS:  # else it would be hours of silence in the audio
@@ -571,17 +506,6 @@ class _Replay:
 
     # What is told
 
-    def _write_ladder(
-        self, call: _Call, at_ns: int, where: str, data: bytes, who: str = ""
-    ) -> None:
-        text = masked(data.decode("utf-8", "replace"))
-        title, *rest = text.lstrip("\r\n").splitlines() or [""]
-        note = f"   ({who})" if who else ""
-        lines = [f"{(at_ns - call.at_ns) / 1e9:9.3f}  {where} {title}{note}"]
-        lines += [f"           | {line}" for line in rest]
-        with call.ladder.open("a", encoding="utf-8", errors="replace") as file:
-            file.write("\n".join(lines) + "\n\n")
-
     async def _report(self) -> Report:
         traffic = self._traffic
         results = [await self._result(call) for call in self._calls]
@@ -592,193 +516,29 @@ class _Replay:
         if traffic.ignored[CUT]:
             warnings.append(f"{traffic.ignored[CUT]} {CUT}")
         if not results:
-            warnings.append(self._why_nothing(ignored))
+            warnings.append(why_nothing(ignored, len(self._dialogs.by_key)))
         return Report(
             file=str(traffic.path),
             out=str(self._out),
             frames=traffic.capture.frames,
-            first_at=_time(traffic.first_ns) if traffic.first_ns is not None else None,
-            last_at=_time(traffic.last_ns) if traffic.first_ns is not None else None,
+            first_at=moment(traffic.first_ns) if traffic.first_ns is not None else None,
+            last_at=moment(traffic.last_ns) if traffic.first_ns is not None else None,
             calls=tuple(results),
             warnings=tuple(warnings),
             ignored={what: count for what, count in ignored.items() if count},
         )
 
-    def _why_nothing(self, ignored: Counter[str]) -> str:
-        others = len(self._dialogs.by_key)
-        if others:
-            return (
-                f"{others} calls, none of which asks for a recording session; "
-                "say which address is the recording server with --srs"
-            )
-        if ignored["SIP messages of other dialogs"]:
-            return "no INVITE in this capture: begin it before the call does"
-        if any(what.startswith(_OTHER_RTP) for what in ignored):
-            return "RTP but no SIP in this capture: without the INVITE nothing says whose it is"
-        return "neither SIP nor RTP in this capture"
-
-    async def _result(self, call: _Call) -> CallResult:
+    async def _result(self, call: ReplayedCall) -> CallResult:
         name = call.session_id
         row: SessionRow | None = None
         if name is not None:
             row = await self._database.read(lambda connection: recordings.get(connection, name))
-        warnings = list(dict.fromkeys(call.warnings))
-        if call.captured_status is not None and (call.captured_status < 300) != (
-            call.status is not None and call.status < 300
-        ):
-            warnings.append(f"the captured server answered {call.captured_status}")
-        if row is not None and not call.lines:
-            warnings.append("no answer with SDP in the capture: nothing tells where its RTP went")
-        result = CallResult(
-            id=call.name,
-            sip_call_id=_clean(call.captured.key[0]),
-            at=_time(call.at_ns),
-            source=str(call.source),
-            srs=str(call.srs),
-            transport=call.transport,
-            status=call.status,
-            captured_status=call.captured_status,
-            ladder=call.ladder.name,
-            refused_streams=self._refused_streams(call),
-            refusals=tuple(call.refusals),
-            warnings=tuple(warnings),
-        )
-        return result if row is None else self._recorded(call, row, result)
-
-    def _recorded(self, call: _Call, row: SessionRow, result: CallResult) -> CallResult:
-        document = SessionDocument.model_validate_json(row.document)
+        if row is None:
+            return outcome(call, self._policy)
         audio = self._finisher.audio.get(row.id, FinishedAudio(()))
-        legs = {leg.index: leg for leg in audio.legs}
-        folder = self._out / row.id
-        (folder / "session.json").write_text(document.model_dump_json(indent=1), "utf-8")
-        warnings = [*document.warnings, *result.warnings]
-        streams: list[StreamResult] = []
-        for one in document.streams:
-            leg = legs.get(one.index)
-            reports = self._media.reports.get(f"{row.id}-{one.index}", [])
-            line = call.lines.get(one.index)
-            packets = sum(report.packets for report in reports)
-            streams.append(
-                StreamResult(
-                    index=one.index,
-                    label=one.label,
-                    speakers=tuple(
-                        who.name or who.aor or who.id for who in document.on_stream(one.label)
-                    ),
-                    codec=", ".join(leg.codecs) if leg is not None else one.codec,
-                    state=one.state,
-                    packets=packets,
-                    lost=sum(report.lost for report in reports),
-                    duplicates=sum(report.duplicates for report in reports),
-                    duration=leg.duration if leg is not None else 0.0,
-                    file=f"{row.id}/{leg.file}" if leg is not None else None,
-                )
-            )
-            if line is not None and not packets:
-                warnings.append(f"stream {one.label}: no RTP in the capture")
-            locked = sum(report.unauthenticated for report in reports)
-            if locked:
-                warnings.append(f"stream {one.label}: {locked} packets that its key does not open")
-            warnings += _undecoded(one.label, line)
-        return CallResult(
-            **{name: getattr(result, name) for name in _KEPT},
-            folder=row.id,
-            end_cause=call.ended,
-            duration=((row.ended_at or row.started_at) - row.started_at).total_seconds(),
-            stereo=f"{row.id}/{audio.stereo}" if audio.stereo else None,
-            participants=document.participants,
-            streams=tuple(streams),
-            warnings=tuple(warnings),
-        )
-
-    def _refused_streams(self, call: _Call) -> tuple[RefusedStream, ...]:
-        """Of the last offer: m-lines that the bridge does not take, and why."""
-        if call.offer is None:
-            return ()
-        return tuple(
-            RefusedStream(
-                one.index,
-                tuple(_clean(codec.name) for codec in media.codecs),
-                _clean(one.reason),
-            )
-            for one, media in zip(plan(call.offer, self._policy), call.offer.media, strict=True)
-            if not one.accepted and media.port
-        )
-
-
-_KEPT = (
-    "id", "sip_call_id", "at", "source", "srs", "transport", "status", "captured_status", "ladder",
-    "refused_streams", "refusals",
-)  # fmt: skip
-
-
-def _undecoded(label: str, line: _Line | None) -> list[str]:
-    """Packets on a recorded stream that carry what cannot be decoded."""
-    found: list[str] = []
-    for number, count in sorted(line.types.items()) if line is not None else ():
-        codec = line.codecs.get(number) or STATIC.get(number) if line is not None else None
-        name = _clean(codec.name) if codec is not None else "an unknown codec"
-        if codec is None or not _understood(codec):
-            found.append(
-                f"stream {label}: {count} packets of {name} (payload type {number}), "
-                "which the bridge does not decode"
-            )
-    return found
-
-
-def _understood(codec: Codec) -> bool:
-    return can_decode(codec) or codec.name in _NO_VOICE
-
-
-def _describe(payload_type: int) -> str:
-    """RTP of which no dialog tells: only types that mean the same everywhere have a name."""
-    codec = STATIC.get(payload_type)
-    name = f" ({codec.name})" if codec is not None else ""
-    decoded = codec is None or _understood(codec)
-    note = "" if decoded else ", which the bridge does not decode"
-    return f"{_OTHER_RTP}, payload type {payload_type}{name}{note}"
-
-
-def _with_to_tag(data: bytes, tag: str) -> bytes:
-    """The message with our tag in place of the captured SRS's. The To may have none (CANCEL)."""
-    end = _HEAD_END.search(data)
-    to = _TO.search(data, 0, end.start() if end is not None else len(data))
-    if to is None:
-        return data
-    ours = re.sub(
-        rb"(;\s*tag\s*=\s*)[^;\s]+",
-        lambda found: found.group(1) + tag.encode(),
-        to.group(),
-        flags=re.I,
-    )
-    return data[: to.start()] + ours + data[to.end() :]
-
-
-def _without_timer(data: bytes) -> bytes:
-    """The message without a session timer that we would take: nobody would refresh it here."""
-    end = _HEAD_END.search(data)
-    found = _TIMER.search(data, 0, end.start() + 2 if end is not None else len(data))
-    if found is None or int(found.group(1)) < _LEAST_TIMER_S:
-        return data
-    return data[: found.start()] + data[found.end() :]
-
-
-def _agreement(request: Request) -> Response:
-    headers = Headers()
-    for name in ("Via", "From", "To", "Call-ID", "CSeq"):
-        for value in request.headers.get_all(name):
-            headers.add(name, value)
-    return Response(200, "OK", headers)
+        return recorded(call, row, audio, self._media.reports, self._policy, self._out)
 
 
 def _contact(peer: Peer) -> str:
     host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
     return f"<sip:srs@{host}:{peer.local_port};transport={peer.transport}>;+sip.srs"
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _time(at_ns: int) -> datetime:
-    return datetime.fromtimestamp(at_ns / 1e9, UTC)
