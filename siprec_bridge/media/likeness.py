@@ -17,6 +17,7 @@ _LIKE_LOUDNESS_DB = 6  # an echo is weaker
 _WINDOWS = 8
 _WINDOW_S = 1.0
 _FEWEST_WINDOWS = 3
+_PIECE = 1 << 15  # cells that are correlated at once
 
 Pcm = npt.NDArray[np.int16]
 
@@ -49,7 +50,7 @@ def same_audio(one: Listened, other: Listened) -> bool:
     start, stop = max(0, apart), min(len(loud), len(loud_other) + apart)
     here, there = loud[start:stop], loud_other[start - apart : stop - apart]
     both = (here > 0) & (there > 0)
-    if abs(float(np.median((here - there)[both]))) > _LIKE_LOUDNESS_DB:
+    if abs(_median(here[both].astype(np.int16) - there[both])) > _LIKE_LOUDNESS_DB:
         return False
     rates = sorted(set(one.files) & set(other.files))
     peaks: list[float] = []
@@ -64,28 +65,46 @@ def same_audio(one: Listened, other: Listened) -> bool:
     return float(np.median(peaks)) >= _LIKE_SAMPLES
 
 
-def _above(levels: Cells) -> npt.NDArray[np.float64]:
+def _above(levels: Cells) -> Cells:
     """Decibels above the threshold of sound; silence is 0."""
-    return np.maximum(-SOUND_DBOV - levels.astype(np.float64), 0)
+    return np.uint8(-SOUND_DBOV) - np.minimum(levels, np.uint8(-SOUND_DBOV))
 
 
-def _best_lag(
-    one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], shift: int
-) -> tuple[float, int]:
-    """The highest correlation, and by how many cells the other one has to come earlier for it."""
-    size = 1 << (max(len(one), len(other) + abs(shift)) + abs(shift) + 2 * _LAG).bit_length()
-    wide = np.zeros((2, size))
-    base = max(0, -shift) + _LAG
-    wide[0, base : base + len(one)] = one - one.mean()
-    wide[1, base + shift : base + shift + len(other)] = other - other.mean()
-    norm = float(np.linalg.norm(wide[0]) * np.linalg.norm(wide[1]))
-    if norm == 0:
+def _median(differences: npt.NDArray[np.int16]) -> float:
+    """Of whole decibels, by counting them: the call may have millions."""
+    counts = np.bincount(differences + 256, minlength=512)
+    return float(np.searchsorted(np.cumsum(counts), len(differences) / 2)) - 256
+
+
+def _best_lag(one: Cells, other: Cells, shift: int) -> tuple[float, int]:
+    """The highest correlation, and by how many cells the other one has to come earlier for it.
+
+    Summed up over pieces, so that memory does not grow with the call.
+    """
+    mean, mean_other = float(one.mean()), float(other.mean())
+    products = np.zeros(2 * _LAG + 1)
+    energy = energy_other = 0.0
+    for start in range(0, max(len(one), len(other)), _PIECE):
+        here = _piece(one, mean, start, _PIECE)
+        near = _piece(other, mean_other, start - _LAG - shift, _PIECE + 2 * _LAG)
+        spectrum = np.fft.rfft(near, 2 * _PIECE) * np.conj(np.fft.rfft(here, 2 * _PIECE))
+        products += np.fft.irfft(spectrum, 2 * _PIECE)[: len(products)]
+        energy += float(np.dot(here, here))
+        there = _piece(other, mean_other, start, _PIECE)
+        energy_other += float(np.dot(there, there))
+    if energy == 0 or energy_other == 0:
         return 0.0, 0
-    spectrum = np.fft.rfft(wide[1]) * np.conj(np.fft.rfft(wide[0]))
-    products = np.fft.irfft(spectrum, size)
-    scores = np.concatenate((products[-_LAG:], products[: _LAG + 1])) / norm
-    best = int(np.argmax(scores))
-    return float(scores[best]), best - _LAG
+    best = int(np.argmax(products))
+    return float(products[best]) / (energy * energy_other) ** 0.5, best - _LAG
+
+
+def _piece(cells: Cells, mean: float, start: int, size: int) -> npt.NDArray[np.float64]:
+    """How far cells are from their mean, shape (size,); 0 before the first and behind the last."""
+    out = np.zeros(size)
+    first, last = max(0, start), min(len(cells), start + size)
+    if first < last:
+        out[first - start : last - start] = cells[first:last] - mean
+    return out
 
 
 def _peak(one: Path, other: Path, rate: int, cell: int, cell_other: int) -> float | None:
