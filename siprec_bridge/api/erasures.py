@@ -8,7 +8,7 @@ from pydantic import Field
 
 from siprec_bridge.api.asking import CLIENT, Route, Why, body_of, limit_of
 from siprec_bridge.api.seeing import find_session
-from siprec_bridge.recording import Eraser, Identifier
+from siprec_bridge.recording import Eraser, Identifier, Keys
 from siprec_bridge.recording.erasure import as_json
 from siprec_bridge.recording.export import gather, zipped
 from siprec_bridge.store import Database, erasure
@@ -20,6 +20,9 @@ class Request(Why):
     participant: str = Field(max_length=500)
     dry_run: bool = True
     whole: bool = Field(False, description="whole sessions with the person, not the person alone")
+    delete_encrypted: bool = Field(
+        False, description="delete what has the voice where it is encrypted: here is no key for it"
+    )
 
 
 class Erasures:
@@ -54,6 +57,7 @@ class Erasures:
                     by=wish.by or request[CLIENT].name,
                     reason=wish.reason,
                     whole=wish.whole,
+                    keys=Keys(delete=wish.delete_encrypted),
                 )
             )
         return web.json_response(

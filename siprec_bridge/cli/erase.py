@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,12 +18,31 @@ if TYPE_CHECKING:
     from siprec_bridge.recording import Affected
 
 
+_AUDIO = {
+    "archived": "audio in the archive alone",
+    "encrypted": "audio is encrypted",
+    "sealed_again": "audio silenced and encrypted again",
+    "deleted": "audio with the voice deleted",
+}
+
+
 def erase(
     participant: Annotated[str, typer.Option(help="sip:user@host, tel:+number or +number")],
     reason: Annotated[str | None, typer.Option(help="why, for the audit")] = None,
     by: Annotated[str | None, typer.Option(help="who asks for it, for the audit")] = None,
     whole: Annotated[
         bool, typer.Option("--whole-sessions", help="delete the sessions, not the person alone")
+    ] = False,
+    identity: Annotated[
+        Path | None,
+        typer.Option(help="secret key of age or OpenSSH: for audio that is encrypted to it"),
+    ] = None,
+    delete_encrypted: Annotated[
+        bool,
+        typer.Option(
+            "--delete-encrypted",
+            help="delete what has the person's voice where it is encrypted and there is no key",
+        ),
     ] = False,
     do_it: Annotated[
         bool, typer.Option("--yes", help="do it; else it is only shown what would go")
@@ -35,15 +55,29 @@ def erase(
     Exit code 1: some sessions were left as they are, each with its cause.
     """
     from siprec_bridge.delivery import load_hooks
-    from siprec_bridge.parts import recipients_of
-    from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
+    from siprec_bridge.parts import recipients_of, safekeeping_of
+    from siprec_bridge.recording import (
+        Eraser,
+        Identifier,
+        Keep,
+        Keys,
+        Retention,
+        StoredAudio,
+        Stores,
+    )
     from siprec_bridge.recording.erasure import as_json as shown
+    from siprec_bridge.vault import Identities
 
     settings, _ = from_environment(config)
     try:
         whom = Identifier.parse(participant)
     except ValueError as error:
         raise ConfigurationError("--participant", str(error)) from None
+    try:
+        keys = Keys(Identities(identity) if identity is not None else None, delete_encrypted)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--identity {identity}", str(error)) from None
+    archive = safekeeping_of(settings).store
 
     async def run(store: Database) -> "list[Affected]":
         node = node_here(settings, store)
@@ -54,10 +88,16 @@ def erase(
         metrics = Metrics()
         sinks = recipients_of(settings, load_hooks(settings.webhooks))
         retention = Retention(store, metrics, Keep(), clock=now, node=node)
-        eraser = Eraser(store, metrics, retention, sinks=sinks, clock=now, node=node)
+        audio = StoredAudio(
+            store,
+            Stores(archive, settings.archive_options),
+            clock=now,
+            place=archive.place if archive is not None else None,
+        )
+        eraser = Eraser(store, metrics, retention, audio, sinks=sinks, clock=now, node=node)
         if not do_it:
             return await eraser.find(whom)
-        return await eraser.erase(whom, by=by, reason=reason, whole=whole)
+        return await eraser.erase(whom, by=by, reason=reason, whole=whole, keys=keys)
 
     configure_logs("error", "console")
     found = with_database(settings, run)
@@ -65,7 +105,10 @@ def erase(
         print(json.dumps([shown(one) for one in found], indent=1))
     else:
         for one in found:
-            cause = f" ({one.cause})" if one.cause else ""
+            said = [one.cause, _AUDIO.get(one.treatment or one.kept or "")]
+            if one.replaces is not None:
+                said.append(f"the bridge replaces the copy in {one.replaces}")
+            cause = f" ({'; '.join(filter(None, said))})" if any(said) else ""
             print(
                 f"{one.session_id}  {one.started_at:%Y-%m-%d %H:%M:%S}  {one.outcome}{cause}  "
                 f"{one.utterances} utterances, {one.audio_seconds:.1f} s of audio"

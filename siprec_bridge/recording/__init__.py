@@ -4,6 +4,7 @@ The application: it hands signalling, media, transcription and delivery to one a
 knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 §3.
 """
 
+from siprec_bridge.recording.alteration import Altered, Keys, StoredAudio
 from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
@@ -42,6 +43,7 @@ from siprec_bridge.recording.vcons import AudioChanged, AudioWithheld, NotOver, 
 
 __all__ = [
     "Affected",
+    "Altered",
     "Archive",
     "AudioAway",
     "AudioChanged",
@@ -57,6 +59,7 @@ __all__ = [
     "Identifier",
     "InUse",
     "Keep",
+    "Keys",
     "LadderKeeper",
     "Media",
     "NotInStore",
@@ -70,6 +73,7 @@ __all__ = [
     "Retention",
     "Safekeeping",
     "Signalling",
+    "StoredAudio",
     "Stores",
     "UnderHold",
     "UnknownVendor",

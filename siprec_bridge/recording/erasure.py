@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, silence, write_atomically
+from siprec_bridge.recording.alteration import Altered, Keys, StoredAudio, Treatment
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import Elsewhere, InUse, Retention, UnderHold
 from siprec_bridge.recording.scrub import Scrub, mentions_of, text_of
@@ -105,7 +106,8 @@ class Identifier:
 class Affected:
     """A session with the person, and what is, or would be, taken from it.
 
-    `audio_seconds`: of the person's streams; `cause`: why it was left as it is.
+    `audio_seconds`: of the person's streams; `cause`: why it was left as it is. `kept`: how the
+    audio lies; `treatment`: what became of the person's; `replaces`: the store whose copy is replaced.
     """
 
     session_id: str
@@ -116,21 +118,26 @@ class Affected:
     utterances: int = 0
     audio_seconds: float = 0.0
     cause: str | None = None
+    kept: Literal["plain", "archived", "encrypted"] | None = None
+    treatment: Treatment | None = None
+    replaces: str | None = None
 
 
 class Eraser:
-    """Erases people. `node`: whose audio it can reach; None: everybody's."""
+    """Erases people. `node`: whose audio it can reach; None: everybody's. `audio` changes it."""
 
     def __init__(
         self,
         database: Database,
         metrics: Metrics,
         retention: Retention,
+        audio: StoredAudio,
         *,
         sinks: Sequence[outbox.Recipient],
         clock: Callable[[], datetime],
         node: str | None = None,
     ) -> None:
+        self._audio = audio
         self._database = database
         self._metrics = metrics
         self._retention = retention
@@ -143,11 +150,18 @@ class Eraser:
         return [await self._judged(row, people) for row, people in await self._sessions_of(whom)]
 
     async def erase(
-        self, whom: Identifier, *, by: str | None, reason: str | None, whole: bool = False
+        self,
+        whom: Identifier,
+        *,
+        by: str | None,
+        reason: str | None,
+        whole: bool = False,
+        keys: Keys | None = None,
     ) -> list[Affected]:
         """Take the person out of each session, or `whole` sessions with the person away.
 
-        What cannot be done is told with its cause. Raises StoreError.
+        What cannot be done is told, each session by itself, and said in the audit like the rest.
+        `keys`: for audio that is encrypted. Raises StoreError.
         """
         done: list[Affected] = []
         for row, people in await self._sessions_of(whom):
@@ -157,7 +171,10 @@ class Eraser:
                     if whole:
                         await self._erase_session(row, found, whom)
                     else:
-                        await self._erase_person(row, people, whom)
+                        altered = await self._erase_person(row, people, whom, keys or Keys())
+                        found = replace(
+                            found, treatment=altered.treatment, replaces=altered.replaces
+                        )
                 except UnderHold:
                     found = replace(found, outcome="held")
                 except InUse:
@@ -188,6 +205,10 @@ class Eraser:
         ids: dict[str, list[str]] = {}
         for one in done:
             ids.setdefault(one.outcome, []).append(one.session_id)
+            if one.outcome == "erased" and one.treatment in ("sealed_again", "deleted"):
+                ids.setdefault(f"audio_{one.treatment}", []).append(one.session_id)
+            if one.outcome == "erased" and one.replaces is not None:
+                ids.setdefault("archive_replaced", []).append(one.session_id)
         subject = await asyncio.to_thread(whom.hashed, secrets.token_bytes(16))
         line = erasure.AuditRow(
             at=self._clock(),
@@ -224,13 +245,14 @@ class Eraser:
         document = SessionDocument.model_validate_json(row.document)
         scrub = _scrub(document, people, "")
 
-        def look(connection: Connection) -> tuple[bool, int]:
+        def look(connection: Connection) -> tuple[bool, DepositRow | None, int]:
             busy = retention.has_open_jobs(connection, row.id)
+            kept = deposits.get(connection, row.id)
             latest = list(erasure.transcripts_of(connection, row.id))[-1:]
             said = json.loads(latest[0].document).get("utterances", ()) if latest else ()
-            return busy, sum(scrub.is_theirs(one) for one in said)
+            return busy, kept, sum(scrub.is_theirs(one) for one in said)
 
-        busy, utterances = await self._database.read(look)
+        busy, kept, utterances = await self._database.read(look)
         audio = AUDIO.validate_json(row.audio) if row.audio else FinishedAudio(())
         outcome: Outcome = "due"
         cause = None
@@ -253,6 +275,7 @@ class Eraser:
             if row.audio_deleted_at is None
             else 0.0,
             cause=cause,
+            kept=_how_kept(row, kept),
         )
 
     async def _erase_session(self, row: SessionRow, found: Affected, whom: Identifier) -> None:
@@ -267,38 +290,42 @@ class Eraser:
         await self._database.write(store)
 
     async def _erase_person(
-        self, row: SessionRow, people: Sequence[Participant], whom: Identifier
-    ) -> None:
-        kept = await self._database.read(partial(deposits.get, session_id=row.id))
-        if kept is not None and row.audio_deleted_at is None:
-            _check_custody(kept)
+        self, row: SessionRow, people: Sequence[Participant], whom: Identifier, keys: Keys
+    ) -> Altered:
         document = SessionDocument.model_validate_json(row.document)
         scrub = _scrub(document, people, whom.user)
-        audio = await asyncio.to_thread(_erase_audio, row, document, scrub)
+        change = partial(_erase_audio, row, document, scrub)
         event = self._event(row, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
+        async with self._audio.altered(row, change, scrub.labels, keys) as altered:
+            await self._store_without(row.id, scrub, altered, event)
+        return altered
+
+    async def _store_without(
+        self, session_id: str, scrub: Scrub, altered: Altered, event: outbox.Event
+    ) -> None:
+        audio = altered.audio
 
         def store(connection: Connection) -> None:
-            now = recordings.get(connection, row.id)
+            now = recordings.get(connection, session_id)
             if now is None:
-                return
+                raise InUse
             if now.held is not None:
                 raise UnderHold
-            if retention.has_open_jobs(connection, row.id):
+            if retention.has_open_jobs(connection, session_id):
                 raise InUse
             recordings.update(
                 connection,
-                row.id,
+                session_id,
                 document=_dumped(scrub.document(json.loads(now.document))),
                 warnings=tuple(one for one in now.warnings if not scrub.names(one)),
                 audio=AUDIO.dump_json(audio).decode() if audio is not None else now.audio,
             )
-            if audio is not None:
-                deposits.changed(connection, row.id, self._clock())
-            for one in erasure.transcripts_of(connection, row.id):
+            altered.note(connection)
+            for one in erasure.transcripts_of(connection, session_id):
                 cleaned = scrub.document(json.loads(one.document))
                 erasure.change_transcript(connection, one, text_of(cleaned), _dumped(cleaned))
-            erasure.change_events(connection, _events_without(connection, row.id, scrub))
-            erasure.forget_traces(connection, row.id)
+            erasure.change_events(connection, _events_without(connection, session_id, scrub))
+            erasure.forget_traces(connection, session_id)
             outbox.append(connection, [event], self._sinks)
 
         await self._database.write(store)
@@ -356,26 +383,25 @@ def _scrub(document: SessionDocument, people: Sequence[Participant], user: str) 
     )
 
 
-def _check_custody(kept: DepositRow) -> None:
-    """Raises InUse, or ValueError where nobody here can change the audio."""
-    if kept.runner is not None:
-        raise InUse
+def _how_kept(
+    row: SessionRow, kept: DepositRow | None
+) -> Literal["plain", "archived", "encrypted"] | None:
+    if row.audio_deleted_at is not None or row.audio is None:
+        return None
+    if kept is None:
+        return "plain"
     if kept.plain_gone_at is not None:
-        raise ValueError("the audio is encrypted: erase whole sessions")
-    if kept.local_gone_at is not None:
-        raise ValueError(
-            "the audio is in the archive alone: fetch it first, or erase whole sessions"
-        )
+        return "encrypted"
+    return "archived" if kept.local_gone_at is not None else "plain"
 
 
-def _erase_audio(row: SessionRow, document: SessionDocument, scrub: Scrub) -> FinishedAudio | None:
+def _erase_audio(
+    row: SessionRow, document: SessionDocument, scrub: Scrub, folder: Path
+) -> FinishedAudio | None:
     """Silence the person's streams, and delete what they were made from.
 
     None: there is no finished audio. Raises OSError.
     """
-    folder = Path(row.folder)
-    if row.audio_deleted_at is not None or not folder.is_dir():
-        return None
     for stream in document.streams:
         if stream.label in scrub.labels:
             for spool in folder.glob(f"{row.id}-{stream.index}.*spool*"):

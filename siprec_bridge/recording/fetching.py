@@ -63,7 +63,7 @@ async def fetch(
     else:
         store = stores.at(kept.place)
     folder = out or here
-    made = await off_the_loop(partial(_bring, store, kept.prefix, here, folder, manifest))
+    made = await off_the_loop(partial(bring, store, kept.prefix, here, folder, manifest))
     if out is None:
         now = clock()
         until = now + keep_local if keep_local is not None else None
@@ -75,7 +75,7 @@ async def fetch(
     return made
 
 
-def _bring(
+def bring(
     store: ObjectStore | None,
     prefix: str | None,
     here: Path,
@@ -83,6 +83,10 @@ def _bring(
     manifest: Manifest,
     stop: threading.Event,
 ) -> list[Path]:
+    """Bring files as they are kept to `folder`: from a store, or from `here`; each is proven.
+
+    Raises OSError, Interrupted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for one in manifest.files:

@@ -315,7 +315,8 @@ class Custodian:
         prefix = row.prefix
         if manifest is None:
             manifest = await self._make_manifest(session)
-            prefix = keeping.layout.key(session.started_at, facts_of(session))
+            # What is sent anew goes where it was, whatever the layout is by now: over the old.
+            prefix = prefix or keeping.layout.key(session.started_at, facts_of(session))
             await self._note(
                 row,
                 manifest=manifest.model_dump_json(),

@@ -316,6 +316,55 @@ def changed(connection: Connection, session_id: str, now: datetime) -> None:
     )  # fmt: skip
 
 
+def take(connection: Connection, session_id: str, runner: str, now: datetime) -> DepositRow | None:
+    """Have one to oneself for the time of a lease, as `runner`. None: somebody works at it."""
+    common = common_time(connection, now)
+    taken = connection.execute(
+        deposits.update()
+        .where(
+            deposits.c.session_id == session_id,
+            sa.or_(deposits.c.runner.is_(None), deposits.c.lease_until < common),
+        )
+        .values(runner=runner, lease_until=common + LEASE)
+        .returning(deposits)
+    ).mappings()
+    return next(map(_row, taken), None)
+
+
+def altered(
+    connection: Connection,
+    row: DepositRow,
+    runner: str,
+    now: datetime,
+    sealed: str | None = None,
+    octets: int | None = None,
+) -> bool:
+    """Files that somebody had to himself are here, and others now: they replace what a store has.
+
+    `sealed`: the manifest of what is encrypted, and all that there is; None: they are to be listed.
+    False: they are another's by now, or to be deleted.
+    """
+    values: dict[str, Any] = {"manifest": sealed, "octets": octets}
+    if sealed is None:
+        values["sealed_at"] = None
+    return (
+        connection.execute(
+            deposits.update()
+            .where(
+                deposits.c.session_id == row.session_id,
+                deposits.c.runner == runner,
+                deposits.c.state != "deleting",
+            )
+            .values(
+                state="pending", attempts=0, not_before=now, reason=None, stored_at=None,
+                local_gone_at=None, dropping=None, stale=json.dumps(_names(row)), runner=None,
+                lease_until=None, **values,
+            )
+        ).rowcount
+        == 1
+    )  # fmt: skip
+
+
 def brought_back(connection: Connection, session_id: str, not_before: datetime | None) -> bool:
     """The files are here again, until `not_before`; None: for good."""
     values: dict[str, Any] = {"local_gone_at": None, "dropping": None, "state": "done"}

@@ -18,7 +18,7 @@ from harness.tokens import Given, given
 from siprec_bridge.access import COOKIE, Gate
 from siprec_bridge.api import Api, seeing
 from siprec_bridge.media import FinishedAudio, FinishedLeg
-from siprec_bridge.recording import Eraser, Keep, Orders, Retention, Stores
+from siprec_bridge.recording import Eraser, Keep, Orders, Retention, StoredAudio, Stores
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.store import Event, JobRow, SessionRow, jobs, outbox, recordings, search
 from siprec_bridge.telemetry import Health
@@ -116,7 +116,11 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
         api = Api(
             place.database, place.metrics, Health(), place.service, retention, gate,
             Orders("scripted", ("scripted",)), scheduler,
-            Eraser(place.database, place.metrics, retention, sinks=[], clock=lambda: NOW),
+            Eraser(
+                place.database, place.metrics, retention,
+                StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW),
+                sinks=[], clock=lambda: NOW,
+            ),
             Stores(None, {}),
         )  # fmt: skip
 

@@ -87,6 +87,9 @@ async def test_the_command_line_does_the_same(
     exported = await run("sessions", "export", "s1")
     again = await run("sessions", "export", "s1")
     shown = await run("erase", "--participant", WHOM["participant"])
+    no_key = await asyncio.to_thread(
+        CliRunner().invoke, app, ["erase", "--participant", "+4930901820", "--identity", "none.key"]
+    )
     held = await run("sessions", "hold", "s3")
     done = await run(
         "erase", "--participant", WHOM["participant"], "--by", "dpo", "--yes", "--json"
@@ -97,6 +100,7 @@ async def test_the_command_line_does_the_same(
     assert again[0] == 1
     assert shown[0] == 0
     assert shown[1].endswith("2 sessions; nothing was changed: say --yes\n")
+    assert "--identity none.key" in str(no_key.exception)
     assert held[0] == 0
     assert done[0] == 1  # one was left
     assert [one["outcome"] for one in json.loads(done[1])] == ["erased", "held"]

@@ -21,7 +21,7 @@ from harness.vcons import checked
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
-from siprec_bridge.recording import Eraser, Keep, Orders, Retention, Stores
+from siprec_bridge.recording import Eraser, Keep, Orders, Retention, StoredAudio, Stores
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.store import SessionRow, deposits, recordings, schema, transcripts
 from siprec_bridge.telemetry import Health
@@ -102,7 +102,11 @@ async def desk(folder: Path, **options: Any) -> AsyncIterator[Desk]:
         api = Api(
             place.database, place.metrics, Health(), place.service, retention,
             Gate([], place.metrics), Orders("scripted", ("scripted",)), scheduler,
-            Eraser(place.database, place.metrics, retention, sinks=[], clock=lambda: NOW),
+            Eraser(
+                place.database, place.metrics, retention,
+                StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW),
+                sinks=[], clock=lambda: NOW,
+            ),
             Stores(None, {}), **options,
         )  # fmt: skip
         async with TestServer(api.application()) as server, aiohttp.ClientSession() as http:

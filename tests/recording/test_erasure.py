@@ -14,12 +14,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyrage import x25519
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
-from siprec_bridge.recording import Eraser, Identifier, Keep, Retention, VconEvents, Vcons
+from siprec_bridge.recording import (
+    Custodian,
+    Eraser,
+    Identifier,
+    Keep,
+    Keys,
+    Retention,
+    Safekeeping,
+    StoredAudio,
+    Stores,
+    VconEvents,
+    Vcons,
+    fetch,
+)
 from siprec_bridge.recording.export import gather, zipped
 from siprec_bridge.recording.integrity import verify
 from siprec_bridge.recording.orders import AUDIO
@@ -28,10 +42,12 @@ from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.siprec.document import Presence, StreamDocument
 from siprec_bridge.store import (
     Database,
+    DepositRow,
     Event,
     JobRow,
     SessionRow,
     SipMessage,
+    StoreError,
     deposits,
     erasure,
     jobs,
@@ -52,7 +68,16 @@ from siprec_bridge.transcript import (
     Utterance,
     Word,
 )  # fmt: skip
-from siprec_bridge.vault import original_name
+from siprec_bridge.vault import (
+    Identities,
+    Manifest,
+    ObjectStore,
+    Recipients,
+    decrypt_file,
+    encrypt_bytes,
+    open_store,
+    original_name,
+)
 
 RATE = 8000
 START = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -70,6 +95,23 @@ class Desk:
     metrics: Metrics
     eraser: Eraser
     folder: Path
+
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(str(self.folder / "store"))
+
+    async def keep(self, **how: Any) -> DepositRow:
+        """What becomes of the files, as a bridge does it that comes by hours later."""
+        keeping = Safekeeping(**({"store": self.store} | how))
+        for later in (2, 4, 6):
+            now = START + timedelta(hours=later)
+            await Custodian(
+                self.database, self.metrics, keeping, Stores(self.store, {}),
+                clock=lambda now=now: now,  # type: ignore[misc]
+            ).go_round()  # fmt: skip
+        row = await self.database.read(lambda connection: deposits.get(connection, "s-1"))
+        assert row is not None
+        return row
 
     async def row(self, id: str) -> SessionRow | None:
         return await self.database.read(lambda connection: recordings.get(connection, id))
@@ -131,7 +173,10 @@ async def desk(folder: Path) -> AsyncIterator[Desk]:
         return START + timedelta(hours=1)
 
     retention = Retention(database, metrics, Keep(), clock=now)
-    eraser = Eraser(database, metrics, retention, sinks=["amqp"], clock=now)
+    (folder / "store").mkdir()
+    place = open_store(str(folder / "store"))
+    audio = StoredAudio(database, Stores(place, {}), clock=now, place=place.place)
+    eraser = Eraser(database, metrics, retention, audio, sinks=["amqp"], clock=now)
     here = Desk(database, metrics, eraser, folder)
     await here.add("s-1")
     try:
@@ -375,7 +420,7 @@ async def test_asked_again_after_being_cut_off_between_audio_and_rows_it_comes_t
         assert row is not None
         people = [one for one in document("s-1").participants if one.id == CAROL.id]
         with pytest.raises(Exception, match="closed"):
-            await here.eraser._erase_person(row, people, WHOM)
+            await here.eraser._erase_person(row, people, WHOM, Keys())
         here.eraser._database = database
         (found,) = await here.eraser.erase(WHOM, by=None, reason=None)
         after = await here.row("s-1")
@@ -461,17 +506,17 @@ async def test_the_index_keeps_no_word_of_what_was_erased(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("where", "outcome", "cause"),
     [
-        ({"plain_gone_at": START}, "failed", "the audio is encrypted: erase whole sessions"),
-        (
-            {"local_gone_at": START},
-            "failed",
-            "the audio is in the archive alone: fetch it first, or erase whole sessions",
-        ),
         ({"runner": "-"}, "in_use", None),
         ({"stored_at": START}, "erased", None),
+        (
+            {"stored_at": START, "place": "s3://of/before"}, "failed",
+            "the archive has it at s3://of/before, which is not ARCHIVE_URL: it cannot be replaced "
+            "there; erase whole sessions, or name that store",
+        ),
+        ({"local_gone_at": START}, "failed", "the archive does not have all of the audio"),
     ],
-    ids=["encrypted", "elsewhere alone", "under way", "stored and here"],
-)
+    ids=["under way", "stored and here", "in another store", "nowhere"],
+)  # fmt: skip
 async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
     tmp_path: Path, where: dict[str, object], outcome: str, cause: str | None
 ) -> None:
@@ -479,10 +524,9 @@ async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
 
         def archive(connection: Connection) -> None:
             deposits.add(connection, "s-1", None, START)
-            columns = schema.deposits.update().values(
-                state="done", manifest='{"files": [{"kept_name": "s-1-0.spool"}]}', **where
-            )
-            connection.execute(columns)
+            manifest = Manifest(session="s-1", sip_call_id="c-s-1", started_at=START, made_at=START)
+            values = {"state": "done", "manifest": manifest.model_dump_json()} | where
+            connection.execute(schema.deposits.update().values(**values))
 
         await here.database.write(archive)
 
@@ -491,13 +535,219 @@ async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
 
         assert (found.outcome, found.cause) == (outcome, cause)
         assert kept is not None
-        if outcome == "erased":  # sent anew, and what is no more is deleted there
-            assert (kept.state, kept.stale, kept.stored_at) == ("pending", ("s-1-0.spool",), None)
+        if outcome == "erased":  # sent anew
+            assert (kept.state, kept.stored_at) == ("pending", None)
         else:
             assert kept.state == "done"
             row = await here.row("s-1")
             assert row is not None
             assert "Carol" in row.document
+
+
+async def test_what_is_in_the_archive_alone_is_silenced_there(tmp_path: Path) -> None:
+    hour = timedelta(hours=1)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        before = await here.keep(keep_local=hour)
+        assert before.local_gone_at is not None
+
+        (found,) = await here.eraser.erase(WHOM, by="dpo", reason=None)
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+        after = await here.keep(keep_local=hour)
+        await fetch(
+            here.database, Stores(here.store, {}), "s-1", out=tmp_path / "out", clock=lambda: START
+        )
+        stored = here.store.place
+
+    assert (found.outcome, found.treatment, found.replaces) == ("erased", "silenced", stored)
+    assert json.loads(line.detail) == {"archive_replaced": ["s-1"], "erased": ["s-1"]}
+    assert (after.state, after.stale, after.prefix) == ("done", (), before.prefix)
+    assert after.local_gone_at is not None
+    assert not Path(row.folder).exists()
+    assert loud(tmp_path / "out" / "s-1-0.wav") == []
+    assert loud(tmp_path / "out" / "s-1-1.wav") == list(range(10))
+    assert loud(tmp_path / "out" / "s-1-stereo.wav", 0) == []
+    names = {one.name for one in (tmp_path / "store").rglob("*") if one.is_file()}
+    assert [one for one in names if "spool" in one] == ["s-1-1.spool"]
+
+
+async def test_what_cannot_be_fetched_is_told_and_nothing_of_it_is_left_here(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        await here.keep(keep_local=timedelta(hours=1))
+        (tmp_path / "store" / "2026" / "05" / "04" / "s-1" / "s-1-1.wav").unlink()
+
+        (found,) = await here.eraser.erase(WHOM, by="dpo", reason=None)
+        kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+
+    assert (found.outcome, found.treatment) == ("failed", None)
+    assert "s-1-1.wav: is not there" in (found.cause or "")
+    assert not Path(row.folder).exists()
+    assert kept is not None
+    assert (kept.runner, kept.state) == (None, "done")
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    """A secret key, as age-keygen writes it."""
+    file = tmp_path / "auditors.key"
+    file.write_text(str(x25519.Identity.generate()))
+    return file
+
+
+def recipients_of(key: Path) -> Recipients:
+    return Recipients((str(x25519.Identity.from_str(key.read_text()).to_public()),))
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["here", "in the archive alone"])
+async def test_with_the_key_encrypted_audio_is_silenced_and_encrypted_again(
+    tmp_path: Path, key: Path, away: bool
+) -> None:
+    opened, out = tmp_path / "opened", tmp_path / "out"
+    opened.mkdir()
+    how: dict[str, Any] = {"recipients": recipients_of(key)}
+    if away:
+        how["keep_local"] = timedelta(hours=1)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        folder = Path(row.folder)
+        encrypt_bytes(b"Carol: zanzibar", folder / original_name("s-1", 1), how["recipients"])
+        before = await here.keep(**how)
+        assert (before.plain_gone_at is not None, before.local_gone_at is not None) == (True, away)
+
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=Keys(Identities(key)))
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+        between = sorted(one.name for one in folder.iterdir())
+        after = await here.keep(**how)
+        row = await here.row("s-1")
+        await fetch(here.database, Stores(here.store, {}), "s-1", out=out, clock=lambda: START)
+
+    assert (found.outcome, found.treatment) == ("erased", "sealed_again")
+    assert json.loads(line.detail)["audio_sealed_again"] == ["s-1"]
+    # Nothing in the clear, and nothing of which the person could not be taken out.
+    assert between == [
+        "s-1-0.wav.age", "s-1-1.spool.age", "s-1-1.wav.age", "s-1-2.wav.age",
+        "s-1-stereo.wav.age", "s-1.audio.json.age", "s-1.manifest.json",
+    ]  # fmt: skip
+    assert after.state == "done"
+    assert (after.plain_gone_at is not None, after.local_gone_at is not None) == (True, away)
+    in_store = {one.name for one in (tmp_path / "store").rglob("*") if one.is_file()}
+    assert in_store == {*between, "manifest.json"} - {"s-1.manifest.json"}
+    assert row is not None
+    noted = {one.name: one.sha256 for one in AUDIO.validate_json(row.audio or "").files}
+    for one in out.glob("*.age"):
+        passed = decrypt_file(one, opened / one.name.removesuffix(".age"), Identities(key))
+        assert passed.plain_sha256 == noted.get(one.name.removesuffix(".age"), passed.plain_sha256)
+    assert loud(opened / "s-1-0.wav") == []
+    assert loud(opened / "s-1-1.wav") == list(range(10))
+    assert json.loads((opened / "s-1.audio.json").read_text())["legs"][0]["keys"] == []
+
+
+async def test_cut_off_before_the_rows_were_changed_the_same_request_does_the_rest(
+    tmp_path: Path, key: Path
+) -> None:
+    keys = Keys(Identities(key))
+    async with desk(tmp_path) as here:
+        await here.keep(recipients=recipients_of(key))
+        row = await here.row("s-1")
+        assert row is not None
+        (Path(row.folder) / ".altering").mkdir()  # of one that was killed
+        (Path(row.folder) / ".altering" / "s-1-0.wav").write_bytes(b"zanzibar")
+        database = here.eraser._database
+        here.eraser._database = Database(f"sqlite:///{tmp_path / 'none.db'}")  # closed
+        people = [one for one in document("s-1").participants if one.id == CAROL.id]
+        with pytest.raises(StoreError, match="closed"):
+            await here.eraser._erase_person(row, people, WHOM, keys)
+        here.eraser._database = database
+
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=keys)
+        kept = await here.keep(recipients=recipients_of(key))
+        row = await here.row("s-1")
+
+    assert (found.outcome, found.treatment, kept.state) == ("erased", "sealed_again", "done")
+    assert row is not None
+    assert verify(row, kept).troubles == ()
+    assert not (Path(row.folder) / ".altering").exists()
+
+
+async def test_without_the_key_nothing_is_done_to_encrypted_audio_but_what_is_chosen(
+    tmp_path: Path, key: Path
+) -> None:
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        folder = Path(row.folder)
+        await here.keep(recipients=recipients_of(key))
+        other = tmp_path / "other.key"
+        other.write_text(str(x25519.Identity.generate()))
+        before = {one.name: one.read_bytes() for one in folder.iterdir()}
+
+        (due,) = await here.eraser.find(WHOM)
+        (untouched,) = await here.eraser.erase(WHOM, by=None, reason=None)
+        (wrong,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=Keys(Identities(other)))
+        assert {one.name: one.read_bytes() for one in folder.iterdir()} == before
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=Keys(delete=True))
+        line, *_ = await here.database.read(lambda c: erasure.lines(c, 9))
+        kept = await here.keep(recipients=recipients_of(key))
+        row = await here.row("s-1")
+
+    assert (due.kept, due.outcome) == ("encrypted", "due")
+    assert untouched.outcome == wrong.outcome == "failed"
+    assert "the audio is encrypted: give a key" in (untouched.cause or "")
+    assert "the key does not open it" in (wrong.cause or "")
+    assert (found.outcome, found.treatment) == ("erased", "deleted")
+    assert json.loads(line.detail)["audio_deleted"] == ["s-1"]
+    left = {"s-1-1.wav.age", "s-1-1.spool.age"}
+    assert {one.name for one in folder.iterdir()} == {*left, "s-1.manifest.json"}
+    in_store = {one.name for one in (tmp_path / "store").rglob("*") if one.is_file()}
+    assert in_store == {*left, "manifest.json"}
+    assert row is not None
+    audio = AUDIO.validate_json(row.audio or "")
+    assert ([leg.label for leg in audio.legs], audio.stereo) == (["1"], None)
+    assert verify(row, kept).troubles == ()
+    assert Vcons(files="stereo").of(row, None).as_json()
+
+
+async def test_where_all_streams_have_the_voice_all_of_the_encrypted_audio_goes(
+    tmp_path: Path, key: Path
+) -> None:
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        alone = document("s-1").model_copy(
+            update={
+                "streams": tuple(
+                    one.model_copy(
+                        update={"presences": (Presence(participant_id=CAROL.id, since=START),)}
+                    )
+                    for one in document("s-1").streams
+                )
+            }
+        )
+        await here.database.write(
+            lambda c: recordings.update(c, "s-1", document=alone.model_dump_json())
+        )
+        await here.keep(recipients=recipients_of(key))
+
+        (found,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=Keys(delete=True))
+        after = await here.row("s-1")
+        await Custodian(
+            here.database, here.metrics, Safekeeping(store=here.store), Stores(here.store, {}),
+            clock=lambda: START + timedelta(hours=9),
+        ).go_round()  # fmt: skip
+        kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+
+    assert found.outcome == "erased"
+    assert after is not None
+    assert after.audio_deleted_at is not None
+    assert kept is None
+    assert not [one for one in (tmp_path / "store").rglob("*") if one.is_file()]
+    assert not [one for one in Path(row.folder).glob("*.age")]
 
 
 async def test_a_vcon_that_tells_of_the_person_goes_and_a_new_one_does_not(tmp_path: Path) -> None:

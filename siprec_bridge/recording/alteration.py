@@ -1,0 +1,313 @@
+"""Finished audio changed after the fact, wherever it lies: here, in the archive, or encrypted.
+
+From the archive it is fetched first; what is encrypted is opened with a key that only the caller
+has, in a folder that is seen by nobody, and encrypted again to those for whom it was. What the
+store has is replaced by the custodian, proven as ever, once the new state is committed.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from sqlalchemy import Connection
+
+from siprec_bridge.media import FinishedAudio, write_atomically
+from siprec_bridge.recording.fetching import bring
+from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.recording.retention import InUse
+from siprec_bridge.recording.safekeeping import Stores, off_the_loop
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import Database, DepositRow, SessionRow, StoreError, deposits, retention
+from siprec_bridge.vault import (
+    Identities,
+    LockedError,
+    Manifest,
+    Recipients,
+    decrypt_file,
+    manifest_name,
+    originals,
+    seal,
+)
+
+log = structlog.get_logger()
+
+Treatment = Literal["silenced", "sealed_again", "deleted"]
+Change = Callable[[Path], FinishedAudio | None]
+
+_ROOM = ".altering"
+_RENEW_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What may be done with audio that is encrypted.
+
+    `identities` open it; without them what has the voice may be deleted (`delete`), or nothing is done.
+    """
+
+    identities: Identities | None = None
+    delete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """What the audio is now; `note` says so in a transaction, and raises InUse if it is another's.
+
+    `audio`: None, there is none, or it stays as it was. `replaces`: the store that is to forget
+    what it has, as soon as `note` is committed and the custodian comes by.
+    """
+
+    audio: FinishedAudio | None
+    treatment: Treatment | None
+    note: Callable[[Connection], None]
+    replaces: str | None = None
+
+
+class StoredAudio:
+    """Changes it. `place`: of the store to which new files go; None: to none."""
+
+    def __init__(
+        self,
+        database: Database,
+        stores: Stores,
+        *,
+        clock: Callable[[], datetime],
+        place: str | None = None,
+    ) -> None:
+        self._database = database
+        self._stores = stores
+        self._clock = clock
+        self._place = place
+
+    @asynccontextmanager
+    async def altered(
+        self, row: SessionRow, change: Change, labels: Collection[str], keys: Keys
+    ) -> AsyncIterator[Altered]:
+        """Change a session's files; what is yielded is to be committed before this ends.
+
+        `change` is given a folder with the plain files, and returns what they are then; it can be
+        repeated. `labels`: streams whose files go where they can only be deleted as a whole.
+        Raises InUse, OSError, StoreError, and ValueError: nobody here can change them.
+        """
+        folder = Path(row.folder)
+        kept = await self._database.read(partial(deposits.get, session_id=row.id))
+        if row.audio_deleted_at is not None:
+            yield Altered(None, None, lambda _: None)
+        elif kept is None:
+            audio = await asyncio.to_thread(_here, folder, change)
+
+            def note(connection: Connection) -> None:
+                if audio is not None:  # it may have been entered meanwhile
+                    deposits.changed(connection, row.id, self._clock())
+
+            yield Altered(audio, "silenced" if audio is not None else None, note)
+        else:
+            async with (
+                self._alone(row.id) as (taken, runner),
+                self._kept(row, taken, runner, change, labels, keys) as found,
+            ):
+                yield found
+
+    @asynccontextmanager
+    async def _alone(self, session_id: str) -> AsyncIterator[tuple[DepositRow, str]]:
+        """Have the files to ourselves: no custodian sends or deletes them meanwhile."""
+        runner = f"altering-{secrets.token_hex(4)}"
+        take = partial(deposits.take, session_id=session_id, runner=runner, now=self._clock())
+        row = await self._database.write(take)
+        if row is None:
+            raise InUse
+        renewal = asyncio.create_task(self._renew(session_id, runner))
+        try:
+            yield row, runner
+        finally:
+            renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
+            with contextlib.suppress(StoreError):  # then the lease ends by itself
+                release = partial(deposits.release, node=runner, session_id=session_id)
+                await self._database.write(release)
+
+    async def _renew(self, session_id: str, runner: str) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            with contextlib.suppress(StoreError):
+                renew = partial(deposits.renew, ids=[session_id], now=self._clock(), node=runner)
+                await self._database.write(renew)
+
+    @asynccontextmanager
+    async def _kept(
+        self,
+        row: SessionRow,
+        kept: DepositRow,
+        runner: str,
+        change: Change,
+        labels: Collection[str],
+        keys: Keys,
+    ) -> AsyncIterator[Altered]:
+        folder = Path(row.folder)
+        manifest = Manifest.model_validate_json(kept.manifest) if kept.manifest else None
+        sealed = manifest is not None and kept.plain_gone_at is not None
+        away = kept.local_gone_at is not None
+        if not labels and (sealed or away) and not (manifest and _originals_of(manifest)):
+            yield Altered(None, None, lambda _: None)
+            return
+        if sealed and labels and keys.identities is None and not keys.delete:
+            raise ValueError(
+                "the audio is encrypted: give a key of its recipients (--identity), let what has "
+                "the voice be deleted (--delete-encrypted), or erase whole sessions"
+            )
+        if kept.place is not None and kept.place != self._place:
+            raise ValueError(
+                f"the archive has it at {kept.place}, which is not ARCHIVE_URL: it cannot be "
+                "replaced there; erase whole sessions, or name that store"
+            )
+        try:
+            if away:
+                await self._fetch(kept, folder, manifest)
+            if manifest is None or not sealed:
+                audio = await asyncio.to_thread(_here, folder, change)
+                note = self._note(row, kept, runner, None)
+                found = Altered(audio, "silenced" if audio is not None else None, note)
+            elif keys.identities is not None and labels:
+                audio, left = await asyncio.to_thread(
+                    _sealed_again, folder, manifest, keys.identities, change, self._clock()
+                )
+                note = self._note(row, kept, runner, left)
+                found = Altered(audio, "sealed_again", note)
+            else:
+                audio, left = await asyncio.to_thread(
+                    _deleted, row, manifest, labels, self._clock()
+                )
+                note = self._note(row, kept, runner, left)
+                found = Altered(audio, "deleted" if labels else None, note)
+            yield replace(found, replaces=kept.place)
+        except StoreError:  # what is known is in doubt: the files stay, whichever it is
+            raise
+        except BaseException:
+            if away:  # nobody counts on what is here
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+
+    async def _fetch(self, kept: DepositRow, folder: Path, manifest: Manifest | None) -> None:
+        if kept.place is None or kept.stored_at is None or manifest is None:
+            raise ValueError("the archive does not have all of the audio")
+        store = self._stores.at(kept.place)
+        await off_the_loop(partial(bring, store, kept.prefix, folder, folder, manifest))
+
+    def _note(
+        self, row: SessionRow, kept: DepositRow, runner: str, left: Manifest | None
+    ) -> Callable[[Connection], None]:
+        def note(connection: Connection) -> None:
+            now = self._clock()
+            noted = deposits.altered(
+                connection,
+                kept,
+                runner,
+                now,
+                left.model_dump_json() if left is not None else None,
+                left.octets if left is not None else None,
+            )
+            if not noted:
+                raise InUse
+            if left is not None and not left.files:
+                retention.note_audio_deleted(connection, [row.id], now)
+            else:
+                deposits.remeasure(connection, row.id, None)
+
+        return note
+
+
+def _here(folder: Path, change: Change) -> FinishedAudio | None:
+    return change(folder) if folder.is_dir() else None
+
+
+def _sealed_again(
+    folder: Path, manifest: Manifest, identities: Identities, change: Change, now: datetime
+) -> tuple[FinishedAudio | None, Manifest]:
+    """Decrypt, change, encrypt, and put in the place of what was here; the plain files go.
+
+    Raises OSError, ValueError.
+    """
+    room = folder / _ROOM
+    shutil.rmtree(room, ignore_errors=True)  # of one that was killed
+    room.mkdir(mode=0o700)
+    try:
+        for one in manifest.files:
+            kept = folder / one.kept_name
+            # Gone: an earlier try was cut off after this. What is sealed proves itself.
+            if kept.exists() and one.name != one.kept_name:
+                decrypt_file(kept, room / one.name, identities)
+        for original in originals(folder):
+            os.link(original, room / original.name)
+        audio = change(room)
+        noted = {one.name: one.sha256 for one in audio.files} if audio is not None else {}
+        files = seal(room, noted, Recipients(manifest.recipients), threading.Event())
+        left = manifest.model_copy(update={"files": files, "made_at": now})
+        for one in files:
+            (room / one.kept_name).replace(folder / one.kept_name)
+        _leave(folder, manifest, left)
+    except LockedError as error:
+        raise ValueError(f"the key does not open it: {error}") from error
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+    return audio, left
+
+
+def _deleted(
+    row: SessionRow, manifest: Manifest, labels: Collection[str], now: datetime
+) -> tuple[FinishedAudio | None, Manifest]:
+    """Delete what has these streams' voices, and what nobody here can look into. Raises OSError."""
+    folder = Path(row.folder)
+    document = SessionDocument.model_validate_json(row.document)
+    audio = AUDIO.validate_json(row.audio) if row.audio else None
+    streams = tuple(
+        f"{row.id}-{stream.index}." for stream in document.streams if stream.label in labels
+    )
+    gone = {one.name for one in _originals_of(manifest)}
+    if labels:
+        gone.add(f"{row.id}.audio.json")  # has the keys that were pressed
+        gone |= {one.name for one in manifest.files if streams and one.name.startswith(streams)}
+    if audio is not None and labels:
+        theirs = [leg for leg in audio.legs if leg.label in labels]
+        gone |= {leg.file for leg in theirs}
+        if audio.stereo is not None and theirs:
+            gone.add(audio.stereo)
+        audio = replace(
+            audio,
+            legs=tuple(leg for leg in audio.legs if leg.label not in labels),
+            stereo=None if audio.stereo in gone else audio.stereo,
+            identical=tuple(pair for pair in audio.identical if not set(pair) & set(labels)),
+            files=tuple(one for one in audio.files if one.name not in gone),
+        )
+    files = tuple(one for one in manifest.files if one.name not in gone)
+    if audio is not None and not audio.legs:
+        files = ()  # nothing that anybody could hear is left
+    left = manifest.model_copy(update={"files": files, "made_at": now})
+    _leave(folder, manifest, left)
+    return audio, left
+
+
+def _leave(folder: Path, before: Manifest, left: Manifest) -> None:
+    """Delete what is not kept any more, and write down what is; durable."""
+    names = {one.kept_name for one in left.files}
+    for one in before.files:
+        for name in {one.name, one.kept_name} - names:
+            (folder / name).unlink(missing_ok=True)
+    for original in originals(folder):
+        if original.name not in names:
+            original.unlink(missing_ok=True)
+    write_atomically(folder / manifest_name(left.session), left.model_dump_json(indent=1).encode())
+
+
+def _originals_of(manifest: Manifest) -> list[Path]:
+    return [Path(one.name) for one in manifest.files if one.name == one.kept_name]
