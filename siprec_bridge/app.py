@@ -36,6 +36,7 @@ from siprec_bridge.parts import (
     media_policy_of,
     node_of,
     recipients_of,
+    redactor_of,
     safekeeping_of,
     speech_of,
     vcon_events_of,
@@ -52,14 +53,12 @@ from siprec_bridge.recording import (
     LadderKeeper,
     Orders,
     RecordingService,
-    Redactor,
     Retention,
     StoredAudio,
     Stores,
     left_behind,
     recover,
 )
-from siprec_bridge.redaction import Policy
 from siprec_bridge.settings import Settings, tokens_of
 from siprec_bridge.signalling import Admission, Listener, TlsFiles, TlsServerContext
 from siprec_bridge.sip import DigestAuthority, Output, Peer, SipServer
@@ -160,13 +159,7 @@ class Bridge:
         self.socket = TranscriptSocket(
             self.database, metrics, self.gate, per_client=settings.http_listeners_per_client
         )
-        redactor = Redactor(
-            Policy(frozenset(settings.redact), settings.redact_regions),
-            self.orders,
-            metrics,
-            cover=settings.redact_audio,
-            originals=settings.recordings_recipients if settings.redact_keep_original else None,
-        )
+        redactor = redactor_of(settings, self.orders, metrics)
         self.completion = Completion(
             self.database,
             metrics,

@@ -8,11 +8,13 @@ import structlog
 from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Hook
 from siprec_bridge.media import decodable
 from siprec_bridge.provider import ConfigurationError
-from siprec_bridge.recording import Certificate, Safekeeping, VconEvents, Vcons
+from siprec_bridge.recording import Certificate, Orders, Redactor, Safekeeping, VconEvents, Vcons
+from siprec_bridge.redaction import Policy
 from siprec_bridge.rtp import available_suites
 from siprec_bridge.sdp import MediaPolicy
 from siprec_bridge.settings import Settings
 from siprec_bridge.store import node_id, outbox
+from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcription import SpeechOptions, missing_detector
 from siprec_bridge.vault import open_store
 
@@ -64,6 +66,17 @@ def safekeeping_of(settings: Settings) -> Safekeeping:
         keep_local=settings.archive_keep_local,
         after_transcription=settings.archive_when == "transcribed",
         plain_for=settings.recordings_plain_for,
+    )
+
+
+def redactor_of(settings: Settings, orders: Orders, metrics: Metrics) -> Redactor:
+    """What takes out of sessions what the policy names."""
+    return Redactor(
+        Policy(frozenset(settings.redact), settings.redact_regions),
+        orders,
+        metrics,
+        cover=settings.redact_audio,
+        originals=settings.recordings_recipients if settings.redact_keep_original else None,
     )
 
 

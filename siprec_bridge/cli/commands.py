@@ -11,6 +11,7 @@ from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
 from siprec_bridge.cli.erase import erase
 from siprec_bridge.cli.listen import listen
+from siprec_bridge.cli.redact import redact
 from siprec_bridge.cli.replay import replay
 from siprec_bridge.cli.search import search
 from siprec_bridge.cli.serve import serve
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, call, listen, doctor, search, replay, erase):
+for command in (serve, call, listen, doctor, search, replay, erase, redact):
     app.command()(command)
 sessions.app.command("vcon")(sessions_vcon)
 for name, group in (

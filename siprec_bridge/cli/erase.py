@@ -2,12 +2,12 @@
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from siprec_bridge.cli.arguments import AsJson, ConfigFile
+from siprec_bridge.cli.audio import DeleteEncrypted, Identity, keys_of, stored_audio_of
 from siprec_bridge.cli.database import node_here, with_database
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
@@ -33,17 +33,8 @@ def erase(
     whole: Annotated[
         bool, typer.Option("--whole-sessions", help="delete the sessions, not the person alone")
     ] = False,
-    identity: Annotated[
-        Path | None,
-        typer.Option(help="secret key of age or OpenSSH: for audio that is encrypted to it"),
-    ] = None,
-    delete_encrypted: Annotated[
-        bool,
-        typer.Option(
-            "--delete-encrypted",
-            help="delete what has the person's voice where it is encrypted and there is no key",
-        ),
-    ] = False,
+    identity: Identity = None,
+    delete_encrypted: DeleteEncrypted = False,
     do_it: Annotated[
         bool, typer.Option("--yes", help="do it; else it is only shown what would go")
     ] = False,
@@ -55,29 +46,16 @@ def erase(
     Exit code 1: some sessions were left as they are, each with its cause.
     """
     from siprec_bridge.delivery import load_hooks
-    from siprec_bridge.parts import recipients_of, safekeeping_of
-    from siprec_bridge.recording import (
-        Eraser,
-        Identifier,
-        Keep,
-        Keys,
-        Retention,
-        StoredAudio,
-        Stores,
-    )
+    from siprec_bridge.parts import recipients_of
+    from siprec_bridge.recording import Eraser, Identifier, Keep, Retention
     from siprec_bridge.recording.erasure import as_json as shown
-    from siprec_bridge.vault import Identities
 
     settings, _ = from_environment(config)
     try:
         whom = Identifier.parse(participant)
     except ValueError as error:
         raise ConfigurationError("--participant", str(error)) from None
-    try:
-        keys = Keys(Identities(identity) if identity is not None else None, delete_encrypted)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--identity {identity}", str(error)) from None
-    archive = safekeeping_of(settings).store
+    keys = keys_of(identity, delete_encrypted)
 
     async def run(store: Database) -> "list[Affected]":
         node = node_here(settings, store)
@@ -88,12 +66,7 @@ def erase(
         metrics = Metrics()
         sinks = recipients_of(settings, load_hooks(settings.webhooks))
         retention = Retention(store, metrics, Keep(), clock=now, node=node)
-        audio = StoredAudio(
-            store,
-            Stores(archive, settings.archive_options),
-            clock=now,
-            place=archive.place if archive is not None else None,
-        )
+        audio = stored_audio_of(settings, store)
         eraser = Eraser(store, metrics, retention, audio, sinks=sinks, clock=now, node=node)
         if not do_it:
             return await eraser.find(whom)

@@ -116,6 +116,13 @@ class SessionErasedData(Data):
     whole: bool = Field(description="true: the whole session was erased")
 
 
+class SessionRedactedData(Data):
+    """These versions of the transcript were changed, and are to be had anew; nothing was added."""
+
+    versions: tuple[int, ...]
+    redactions: tuple[Redaction, ...] = Field((), description="where something was taken out")
+
+
 class TranscriptSegmentData(Data):
     """One utterance. `start` and `end` are seconds from the start of the session."""
 
@@ -270,6 +277,13 @@ class SessionErased(CloudEvent):
     data: SessionErasedData
 
 
+class SessionRedacted(CloudEvent):
+    """Of a session whose transcript was delivered more was taken out; copies are to follow."""
+
+    type: Literal["session.redacted"] = "session.redacted"
+    data: SessionRedactedData
+
+
 class TranscriptPartial(CloudEvent):
     """What is being said while the call is on; the segments replace it."""
 
@@ -312,6 +326,7 @@ AnyEvent = Annotated[
     | SessionResumed
     | SessionEnded
     | SessionErased
+    | SessionRedacted
     | TranscriptPartial
     | TranscriptSegment
     | TranscriptFinal
@@ -383,6 +398,24 @@ def session_erased(
         whole=whole,
     )
     return _event("session.erased", at.astimezone(UTC).isoformat(), at, data)
+
+
+def session_redacted(
+    conversation: Conversation,
+    versions: Sequence[int],
+    redactions: Sequence[Redaction],
+    at: datetime,
+) -> Event:
+    """The event of something taken out at this time of what was stored before."""
+    data = SessionRedactedData(
+        session_id=conversation.session_id,
+        sip_call_id=conversation.sip_call_id,
+        group_id=conversation.group_id,
+        call_ids=conversation.call_ids,
+        versions=tuple(versions),
+        redactions=tuple(redactions),
+    )
+    return _event("session.redacted", at.astimezone(UTC).isoformat(), at, data)
 
 
 def transcript_partial(data: TranscriptPartialData, state: int) -> Event:

@@ -4,13 +4,14 @@ The application: it hands signalling, media, transcription and delivery to one a
 knows no socket, no codec and no SQL. RFC 7866 (the SRS's behaviour), RFC 7245 §3.
 """
 
-from siprec_bridge.recording.alteration import Altered, Keys, StoredAudio
+from siprec_bridge.recording.alteration import Alteration, Altered, Keys, StoredAudio
 from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
 from siprec_bridge.recording.fetching import fetch
 from siprec_bridge.recording.ladder import LadderKeeper
+from siprec_bridge.recording.late_redaction import LateRedaction, Redressed
 from siprec_bridge.recording.orders import (
     AudioAway,
     AudioDeleted,
@@ -43,6 +44,7 @@ from siprec_bridge.recording.vcons import AudioChanged, AudioWithheld, NotOver, 
 
 __all__ = [
     "Affected",
+    "Alteration",
     "Altered",
     "Archive",
     "AudioAway",
@@ -61,6 +63,7 @@ __all__ = [
     "Keep",
     "Keys",
     "LadderKeeper",
+    "LateRedaction",
     "Media",
     "NotInStore",
     "NotOver",
@@ -70,6 +73,7 @@ __all__ = [
     "Recorder",
     "RecordingService",
     "Redactor",
+    "Redressed",
     "Retention",
     "Safekeeping",
     "Signalling",

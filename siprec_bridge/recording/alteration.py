@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,6 +31,7 @@ from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, DepositRow, SessionRow, StoreError, deposits, retention
 from siprec_bridge.vault import (
     Identities,
+    KeptFile,
     LockedError,
     Manifest,
     Recipients,
@@ -58,6 +59,22 @@ class Keys:
 
     identities: Identities | None = None
     delete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """What is to become of a session's files.
+
+    `change` is given a folder with the plain files, and returns what they are then; it can be
+    repeated. `labels`: streams that go as a whole where files can only be deleted. Unless it is
+    `needed`, what is encrypted or in the archive alone stays as it is; `originals` of transcripts
+    are kept, or nobody here can tell what is in them.
+    """
+
+    change: Change
+    labels: frozenset[str]
+    needed: bool
+    originals: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +109,10 @@ class StoredAudio:
 
     @asynccontextmanager
     async def altered(
-        self, row: SessionRow, change: Change, labels: Collection[str], keys: Keys
+        self, row: SessionRow, wish: Alteration, keys: Keys
     ) -> AsyncIterator[Altered]:
         """Change a session's files; what is yielded is to be committed before this ends.
 
-        `change` is given a folder with the plain files, and returns what they are then; it can be
-        repeated. `labels`: streams whose files go where they can only be deleted as a whole.
         Raises InUse, OSError, StoreError, and ValueError: nobody here can change them.
         """
         folder = Path(row.folder)
@@ -105,7 +120,7 @@ class StoredAudio:
         if row.audio_deleted_at is not None:
             yield Altered(None, None, lambda _: None)
         elif kept is None:
-            audio = await asyncio.to_thread(_here, folder, change)
+            audio = await asyncio.to_thread(_here, folder, wish.change)
 
             def note(connection: Connection) -> None:
                 if audio is not None:  # it may have been entered meanwhile
@@ -115,7 +130,7 @@ class StoredAudio:
         else:
             async with (
                 self._alone(row.id) as (taken, runner),
-                self._kept(row, taken, runner, change, labels, keys) as found,
+                self._kept(row, taken, runner, wish, keys) as found,
             ):
                 yield found
 
@@ -150,46 +165,44 @@ class StoredAudio:
         row: SessionRow,
         kept: DepositRow,
         runner: str,
-        change: Change,
-        labels: Collection[str],
+        wish: Alteration,
         keys: Keys,
     ) -> AsyncIterator[Altered]:
         folder = Path(row.folder)
         manifest = Manifest.model_validate_json(kept.manifest) if kept.manifest else None
         sealed = manifest is not None and kept.plain_gone_at is not None
         away = kept.local_gone_at is not None
-        if not labels and (sealed or away) and not (manifest and _originals_of(manifest)):
+        unread = not wish.originals and manifest is not None and bool(_originals_of(manifest))
+        if (sealed or away) and not (wish.needed or unread):
             yield Altered(None, None, lambda _: None)
             return
-        if sealed and labels and keys.identities is None and not keys.delete:
+        if sealed and wish.needed and keys.identities is None and not keys.delete:
             raise ValueError(
-                "the audio is encrypted: give a key of its recipients (--identity), let what has "
-                "the voice be deleted (--delete-encrypted), or erase whole sessions"
+                "the audio is encrypted: give a key of its recipients (--identity), or let files "
+                "that have it be deleted (--delete-encrypted)"
             )
         if kept.place is not None and kept.place != self._place:
             raise ValueError(
                 f"the archive has it at {kept.place}, which is not ARCHIVE_URL: it cannot be "
-                "replaced there; erase whole sessions, or name that store"
+                "replaced there; name that store, or delete the session"
             )
         try:
             if away:
                 await self._fetch(kept, folder, manifest)
             if manifest is None or not sealed:
-                audio = await asyncio.to_thread(_here, folder, change)
+                audio = await asyncio.to_thread(_here, folder, wish.change)
                 note = self._note(row, kept, runner, None)
                 found = Altered(audio, "silenced" if audio is not None else None, note)
-            elif keys.identities is not None and labels:
+            elif keys.identities is not None and wish.needed:
                 audio, left = await asyncio.to_thread(
-                    _sealed_again, folder, manifest, keys.identities, change, self._clock()
+                    _sealed_again, folder, manifest, keys.identities, wish.change, self._clock()
                 )
                 note = self._note(row, kept, runner, left)
                 found = Altered(audio, "sealed_again", note)
             else:
-                audio, left = await asyncio.to_thread(
-                    _deleted, row, manifest, labels, self._clock()
-                )
+                audio, left = await asyncio.to_thread(_deleted, row, manifest, wish, self._clock())
                 note = self._note(row, kept, runner, left)
-                found = Altered(audio, "deleted" if labels else None, note)
+                found = Altered(audio, "deleted" if wish.needed else None, note)
             yield replace(found, replaces=kept.place)
         except StoreError:  # what is known is in doubt: the files stay, whichever it is
             raise
@@ -264,20 +277,20 @@ def _sealed_again(
 
 
 def _deleted(
-    row: SessionRow, manifest: Manifest, labels: Collection[str], now: datetime
+    row: SessionRow, manifest: Manifest, wish: Alteration, now: datetime
 ) -> tuple[FinishedAudio | None, Manifest]:
     """Delete what has these streams' voices, and what nobody here can look into. Raises OSError."""
-    folder = Path(row.folder)
+    folder, labels = Path(row.folder), wish.labels
     document = SessionDocument.model_validate_json(row.document)
     audio = AUDIO.validate_json(row.audio) if row.audio else None
     streams = tuple(
         f"{row.id}-{stream.index}." for stream in document.streams if stream.label in labels
     )
-    gone = {one.name for one in _originals_of(manifest)}
-    if labels:
+    gone = set() if wish.originals else {one.name for one in _originals_of(manifest)}
+    if wish.needed:
         gone.add(f"{row.id}.audio.json")  # has the keys that were pressed
         gone |= {one.name for one in manifest.files if streams and one.name.startswith(streams)}
-    if audio is not None and labels:
+    if audio is not None:
         theirs = [leg for leg in audio.legs if leg.label in labels]
         gone |= {leg.file for leg in theirs}
         if audio.stereo is not None and theirs:
@@ -286,7 +299,7 @@ def _deleted(
             audio,
             legs=tuple(leg for leg in audio.legs if leg.label not in labels),
             stereo=None if audio.stereo in gone else audio.stereo,
-            identical=tuple(pair for pair in audio.identical if not set(pair) & set(labels)),
+            identical=tuple(pair for pair in audio.identical if not labels & set(pair)),
             files=tuple(one for one in audio.files if one.name not in gone),
         )
     files = tuple(one for one in manifest.files if one.name not in gone)
@@ -309,5 +322,5 @@ def _leave(folder: Path, before: Manifest, left: Manifest) -> None:
     write_atomically(folder / manifest_name(left.session), left.model_dump_json(indent=1).encode())
 
 
-def _originals_of(manifest: Manifest) -> list[Path]:
-    return [Path(one.name) for one in manifest.files if one.name == one.kept_name]
+def _originals_of(manifest: Manifest) -> list[KeptFile]:
+    return [one for one in manifest.files if one.name == one.kept_name]

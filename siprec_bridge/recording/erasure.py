@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, silence, write_atomically
-from siprec_bridge.recording.alteration import Altered, Keys, StoredAudio, Treatment
+from siprec_bridge.recording.alteration import Alteration, Altered, Keys, StoredAudio, Treatment
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import Elsewhere, InUse, Retention, UnderHold
 from siprec_bridge.recording.scrub import Scrub, mentions_of, text_of
@@ -294,9 +294,14 @@ class Eraser:
     ) -> Altered:
         document = SessionDocument.model_validate_json(row.document)
         scrub = _scrub(document, people, whom.user)
-        change = partial(_erase_audio, row, document, scrub)
+        wish = Alteration(
+            partial(_erase_audio, row, document, scrub),
+            scrub.labels,
+            needed=bool(scrub.labels),
+            originals=False,
+        )
         event = self._event(row, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
-        async with self._audio.altered(row, change, scrub.labels, keys) as altered:
+        async with self._audio.altered(row, wish, keys) as altered:
             await self._store_without(row.id, scrub, altered, event)
         return altered
 

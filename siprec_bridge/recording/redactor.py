@@ -65,6 +65,16 @@ class Redactor:
         """What is taken out of a session, and how it is known."""
         return replace(self._default, kinds=self.kinds_of(document, peer))
 
+    @property
+    def cover(self) -> CoverMode:
+        """What audio gets in place of what is taken out."""
+        return self._cover
+
+    @property
+    def originals(self) -> Recipients | None:
+        """To whom conversations are kept as they were said."""
+        return self._originals
+
     def conceal(self, text: str) -> str:
         """A recogniser's own words, which may repeat what it heard."""
         from siprec_bridge.redaction.conversation import redact_text
@@ -177,7 +187,7 @@ def _cover(
             # No later try can cover it: it is shown to nobody, and what it was made from is kept.
             log.error("session.not_covered", session_id=row.id, cause=str(error))
             return plan
-    for spool in folder.glob("*.spool"):
+    for spool in folder.glob("*.spool*"):  # encrypted ones, too
         spool.unlink(missing_ok=True)
     covered = replace(audio, redactions=all_of_it, withheld=False)
     if folder.is_dir():  # a session without streams has none

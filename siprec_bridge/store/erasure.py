@@ -1,10 +1,10 @@
-"""What a person's erasure changes in the tables, and the line that says that it was done.
+"""What is changed in the tables of what was stored before, and the line that says that it was done.
 
 What the rows say is their owners' business: they hand in what is to stand there instead.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -103,6 +103,15 @@ def forget_traces(connection: Connection, session_id: str) -> None:
     connection.execute(
         jobs.update().where(jobs.c.session_id == session_id).values(prompt=None, stderr_tail=None)
     )
+
+
+def change_stderr(connection: Connection, session_id: str, conceal: Callable[[str], str]) -> None:
+    """Give what the recogniser said in a session's jobs another text."""
+    ours = jobs.c.session_id == session_id
+    said = connection.execute(sa.select(jobs.c.id, jobs.c.stderr_tail).where(ours)).all()
+    for job_id, text in said:
+        if text and (kept := conceal(text)) != text:
+            connection.execute(jobs.update().where(jobs.c.id == job_id).values(stderr_tail=kept))
 
 
 def note(connection: Connection, row: AuditRow) -> None:

@@ -511,7 +511,7 @@ async def test_the_index_keeps_no_word_of_what_was_erased(tmp_path: Path) -> Non
         (
             {"stored_at": START, "place": "s3://of/before"}, "failed",
             "the archive has it at s3://of/before, which is not ARCHIVE_URL: it cannot be replaced "
-            "there; erase whole sessions, or name that store",
+            "there; name that store, or delete the session",
         ),
         ({"local_gone_at": START}, "failed", "the archive does not have all of the audio"),
     ],

@@ -1,5 +1,6 @@
 """A recorded call whose numbers are taken out: of documents, database, files and audio alike."""
 
+import asyncio
 import hashlib
 import json
 import wave
@@ -8,17 +9,34 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pyrage import x25519
 from sqlalchemy import text as sql
+from typer.testing import CliRunner
 
 from harness.vcons import checked
+from siprec_bridge.cli import app
+from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
-from siprec_bridge.recording import Completion, Orders, Redactor, VconEvents, Vcons
-from siprec_bridge.recording.integrity import verify
+from siprec_bridge.recording import (
+    Altered,
+    Completion,
+    Custodian,
+    Keys,
+    LateRedaction,
+    Orders,
+    Redactor,
+    Safekeeping,
+    StoredAudio,
+    Stores,
+    VconEvents,
+    Vcons,
+)
+from siprec_bridge.recording.integrity import verify, verify_stored
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.redactor import CoverMode
 from siprec_bridge.redaction import KINDS, Policy
@@ -26,9 +44,11 @@ from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
     Database,
     Event,
+    JobRow,
     SessionRow,
     StoreError,
     deposits,
+    erasure,
     jobs,
     outbox,
     recordings,
@@ -39,7 +59,7 @@ from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import Conversation, RunFacts, Segment, Transcript, Word
 from siprec_bridge.transcription import RecordedLeg, Rules, merge
 from siprec_bridge.transcription.rules import Rule
-from siprec_bridge.vault import Identities, Recipients, decrypt_file
+from siprec_bridge.vault import Identities, Recipients, decrypt_file, open_store
 from siprec_bridge.vcon import content_hash
 
 RATE = 8000
@@ -379,3 +399,277 @@ async def test_the_vcon_of_its_event_is_of_the_covered_audio(tmp_path: Path) -> 
         content_hash(hashlib.sha512(files[one["filename"]]).digest()) for one in vcon["dialog"][:2]
     ]
     assert silent(here.folder / vcon["dialog"][1]["filename"]) is not None
+
+
+@asynccontextmanager
+async def before_it_was_wanted(
+    folder: Path, originals: Recipients | None = None, cover: CoverMode = "silence"
+) -> AsyncIterator[tuple[Desk, LateRedaction]]:
+    """A call with a card number, stored as it was said; and who takes it out now."""
+    (folder / "store").mkdir()
+    async with desk(folder, policy=Policy()) as here:
+        await here.take(CARD)
+        await here.database.write(lambda c: deposits.add(c, "s-1", None, START))
+        place = open_store(str(folder / "store"))
+        stores = Stores(place, {})
+
+        def now() -> datetime:
+            return START + timedelta(hours=1)
+
+        redactor = Redactor(
+            EVERYTHING, Orders("whisper", ("whisper",)), here.metrics, cover=cover,
+            originals=originals,
+        )  # fmt: skip
+        audio = StoredAudio(here.database, stores, clock=now, place=place.place)
+        yield (
+            here,
+            LateRedaction(here.database, here.metrics, redactor, audio, sinks=["amqp"], clock=now),
+        )
+
+
+async def keep(here: Desk, **how: Any) -> None:
+    """What becomes of the files, as a bridge does it that comes by hours later."""
+    place = open_store(str(here.folder.parent.parent / "store"))
+    for later in (2, 4, 6):
+        now = START + timedelta(hours=later)
+        await Custodian(
+            here.database, here.metrics, Safekeeping(**({"store": place} | how)), Stores(place, {}),
+            clock=lambda now=now: now,  # type: ignore[misc]
+        ).go_round()  # fmt: skip
+
+
+async def test_what_was_stored_before_is_redacted_in_place_and_is_nowhere_then(
+    tmp_path: Path,
+) -> None:
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        events = {one.id: one for one in await here.events()}
+        assert b"4242 four" in everything(tmp_path)
+        shown = await late.redact(await here.session(), dry_run=True)
+        assert b"4242 four" in everything(tmp_path)
+
+        done = await late.redact(await here.session(), by="dpo", reason="2026-31")
+        await late.finish()
+        again = await late.redact(await here.session())
+        row = await here.session()
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1"))
+        found = await here.database.read(lambda c: search.search(c, 10, text="4242"))
+        by_place = await here.database.read(lambda c: search.search(c, 10, text="card"))
+        *same, told = await here.events()
+        lines = await here.database.read(lambda c: erasure.lines(c, 9))
+        while_running = everything(tmp_path)
+    afterwards = everything(tmp_path)
+
+    assert (shown.outcome, done.outcome, again.outcome) == ("due", "redacted", "clean")
+    assert shown.found == done.found == {"card": 2}
+    for content in (while_running, afterwards):
+        assert b"4242 four" not in content
+        assert b"four two" not in content
+    assert transcript is not None
+    assert transcript.text.splitlines() == [
+        "what is your card number", "it is [card]", "mm-hm", "[card]",
+    ]  # fmt: skip
+    assert (found, len(by_place)) == ([], 1)
+    # Who resumes or has not had them yet gets the same events, without it.
+    assert {one.id for one in same} == set(events)
+    assert json.loads(same[1].body)["text"] == "it is [card]"
+    assert [one["text"] for one in json.loads(same[1].body)["words"]] == [" it", " is", " [card]"]
+    final = envelope.parse(envelope.structured(same[-1]))
+    assert isinstance(final, envelope.TranscriptFinal)
+    assert final.data.text == transcript.text
+    assert len(final.data.redactions) == 2
+    event = envelope.parse(envelope.structured(told))
+    assert isinstance(event, envelope.SessionRedacted)
+    assert (event.data.versions, event.data.redactions) == ((1,), final.data.redactions)
+    first, last = silent(here.folder / "s-1-1.wav") or (0, 0)
+    assert [first, last] == [pytest.approx(1.3), pytest.approx(5.45)]
+    assert verify(row).troubles == ()
+    assert list(here.folder.glob("*.spool")) == []
+    assert [(one.action, one.actor, one.reason, one.subject) for one in lines] == [
+        ("redact", "dpo", "2026-31", "cards,emails,phones,ids,ibans")
+    ]
+    assert json.loads(lines[0].detail) == {"redacted": ["s-1"]}
+    moved = here.metrics.registry.get_sample_value("siprec_redactions_total", {"kind": "card"})
+    assert moved == 2
+
+
+async def test_in_the_archive_it_is_redacted_too_and_the_original_is_kept_sealed(
+    tmp_path: Path,
+) -> None:
+    identity = x25519.Identity.generate()
+    key = tmp_path / "key.txt"
+    key.write_text(str(identity))
+    recipients = Recipients((str(identity.to_public()),))
+    async with before_it_was_wanted(tmp_path, originals=recipients) as (here, late):
+        await keep(here, keep_local=timedelta(hours=1))
+        assert not here.folder.exists()
+
+        done = await late.redact(await here.session())
+        await keep(here, keep_local=timedelta(hours=1))
+        row, kept = await here.session(), await here.database.read(lambda c: deposits.get(c, "s-1"))
+        place = open_store(str(tmp_path / "store"))
+        checked = verify_stored(row, kept, place)
+
+    assert (done.outcome, done.treatment, done.replaces) == ("redacted", "silenced", place.place)
+    assert not here.folder.exists()
+    stored = {one.name: one for one in (tmp_path / "store").rglob("*") if one.is_file()}
+    assert sorted(stored) == [
+        "manifest.json", "s-1-0.wav", "s-1-1.original.json.age", "s-1-1.wav", "s-1-stereo.wav",
+        "s-1.audio.json",
+    ]  # fmt: skip
+    assert checked.troubles == ()
+    assert silent(stored["s-1-1.wav"]) is not None
+    decrypt_file(stored["s-1-1.original.json.age"], tmp_path / "opened.json", Identities(key))
+    original = Conversation.model_validate_json((tmp_path / "opened.json").read_bytes())
+    assert original.text.splitlines()[1] == "it is 4242 four two four two"
+
+
+async def test_encrypted_audio_takes_the_key_or_a_choice_and_text_can_go_alone(
+    tmp_path: Path,
+) -> None:
+    identity = x25519.Identity.generate()
+    key = tmp_path / "key.txt"
+    key.write_text(str(identity))
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        await keep(here, recipients=Recipients((str(identity.to_public()),)))
+        sealed = (here.folder / "s-1-1.wav.age").read_bytes()
+
+        refused = await late.redact(await here.session())
+        untouched = await here.database.read(lambda c: transcripts.get(c, "s-1"))
+        text = await late.redact(await here.session(), text_only=True)
+        assert (here.folder / "s-1-1.wav.age").read_bytes() == sealed
+        left = await late.redact(await here.session(), dry_run=True)
+        opened = await late.redact(await here.session(), keys=Keys(Identities(key)))
+        again = await late.redact(await here.session())
+        row = await here.session()
+        names = sorted(one.name for one in here.folder.iterdir())
+    decrypt_file(here.folder / "s-1-1.wav.age", tmp_path / "opened.wav", Identities(key))
+
+    assert refused.outcome == "failed"
+    assert "the audio is encrypted" in (refused.cause or "")
+    assert untouched is not None
+    assert "4242" in untouched.text
+    assert (text.outcome, text.treatment) == ("redacted", None)
+    assert (left.outcome, left.found) == ("due", {"card": 2})  # the audio is still to be done
+    assert (opened.outcome, opened.treatment, again.outcome) == (
+        "redacted",
+        "sealed_again",
+        "clean",
+    )
+    assert names == [
+        "s-1-0.wav.age", "s-1-1.wav.age", "s-1-stereo.wav.age", "s-1.audio.json.age",
+        "s-1.manifest.json",
+    ]  # fmt: skip
+    assert silent(tmp_path / "opened.wav") is not None
+    assert len(AUDIO.validate_json(row.audio or "").redactions) == 2
+
+
+async def test_without_a_key_only_streams_with_something_to_hide_are_deleted(
+    tmp_path: Path,
+) -> None:
+    recipients = Recipients((str(x25519.Identity.generate().to_public()),))
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        await keep(here, recipients=recipients)
+
+        done = await late.redact(await here.session(), keys=Keys(delete=True))
+        again = await late.redact(await here.session())
+        row = await here.session()
+
+    assert (done.outcome, done.treatment, again.outcome) == ("redacted", "deleted", "clean")
+    audio = AUDIO.validate_json(row.audio or "")
+    assert ([leg.label for leg in audio.legs], audio.stereo) == (["0"], None)
+    assert sorted(one.name for one in here.folder.glob("*.wav.age")) == ["s-1-0.wav.age"]
+
+
+@pytest.mark.parametrize("state", ["held", "busy", "changed meanwhile"])
+async def test_what_must_not_be_changed_now_is_told_and_stays(tmp_path: Path, state: str) -> None:
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        row = await here.session()
+        if state == "held":
+            await here.database.write(lambda c: recordings.update(c, "s-1", held="{}"))
+            row = await here.session()
+        elif state == "busy":
+            job = JobRow("s-1.7", "s-1", "whisper", 1.0, START)
+            await here.database.write(lambda c: jobs.insert(c, job))
+        else:
+            change = late._audio.altered
+
+            @asynccontextmanager
+            async def slow(*given: Any) -> AsyncIterator[Altered]:
+                await here.take(
+                    {"0": said(("call 4242 4242 4242 4242", 0.0)), "1": Transcript()}, 2
+                )
+                async with change(*given) as altered:
+                    yield altered
+
+            late._audio.altered = slow  # type: ignore[assignment, method-assign]
+
+        done = await late.redact(row)
+        transcript = await here.database.read(lambda c: transcripts.get(c, "s-1", 1))
+
+    assert done.outcome == ("held" if state == "held" else "in_use")
+    assert transcript is not None
+    assert "4242 four" in transcript.text
+
+
+async def test_audio_that_nobody_has_transcribed_is_withheld_until_somebody_does(
+    tmp_path: Path,
+) -> None:
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        await here.database.write(lambda c: c.execute(sql("DELETE FROM transcripts")))
+
+        done = await late.redact(await here.session())
+        again = await late.redact(await here.session())
+        withheld = AUDIO.validate_json((await here.session()).audio or "")
+        here.completion._redactor = late._redactor
+        await here.take(CARD, 2)
+        audio = AUDIO.validate_json((await here.session()).audio or "")
+
+    assert (done.outcome, done.withheld, again.outcome) == ("redacted", True, "clean")
+    assert (withheld.withheld, audio.withheld, len(audio.redactions)) == (True, False, 2)
+
+
+async def test_with_the_audio_kept_as_it_is_text_alone_is_redacted_once(tmp_path: Path) -> None:
+    async with before_it_was_wanted(tmp_path, cover="keep") as (here, late):
+        done = await late.redact(await here.session())
+        again = await late.redact(await here.session())
+
+    assert (done.outcome, again.outcome) == ("redacted", "clean")
+    assert silent(here.folder / "s-1-1.wav") is None
+    assert b"4242 four" not in everything(tmp_path)
+
+
+async def test_the_command_goes_through_the_sessions_of_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with before_it_was_wanted(tmp_path):
+        pass
+    (tmp_path / "bridge.db").rename(tmp_path / "siprec-bridge.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("ARCHIVE_URL", str(tmp_path / "store"))
+
+    async def run(*arguments: str) -> tuple[int, str]:
+        result = await asyncio.to_thread(CliRunner().invoke, app, ("redact", *arguments))
+        return result.exit_code, result.output + str(result.exception or "")
+
+    without = await run("--all")
+    monkeypatch.setenv("REDACT", "cards")
+    vague = await run("s-1", "--all")
+    later = await run("--from", f"{START + timedelta(days=1):%Y-%m-%d}")
+    shown = await run("--all")
+    done = await run(
+        "--from", f"{START:%Y-%m-%d}", "--to", f"{START + timedelta(days=1):%Y-%m-%d}", "--yes"
+    )
+    again = await run("s-1", "--yes", "--json")
+    unknown = await run("none")
+
+    assert "REDACT: neither it nor a rule" in without[1]
+    assert "name one session" in vague[1]
+    assert later == (0, "no sessions; nothing was changed: say --yes\n")
+    assert shown[0] == 0
+    assert shown[1].endswith("due  2 card, 3.3 s of audio\n1 due; nothing was changed: say --yes\n")
+    assert done[0] == 0
+    assert done[1].endswith("1 redacted\n")
+    assert json.loads(again[1])["outcome"] == "clean"
+    assert (unknown[0], "there is no session none" in unknown[1]) == (1, True)
+    assert b"4242 four" not in everything(tmp_path)
