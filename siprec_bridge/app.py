@@ -40,6 +40,7 @@ from siprec_bridge.parts import (
     safekeeping_of,
     speech_of,
     vcon_events_of,
+    vcon_signer_of,
 )
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import (
@@ -160,6 +161,7 @@ class Bridge:
             self.database, metrics, self.gate, per_client=settings.http_listeners_per_client
         )
         redactor = redactor_of(settings, self.orders, metrics)
+        vcon_signer = vcon_signer_of(settings)
         self.completion = Completion(
             self.database,
             metrics,
@@ -167,7 +169,7 @@ class Bridge:
             clock=_now,
             deliver=self._deliver,
             redactor=redactor,
-            vcons=vcon_events_of(settings),
+            vcons=vcon_events_of(settings, vcon_signer),
         )
         self.speech = speech_of(settings)
         self.scheduler = Scheduler(
@@ -350,6 +352,7 @@ class Bridge:
             secure=self.http_tls is not None,
             public_url=settings.http_public_url,
             vcon_inline_max=settings.vcon_inline_max,
+            vcon_signer=vcon_signer,
         )
         self.front = Front(websocket=self.socket.connection, http=self.api.connection)
 

@@ -17,6 +17,7 @@ from siprec_bridge.store import node_id, outbox
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcription import SpeechOptions, missing_detector
 from siprec_bridge.vault import open_store
+from siprec_bridge.vcon import Signer
 
 log = structlog.get_logger()
 
@@ -108,11 +109,25 @@ def certificate_of(settings: Settings) -> Callable[[], Certificate]:
     return lambda: read
 
 
-def vcon_events_of(settings: Settings) -> VconEvents | None:
+def vcon_signer_of(settings: Settings) -> Signer | None:
+    """What signs vCons. Raises ConfigurationError for a key that cannot."""
+    chain, key = settings.vcon_sign_cert_path, settings.vcon_sign_key_path
+    if chain is None or key is None:
+        return None
+    where = f"VCON_SIGN_CERT_PATH={chain}, VCON_SIGN_KEY_PATH={key}"
+    try:
+        return Signer.read(chain.read_bytes(), key.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(where, f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigurationError(where, str(error)) from error
+
+
+def vcon_events_of(settings: Settings, signer: Signer | None) -> VconEvents | None:
     """What makes an event of each session's container; None: nobody wants them."""
     if settings.vcon_events == "off":
         return None
-    return VconEvents(Vcons(settings.vcon_events, address=settings.http_public_url or ""))
+    return VconEvents(Vcons(settings.vcon_events, address=settings.http_public_url or ""), signer)
 
 
 def speech_of(settings: Settings) -> SpeechOptions | None:

@@ -544,6 +544,11 @@ class Settings(BaseModel):
     vcon_inline_max: Size = Field(
         100_000_000, description="largest audio that the API writes into a vCon"
     )
+    vcon_sign_cert_path: Path | None = Field(
+        None,
+        description="PEM file of the certificate, and its chain, that vCons are signed by; none: unsigned",
+    )
+    vcon_sign_key_path: Path | None = Field(None, description="PEM file of its private key")
 
     # Operation
     http_host: str = Field(
@@ -624,6 +629,8 @@ class Settings(BaseModel):
             raise ValueError("REDACT_KEEP_ORIGINAL needs RECORDINGS_RECIPIENTS: who may read it?")
         if self.tls_client_names and self.tls_client_ca_path is None:
             raise ValueError("TLS_CLIENT_NAMES needs TLS_CLIENT_CA_PATH: who has signed them?")
+        if (self.vcon_sign_cert_path is None) != (self.vcon_sign_key_path is None):
+            raise ValueError("VCON_SIGN_CERT_PATH and VCON_SIGN_KEY_PATH go together")
         if self.vcon_events == "url" and self.http_public_url is None:
             raise ValueError("VCON_EVENTS=url needs HTTP_PUBLIC_URL: the audio is there")
         for name in self.tls_client_names:

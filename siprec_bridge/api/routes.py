@@ -26,6 +26,7 @@ from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention,
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import Scheduler
+from siprec_bridge.vcon import Signer
 
 log = structlog.get_logger()
 
@@ -34,7 +35,7 @@ class Api:
     """The routes over a store, the running calls and jobs; `gate` says who may use them.
 
     `open_metrics`: no token is needed for them. `secure`: we are reached over TLS. `public_url`:
-    where we are reached, if that is known; `vcon_inline_max`: octets of audio in a vCon.
+    where we are reached, if that is known; `vcon_inline_max`: octets of audio in a vCon; `vcon_signer` signs them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Api:
         secure: bool = False,
         public_url: str | None = None,
         vcon_inline_max: int = 100_000_000,
+        vcon_signer: Signer | None = None,
     ) -> None:
         self._admission = Admission(gate)
         self._rooms = (
@@ -62,7 +64,12 @@ class Api:
             Logins(gate, self._admission, secure=secure),
             Sessions(database),
             Playback(database, stores),
-            SessionVcons(database, public_url=public_url, inline_max=vcon_inline_max),
+            SessionVcons(
+                database,
+                public_url=public_url,
+                inline_max=vcon_inline_max,
+                signer=vcon_signer,
+            ),
             Custody(database, retention),
             Erasures(database, eraser),
             Pausing(database, calls),

@@ -29,7 +29,7 @@ from siprec_bridge.recording.vcons import (
     written,
 )
 from siprec_bridge.store import Database, SessionRow, transcripts
-from siprec_bridge.vcon import MEDIA_TYPE, Spoken
+from siprec_bridge.vcon import MEDIA_TYPE, Signer, Spoken
 
 log = structlog.get_logger()
 
@@ -39,10 +39,18 @@ _END: Final = b""  # no piece is empty
 class SessionVcons:
     """Containers of stored sessions. `public_url`: of this API; None: where the request came to.
 
-    `inline_max`: octets of audio that are written into one.
+    `inline_max`: octets of audio that are written into one. `signer`: None, none is signed.
     """
 
-    def __init__(self, database: Database, *, public_url: str | None, inline_max: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        public_url: str | None,
+        inline_max: int,
+        signer: Signer | None = None,
+    ) -> None:
+        self._signer = signer
         self._database = database
         self._public_url = public_url
         self._inline_max = inline_max
@@ -56,9 +64,13 @@ class SessionVcons:
         audio: AudioForm = choice_of(request, "audio", AUDIO_FORMS) or "none"
         address = self._address(request) if audio == "url" else ""
         vcons = Vcons(audio, choice_of(request, "files", FILES) or "stereo", address)
+        form = choice_of(request, "form", ("signed", "unsigned"))
+        if form == "signed" and self._signer is None:
+            raise web.HTTPBadRequest(text="form=signed needs VCON_SIGN_CERT_PATH")
+        signer = self._signer if form != "unsigned" else None
         spoken = await self._spoken(row, number_of(request, "version"))
         with contextlib.ExitStack() as files:
-            pieces = await self._pieces(row, vcons, spoken, files)
+            pieces = await self._pieces(row, vcons, spoken, signer, files)
             return await _send(request, row.id, pieces)
 
     def _address(self, request: web.Request) -> str:
@@ -82,7 +94,12 @@ class SessionVcons:
         return await asyncio.to_thread(spoken_of, found) if found is not None else None
 
     async def _pieces(
-        self, row: SessionRow, vcons: Vcons, spoken: Spoken | None, files: contextlib.ExitStack
+        self,
+        row: SessionRow,
+        vcons: Vcons,
+        spoken: Spoken | None,
+        signer: Signer | None,
+        files: contextlib.ExitStack,
     ) -> Iterator[bytes]:
         folder = Path(row.folder)
         try:
@@ -93,7 +110,7 @@ class SessionVcons:
                     text=f"the audio has {octets:,} octets, more than VCON_INLINE_MAX: "
                     "audio=url refers to it"
                 )
-            return files.enter_context(written(made, folder))
+            return files.enter_context(written(made, folder, signer))
         except (NotOver, AudioWithheld) as error:
             raise web.HTTPConflict(text=str(error)) from None
         except AudioDeleted as error:

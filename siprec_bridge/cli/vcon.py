@@ -27,12 +27,17 @@ def sessions_vcon(
     files: Annotated[
         Literal["legs", "stereo"], typer.Option(help="the stereo one, or one for each party")
     ] = "stereo",
+    form: Annotated[
+        Literal["signed", "unsigned"] | None,
+        typer.Option(help="not said: signed where VCON_SIGN_CERT_PATH is set"),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(help="of the transcript; not said: the newest")
     ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Write a session as a vCon: parties, dialogs, recordings, transcript."""
+    from siprec_bridge.parts import vcon_signer_of
     from siprec_bridge.recording import (
         AudioChanged,
         AudioDeleted,
@@ -44,6 +49,9 @@ def sessions_vcon(
     from siprec_bridge.recording.vcons import spoken_of, written
 
     settings, _ = from_environment(config)
+    signer = vcon_signer_of(settings) if form != "unsigned" else None
+    if form == "signed" and signer is None:
+        raise ConfigurationError("--form signed", "VCON_SIGN_CERT_PATH is needed")
     if audio == "url" and settings.http_public_url is None:
         raise ConfigurationError("--audio url", "HTTP_PUBLIC_URL is needed: the audio is there")
 
@@ -69,7 +77,7 @@ def sessions_vcon(
     except OSError as error:
         refuse(away or f"{error.filename}: {error.strerror}")
     try:
-        with written(made, Path(row.folder)) as pieces:
+        with written(made, Path(row.folder), signer) as pieces:
             if out is None:
                 sys.stdout.buffer.writelines(pieces)
                 print()

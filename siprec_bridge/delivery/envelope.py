@@ -201,7 +201,9 @@ class SessionVconData(Data):
 
     version: int = Field(description="of the transcript in it")
     participants: tuple[Participant, ...] = ()
-    vcon: dict[str, Any] | None = Field(description="the container, unsigned; see docs/vcon.md")
+    vcon: dict[str, Any] | None = Field(
+        description="the container, signed where that is wanted; see docs/vcon.md"
+    )
     final: Literal[True] = True
     reference: Reference | None = Field(
         None, description="AMQP: the container is left out; this same data with it is there"

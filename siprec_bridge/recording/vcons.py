@@ -21,7 +21,7 @@ from siprec_bridge.recording.orders import AUDIO, AudioDeleted
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Event, SessionRow, TranscriptRow
 from siprec_bridge.transcript import Conversation, KeyPress
-from siprec_bridge.vcon import Call, Recording, Spoken, Vcon, build, content_hash, pieces
+from siprec_bridge.vcon import Call, Recording, Signer, Spoken, Vcon, build, content_hash, pieces
 
 log = structlog.get_logger()
 
@@ -107,8 +107,9 @@ class Vcons:
 class VconEvents:
     """Events that carry the container of a session and its newest transcript, never with its audio."""
 
-    def __init__(self, vcons: Vcons) -> None:
+    def __init__(self, vcons: Vcons, signer: Signer | None = None) -> None:
         self._vcons = vcons
+        self._signer = signer
 
     async def event(self, row: SessionRow, spoken: Spoken) -> Event:
         """The event. A transcript is not held up by its audio: where that is gone, it is left out."""
@@ -117,7 +118,10 @@ class VconEvents:
         except (AudioChanged, AudioDeleted, AudioWithheld, OSError) as error:
             log.error("vcon.without_audio", session_id=row.id, cause=str(error))
             made = await asyncio.to_thread(replace(self._vcons, audio="none").of, row, spoken)
-        return envelope.session_vcon(spoken.conversation, spoken.version, made.as_json(), spoken.at)
+        container = made.as_json()
+        if self._signer is not None:
+            container = await asyncio.to_thread(self._signer.signed, made)
+        return envelope.session_vcon(spoken.conversation, spoken.version, container, spoken.at)
 
 
 def spoken_of(row: TranscriptRow) -> Spoken:
@@ -131,7 +135,7 @@ def inline_octets(vcon: Vcon, folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def written(vcon: Vcon, folder: Path) -> Iterator[Iterator[bytes]]:
+def written(vcon: Vcon, folder: Path, signer: Signer | None = None) -> Iterator[Iterator[bytes]]:
     """The container's octets, a piece at a time, with the files that come along from `folder`.
 
     They are open from the start, so that a deletion does not cut them off. Raises OSError.
@@ -141,7 +145,8 @@ def written(vcon: Vcon, folder: Path) -> Iterator[Iterator[bytes]]:
             index: stack.enter_context((folder / name).open("rb"))
             for index, name in _inline(vcon).items()
         }
-        yield pieces(vcon, {index: _read(file) for index, file in files.items()})
+        unsigned = pieces(vcon, {index: _read(file) for index, file in files.items()})
+        yield unsigned if signer is None else signer.pieces(vcon.uuid, unsigned)
 
 
 def _inline(vcon: Vcon) -> dict[int, str]:

@@ -21,7 +21,7 @@ def pieces(vcon: Vcon, bodies: Mapping[int, Iterable[bytes]] | None = None) -> I
         yield (b", " if index else b"") + _open(dialog)
         if "encoding" in dialog:
             yield b', "body": "'
-            yield from _base64url(bodies[index])
+            yield from base64url(bodies[index])
             yield b'"'
         yield b"}"
     yield b"]}"
@@ -32,8 +32,8 @@ def _open(members: Mapping[str, Any]) -> bytes:
     return json.dumps(members, ensure_ascii=False).encode()[:-1]
 
 
-def _base64url(octets: Iterable[bytes]) -> Iterator[bytes]:
-    """Without padding, RFC 7515 §2."""
+def base64url(octets: Iterable[bytes]) -> Iterator[bytes]:
+    """In base64url without padding, a piece at a time. RFC 7515 §2."""
     left = b""
     for some in octets:
         some = left + some

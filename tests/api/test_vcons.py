@@ -1,7 +1,9 @@
 """A session as a vCon over HTTP, and what is answered where there is none."""
 
 import asyncio
+import base64
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from sqlalchemy import Connection
 
 from harness.desk import Office, office
 from harness.provider import ScriptedProvider
-from harness.vcons import checked
+from harness.vcons import checked, self_signed
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
@@ -27,6 +29,7 @@ from siprec_bridge.store import SessionRow, deposits, recordings, schema, transc
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcript import Conversation
 from siprec_bridge.transcription import Scheduler
+from siprec_bridge.vcon import Signer
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 SOUND = bytes(range(256)) * 2000
@@ -111,6 +114,25 @@ async def desk(folder: Path, **options: Any) -> AsyncIterator[Desk]:
         )  # fmt: skip
         async with TestServer(api.application()) as server, aiohttp.ClientSession() as http:
             yield Desk(place, str(server.make_url("")).rstrip("/"), http)
+
+
+async def test_it_is_signed_where_there_is_a_key_unless_it_is_asked_for_without(
+    tmp_path: Path,
+) -> None:
+    for folder in ("with", "without"):
+        (tmp_path / folder).mkdir()
+    async with desk(tmp_path / "with", vcon_signer=Signer.read(*self_signed(tmp_path))) as place:
+        await place.add()
+        signed = (await place.get("?audio=inline"))[2]
+        unsigned = (await place.get("?audio=inline&form=unsigned"))[2]
+    async with desk(tmp_path / "without") as place:
+        await place.add()
+        refused = await place.get("?form=signed")
+
+    payload = json.loads(signed)["payload"]
+    assert base64.urlsafe_b64decode(payload + "==") == unsigned
+    assert refused[0] == 400
+    assert b"VCON_SIGN_CERT_PATH" in refused[2]
 
 
 async def test_it_has_the_newest_transcript_or_the_version_that_is_asked_for(

@@ -1,6 +1,7 @@
 """An independent look at vCons: the draft's rules written down as a schema, and its indices."""
 
 import json
+import subprocess
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,18 @@ from jsonschema import Draft202012Validator
 
 _SCHEMA = Path(__file__).parents[1] / "vcon" / "core-04.schema.json"
 _VALIDATOR = Draft202012Validator(json.loads(_SCHEMA.read_text()))
+
+
+def self_signed(folder: Path, *kind: str) -> tuple[bytes, bytes]:
+    """A certificate, which has signed itself, and its key, as PEM. `kind`: of openssl's -newkey."""
+    certificate, key = folder / "signer.pem", folder / "signer.key"
+    kind = kind or ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-subj", "/CN=recorder",
+         "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate.read_bytes(), key.read_bytes()
 
 
 def checked(text: bytes | str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from harness.bridge import command, eventually, listening, of_type, running_brid
 from harness.calls import call, tones
 from harness.recognisers import recogniser
 from harness.rtp import tone
-from harness.vcons import checked
+from harness.vcons import checked, self_signed
 from siprec_bridge.caller import Leg
 from siprec_bridge.cli.commands import app
 from siprec_bridge.provider import ConfigurationError
@@ -77,7 +77,16 @@ def test_the_command_says_what_it_cannot_give(
 
     unknown = CliRunner().invoke(app, ["sessions", "vcon", "none"])
     nowhere = CliRunner().invoke(app, ["sessions", "vcon", "none", "--audio", "url"])
+    keyless = CliRunner().invoke(app, ["sessions", "vcon", "none", "--form", "signed"])
+    self_signed(tmp_path)
+    (tmp_path / "other").mkdir()
+    self_signed(tmp_path / "other")
+    monkeypatch.setenv("VCON_SIGN_CERT_PATH", str(tmp_path / "signer.pem"))
+    monkeypatch.setenv("VCON_SIGN_KEY_PATH", str(tmp_path / "other" / "signer.key"))
+    another = CliRunner().invoke(app, ["sessions", "vcon", "none"])
 
     assert (unknown.exit_code, unknown.stderr) == (1, "siprec-bridge: there is no session none\n")
     assert isinstance(nowhere.exception, ConfigurationError)
     assert "HTTP_PUBLIC_URL is needed" in str(nowhere.exception)
+    assert "--form signed: VCON_SIGN_CERT_PATH is needed" in str(keyless.exception)
+    assert "the key is not that of the first certificate" in str(another.exception)

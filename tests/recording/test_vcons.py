@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.vcons import checked
+from harness.vcons import checked, self_signed
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
 from siprec_bridge.recording import (
     AudioChanged,
@@ -26,7 +26,7 @@ from siprec_bridge.recording.vcons import inline_octets, written
 from siprec_bridge.siprec import Presence, SessionDocument, StreamDocument
 from siprec_bridge.store import SessionRow
 from siprec_bridge.transcript import Conversation, KeyPress, Participant, Redaction
-from siprec_bridge.vcon import Spoken
+from siprec_bridge.vcon import Signer, Spoken
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 FILES = {"s-0.wav": b"left" * 100_001, "s-1.flac": b"right", "s-stereo.opus": b"both"}
@@ -199,6 +199,23 @@ async def test_the_event_carries_the_container_and_is_the_same_when_built_again(
     vcon = checked(json.dumps(data["vcon"]))
     assert vcon["dialog"][0]["url"].startswith(BASE)
     assert vcon["uuid"] == json.loads(newer.body)["vcon"]["uuid"]
+
+
+async def test_what_is_signed_is_the_same_container_with_its_audio_and_in_events(
+    tmp_path: Path,
+) -> None:
+    signer = Signer.read(*self_signed(tmp_path))
+    vcon = Vcons("inline", "legs").of(row(tmp_path), spoken())
+
+    with written(vcon, tmp_path) as unsigned, written(vcon, tmp_path, signer) as signed:
+        plain, text = b"".join(unsigned), json.loads(b"".join(signed))
+    event = await VconEvents(Vcons(), signer).event(row(tmp_path), spoken())
+
+    assert base64.urlsafe_b64decode(text["payload"] + "==") == plain
+    assert text["signatures"][0]["header"]["uuid"] == vcon.uuid
+    told = json.loads(event.body)["vcon"]
+    assert set(told) == {"payload", "signatures"}
+    assert checked(base64.urlsafe_b64decode(told["payload"] + "=="))["uuid"] == vcon.uuid
 
 
 async def test_a_transcript_does_not_wait_for_audio_that_is_gone(tmp_path: Path) -> None:
