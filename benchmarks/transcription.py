@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ from siprec_bridge.rtp import decode_g711, encode_g711
 from siprec_bridge.store import Database, JobRow, SessionRow, jobs, recordings
 from siprec_bridge.telemetry import Metrics, configure_logs
 from siprec_bridge.transcript import RunFacts, Transcript
-from siprec_bridge.transcription import Guard, Scheduler, SpeechOptions
+from siprec_bridge.transcription import Guard, PackingPolicy, Scheduler, SpeechOptions
 from siprec_providers.whisper import WhisperCli
 from siprec_providers.whisper_json import read_output
 
@@ -58,6 +59,7 @@ _PAUSE_S = 0.6
 _NOISE = 20.0  # RMS of 32768: a line at -64 dBFS
 _CALLS_S = 80.0  # in one measurement, at least
 _PATIENCE_S = 240.0
+PACKINGS: Final[tuple[PackingPolicy, ...]] = ("off", "call", "calls")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def one_process_a_leg(
         for leg in call.legs:
             subprocess.run(
                 [binary, str(leg.path), "--model", options.get("WHISPER_MODEL", "base"),
-                 "--output_dir", str(folder), "--output_format", "json",
+                 "--output_dir", str(folder), "--output_format", "json", "--language", "en",
                  *shlex.split(options.get("WHISPER_EXTRA_ARGS", ""))],
                 check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
@@ -155,7 +157,7 @@ def _finish(job_id: str, facts: RunFacts, connection: object) -> None:
 
 
 async def through_the_scheduler(
-    provider: WhisperCli, calls: Sequence[Call], folder: Path
+    provider: WhisperCli, calls: Sequence[Call], folder: Path, packing: PackingPolicy = "off"
 ) -> dict[tuple[str, str], str]:
     """What is heard, by call and leg; all calls wait when it starts."""
     database = Database(f"sqlite:///{folder / 'bench.db'}")
@@ -176,7 +178,7 @@ async def through_the_scheduler(
         database, [provider], Metrics(),
         load=desk.load, on_done=desk.done, on_failed=desk.failed,
         clock=lambda: datetime.now(UTC),
-        speech=SpeechOptions(), guard=Guard(),
+        speech=SpeechOptions(), guard=Guard(), packing=packing,
     )  # fmt: skip
     running = asyncio.create_task(scheduler.run())
     try:
@@ -208,12 +210,14 @@ def errors(calls: Sequence[Call], heard: Mapping[tuple[str, str], str]) -> float
     return wrong / words
 
 
-def slow_to_load(folder: Path, binary: str, seconds: float) -> str:
-    """The recogniser with so much CPU burnt ahead of it."""
+def slow_to_load(folder: Path, binary: str, seconds: float, window: float) -> str:
+    """The recogniser with so much CPU burnt ahead of it, and for each begun 30 s of each file."""
     path = folder / "slow-to-load"
     path.write_text(
         f"#!{sys.executable}\nimport os, sys, time\n"
-        f"while time.process_time() < {seconds}: pass\n"
+        "files = sys.argv[1:sys.argv.index('--model')]\n"
+        "windows = sum(-(-(os.path.getsize(one) - 44) // (30 * 32000)) for one in files)\n"
+        f"while time.process_time() < {seconds} + windows * {window}: pass\n"
         f"os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])\n"
     )
     path.chmod(0o755)
@@ -223,49 +227,57 @@ def slow_to_load(folder: Path, binary: str, seconds: float) -> str:
 def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
     """Run all, print the table, return the results."""
     binary = options.binary or str(Path(sys.executable).with_name("whisper-standin"))
-    if options.load:
-        binary = slow_to_load(folder, binary, options.load)
+    if options.load or options.window:
+        binary = slow_to_load(folder, binary, options.load, options.window)
     settings = {
         "WHISPER_BINARY_PATH": binary, "WHISPER_MODEL": options.model,
         "WHISPER_EXTRA_ARGS": options.extra, "WHISPER_MAX_CONCURRENT": "1",
-        "WHISPER_BATCH": str(options.batch),
+        "WHISPER_BATCH": str(options.batch), "WHISPER_LANGUAGE": "en",
         "TMPDIR": str(folder),
     }  # fmt: skip
     provider = WhisperCli.from_options({name: text for name, text in settings.items() if text})
-    print(f"{provider.describe()}, {options.load:g} s of CPU burnt ahead of each run")
-    print("call     legs   (a) audio h/CPU h    WER   (b) audio h/CPU h    WER   ratio")
+    print(
+        f"{provider.describe()}, {options.load:g} s of CPU burnt ahead of each run, "
+        f"{options.window:g} s for each window"
+    )
+    print("call     legs   (a) audio h/CPU h    WER   (b) packing   audio h/CPU h    WER   ratio")
     results: list[dict[str, object]] = []
     for seconds in options.lengths:
         place = folder / f"{seconds:g}"
         place.mkdir()
         calls = make_calls(place, seconds, options.batch)
         audio = sum(leg.duration for call in calls for leg in call.legs)
-        spent: dict[str, float] = {}
-        wrong: dict[str, float] = {}
+        spent: dict[PackingPolicy | None, float] = {}
+        wrong: dict[PackingPolicy | None, float] = {}
         for number in range(options.rounds):
-            for way in ("a", "b"):
+            for way in (None, *PACKINGS):
                 room = place / f"{way}{number}"
                 room.mkdir()
                 before = cpu_seconds()
-                if way == "a":
+                if way is None:
                     heard = one_process_a_leg(binary, settings, calls, room)
                 else:
-                    heard = asyncio.run(through_the_scheduler(provider, calls, room))
+                    heard = asyncio.run(through_the_scheduler(provider, calls, room, way))
                 spent[way] = min(spent.get(way, 1e9), cpu_seconds() - before)
                 wrong[way] = errors(calls, heard)
-        ratio = spent["a"] / spent["b"]
-        print(
-            f"{seconds:4.0f} s  {2 * len(calls):5}   {audio / spent['a']:18.1f}  {wrong['a']:5.1%}"
-            f"   {audio / spent['b']:18.1f}  {wrong['b']:5.1%}   {ratio:.2f}"
-        )
         short = f"{seconds:g} s calls"
-        results += [
-            _result(f"{short}: (a) one process a leg", audio / spent["a"], "audio h/CPU h"),
-            _result(f"{short}: (b) scheduler", audio / spent["b"], "audio h/CPU h"),
-            _result(f"{short}: (a) WER", wrong["a"], "share"),
-            _result(f"{short}: (b) WER", wrong["b"], "share", wrong["a"], at_most=True),
-            _result(f"{short}: ratio", ratio, "times", 3.0 if seconds <= 20 else None),
-        ]
+        results.append(
+            _result(f"{short}: (a) one process a leg", audio / spent[None], "audio h/CPU h")
+        )
+        results.append(_result(f"{short}: (a) WER", wrong[None], "share"))
+        for way in PACKINGS:
+            ratio = spent[None] / spent[way]
+            print(
+                f"{seconds:4.0f} s  {2 * len(calls):5}   {audio / spent[None]:18.1f}"
+                f"  {wrong[None]:5.1%}   {way:11}   {audio / spent[way]:13.1f}"
+                f"  {wrong[way]:5.1%}   {ratio:.2f}"
+            )
+            name = f"{short}: (b) scheduler, packing {way}"
+            results += [
+                _result(name, audio / spent[way], "audio h/CPU h"),
+                _result(f"{name}, WER", wrong[way], "share", wrong[None], at_most=True),
+                _result(f"{name}, ratio", ratio, "times", 3.0 if seconds <= 20 else None),
+            ]
     return results
 
 
@@ -286,6 +298,9 @@ def main() -> None:
     parser.add_argument("--model", default="base")
     parser.add_argument("--extra", default="", help="its further arguments, quoted as in a shell")
     parser.add_argument("--load", type=float, default=0, help="CPU seconds to burn at each start")
+    parser.add_argument(
+        "--window", type=float, default=0, help="CPU seconds to burn for each begun 30 s of a file"
+    )
     parser.add_argument("--batch", type=int, default=8, help="WHISPER_BATCH")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(

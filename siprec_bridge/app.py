@@ -182,6 +182,7 @@ class Bridge:
             clock=_now,
             speech=self.speech,
             guard=Guard(settings.hallucination_guard),
+            packing=settings.transcription_packing,
             max_attempts=settings.transcription_attempts,
             retry_delay=settings.transcription_retry_delay.total_seconds(),
             circuit_failures=settings.transcription_circuit,

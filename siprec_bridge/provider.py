@@ -91,7 +91,11 @@ class Run:
 
 
 class Provider(Protocol):
-    """A recogniser. One instance serves all jobs; `transcribe` is called concurrently."""
+    """A recogniser. One instance serves all jobs; `transcribe` is called concurrently.
+
+    It may have `language: str | None` as well: what it takes a job's to be that names none, where it
+    does not detect it. Only then, or when jobs name theirs, do legs share a file.
+    """
 
     name: str  # the entry point's name
     model: str  # the model used when a job names none

@@ -442,6 +442,11 @@ class Settings(BaseModel):
     speech_pad_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
         400, description="what is kept before and after speech"
     )
+    transcription_packing: Literal["off", "call", "calls"] = Field(
+        "off",
+        description="short legs that one file of 30 s has room for, where the language is set and VAD "
+        "on: each has a file of its own; those of a call, or of several calls, share one",
+    )
     hallucination_guard: Literal["suppress", "flag", "off"] = Field(
         "suppress",
         description="text that nobody seems to have said: set aside in the stored transcript, "

@@ -105,6 +105,7 @@ class WhisperCli:
         self.model = options.model
         self.sample_rate = options.sample_rate
         self.max_batch = options.batch
+        self.language = options.language
         cores = len(os.sched_getaffinity(0))
         limit = cores if options.max_concurrent == -1 else options.max_concurrent
         self.max_concurrent: int | None = limit or None

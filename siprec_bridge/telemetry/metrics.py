@@ -235,6 +235,14 @@ class Metrics:
             "audio that a voice detector heard: kept for the recogniser, or cut as silence",
             ("verdict",),
         )
+        self.packed_legs_total = counter(
+            "packed_legs",
+            "legs that shared a file: heard together, or again alone, since it was not clear whose "
+            "the words are or they were doubtful",
+            ("heard",),
+        )
+        for way in ("together", "again"):
+            self.packed_legs_total.labels(heard=way)
         self.doubtful_segments_total = counter(
             "doubtful_segments",
             "segments that a recogniser gave and that were hardly said, by reason",

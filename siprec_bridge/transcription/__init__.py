@@ -6,6 +6,7 @@ entry point group `siprec_bridge.providers`.
 
 from siprec_bridge.transcription.guard import Guard, GuardPolicy
 from siprec_bridge.transcription.merge import RecordedLeg, merge
+from siprec_bridge.transcription.packing import PackingPolicy
 from siprec_bridge.transcription.prepare import Preparation
 from siprec_bridge.transcription.registry import load_provider, load_providers
 from siprec_bridge.transcription.rules import (
@@ -24,6 +25,7 @@ __all__ = [
     "Choice",
     "Guard",
     "GuardPolicy",
+    "PackingPolicy",
     "Preparation",
     "RecordedLeg",
     "Rules",

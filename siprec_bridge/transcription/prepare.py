@@ -4,10 +4,12 @@ import asyncio
 import os
 import threading
 import wave
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -16,6 +18,7 @@ from av.container import InputContainer
 
 from siprec_bridge.provider import AudioFile, Job
 from siprec_bridge.transcript import Transcript
+from siprec_bridge.transcription.packing import Seat
 from siprec_bridge.transcription.speech import (
     Pcm,
     SpeechMap,
@@ -25,6 +28,8 @@ from siprec_bridge.transcription.speech import (
     map_speech,
 )
 from siprec_bridge.transcription.vad import SileroDetector
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 18  # samples held at once
 _CONTAINERS = {".flac": "flac", ".opus": "ogg"}  # of files that are no WAV
@@ -68,15 +73,27 @@ class Preparation:
         # Threads of its own: long legs shall not keep the loop's from short works.
         self._threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "prepare")
 
+    @property
+    def finds_speech(self) -> bool:
+        """Whether only speech is sent."""
+        return self._speech is not None
+
     async def prepare(self, job: Job, folder: Path) -> PreparedJob:
         """The job with files of `folder`, which is made for the first of them, where its own do not fit.
 
         Raises OSError.
         Legs without speech are left out. Memory does not grow with the length of a leg.
         """
+        return await self._in_thread(partial(self._prepare, job, folder))
+
+    async def join(self, files: Sequence[Sequence[Seat]], folder: Path) -> list[AudioFile]:
+        """A file in `folder` for each, of legs that were prepared, side by side. Raises OSError."""
+        return await self._in_thread(partial(self._join, files, folder))
+
+    async def _in_thread(self, function: Callable[[threading.Event], T]) -> T:
         stop = threading.Event()
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, self._prepare, job, folder, stop)
+        work = loop.run_in_executor(self._threads, function, stop)
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -101,6 +118,24 @@ class Preparation:
             except av.FFmpegError as error:
                 raise OSError(f"{one.path.name} is no audio file: {error}") from error
         return PreparedJob(replace(job, audio=tuple(audio)), maps)
+
+    def _join(
+        self, files: Sequence[Sequence[Seat]], folder: Path, stop: threading.Event
+    ) -> list[AudioFile]:
+        joined = []
+        for number, file in enumerate(files):
+            path = folder / f"{number}-legs.wav"
+            with _written(path) as target:
+                _describe(target, self._sample_rate)
+                for seat in file:
+                    silence = round(seat.start * self._sample_rate) - target.getnframes()
+                    target.writeframes(bytes(2 * max(0, silence)))
+                    with wave.open(str(seat.audio.path)) as source:
+                        for block in _blocks(source, stop):
+                            target.writeframes(block.astype("<i2").tobytes())
+                length = target.getnframes() / self._sample_rate
+            joined.append(AudioFile(f"{number}", path, length))
+        return joined
 
     def _at_rate(self, audio: AudioFile, copy: Path, stop: threading.Event) -> AudioFile:
         """The file itself where it is a WAV of the provider's rate, else such a copy of it."""
@@ -141,7 +176,7 @@ class Preparation:
 def _pack(audio: AudioFile, found: SpeechMap, copy: Path, stop: threading.Event) -> AudioFile:
     """A file of the pieces alone, or the file itself where that is all of it."""
     if found.is_whole:
-        return audio
+        return replace(audio, duration=found.packed)
     with wave.open(str(audio.path)) as source, _written(copy) as target:
         _describe(target, found.rate)
         for number, (start, end) in enumerate(found.pieces):

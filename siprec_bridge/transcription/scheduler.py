@@ -29,6 +29,7 @@ from siprec_bridge.transcript import RunFacts, Transcript
 from siprec_bridge.transcription.circuit import Circuit
 from siprec_bridge.transcription.guard import Guard
 from siprec_bridge.transcription.pace import Pace
+from siprec_bridge.transcription.packing import PackingPolicy, transcribe_packed
 from siprec_bridge.transcription.prepare import Preparation, PreparedJob
 from siprec_bridge.transcription.speech import SpeechOptions
 
@@ -116,6 +117,7 @@ class Scheduler:
         circuit_failures: int = 5,
         fallback_after: float | None = None,
         conceal: Callable[[str], str] | None = None,
+        packing: PackingPolicy = "off",
     ) -> None:
         self._database = database
         self._metrics = metrics
@@ -130,6 +132,7 @@ class Scheduler:
         self._lease = lease
         self._fallback_after = fallback_after
         self._conceal = conceal
+        self._packing = packing
         self._lanes = {
             one.name: _Lane(one, Preparation(one.sample_rate, speech), Circuit(circuit_failures))
             for one in providers
@@ -403,7 +406,10 @@ class Scheduler:
                 del rows[row.id]
             if not rows:
                 return
-            result = await lane.provider.transcribe([ready[id].job for id in rows])
+            folders.append(Path(tempfile.gettempdir()) / f"{name}-packed")
+            result = await self._transcribe(
+                lane, list(rows.values()), [ready[id].job for id in rows], folders[-1]
+            )
             if self._conceal is not None:
                 tail = self._conceal(result.facts.stderr_tail)
                 facts = result.facts.model_copy(update={"stderr_tail": tail})
@@ -424,6 +430,21 @@ class Scheduler:
                 case None:
                     pass  # it is told of below
         await self._take(lane, list(rows.values()), replace(result, outcomes=outcomes))
+
+    async def _transcribe(
+        self, lane: _Lane, rows: Sequence[JobRow], sent: Sequence[Job], folder: Path
+    ) -> Run:
+        """A run for all, with short legs in one file where that is wanted and the language known."""
+        language = sent[0].language or getattr(lane.provider, "language", None)
+        known = language is not None and language.lower() != "auto"
+        if self._packing == "off" or not lane.preparation.finds_speech or not known or rows[0].solo:
+            return await lane.provider.transcribe(sent)
+        run, packed, again = await transcribe_packed(
+            lane.provider, sent, self._packing, lambda files: lane.preparation.join(files, folder)
+        )
+        self._metrics.packed_legs_total.labels(heard="together").inc(packed - again)
+        self._metrics.packed_legs_total.labels(heard="again").inc(again)
+        return run
 
     async def _prepare(self, lane: _Lane, row: JobRow, folder: Path) -> PreparedJob | None:
         try:

@@ -168,7 +168,7 @@ class SpeechMap:
         stretches = [
             list(group) for _, group in groupby(placed, key=lambda one: self._stretches[one[0]])
         ]
-        texts = _texts(segment.text, [[word.text for _, word in one] for one in stretches])
+        texts = texts_of(segment.text, [[word.text for _, word in one] for one in stretches])
         for number, (stretch, text) in enumerate(zip(stretches, texts, strict=True)):
             words = tuple(self._word(word, piece) for piece, word in stretch)
             start = segment.start if number == 0 else stretch[0][1].start
@@ -309,7 +309,7 @@ def _split(
     yield start, end
 
 
-def _texts(text: str, groups: Sequence[Sequence[str]]) -> list[str]:
+def texts_of(text: str, groups: Sequence[Sequence[str]]) -> list[str]:
     """The text, cut ahead of each group's first word; put together of the words if they differ."""
     cuts, at = [0], 0
     for number, group in enumerate(groups):

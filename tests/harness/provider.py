@@ -32,6 +32,7 @@ class ScriptedProvider:
         name: str | None = None,
     ) -> None:
         self.name = name or self.name
+        self.language: str | None = None
         self.broken: ProviderError | None = None
         self.probes = 0
         self.given: list[Job] = []

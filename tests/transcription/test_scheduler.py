@@ -17,11 +17,12 @@ from harness.bridge import eventually
 from harness.calls import SAMPLE
 from harness.provider import Outcome, ScriptedProvider, heard
 from harness.rtp import read_wav
+from siprec_bridge.doctor import word_error_rate
 from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, ProviderUnavailable
 from siprec_bridge.store import Database, JobRow, SessionRow, StoreError, jobs, recordings
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import RunFacts, Segment, Suppressed, Transcript, Word
-from siprec_bridge.transcription import Guard, Scheduler, SpeechOptions
+from siprec_bridge.transcription import Guard, PackingPolicy, Scheduler, SpeechOptions
 from siprec_providers.whisper import WhisperCli
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -124,6 +125,7 @@ async def office(
     circuit: int = 5,
     fallback_after: float | None = None,
     monotonic: Callable[[], float] = time.monotonic,
+    packing: PackingPolicy = "off",
 ) -> AsyncIterator[tuple[Office, Metrics, Callable[[], None]]]:
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     await database.start()
@@ -137,7 +139,7 @@ async def office(
         load=here.load, on_done=here.on_done, on_failed=here.on_failed,
         clock=lambda: datetime.now(UTC), max_attempts=attempts, retry_delay=0.01,
         speech=speech, guard=guard, monotonic=monotonic,
-        circuit_failures=circuit, fallback_after=fallback_after,
+        circuit_failures=circuit, fallback_after=fallback_after, packing=packing,
     )  # fmt: skip
     running = asyncio.create_task(scheduler.run())
     try:
@@ -340,6 +342,98 @@ async def test_what_nobody_said_is_set_aside_and_counted(tmp_path: Path) -> None
         "siprec_doubtful_segments_total", {"reason": "no_speech"}
     )
     assert counted == 1
+
+
+@pytest.mark.parametrize("language", [None, "auto", "en"])
+async def test_both_parties_share_a_file_only_where_the_language_is_known(
+    language: str | None, tmp_path: Path
+) -> None:
+    def answer(job: Job, company: int) -> Outcome:
+        return {
+            one.key: Transcript(
+                segments=(
+                    Segment(text="first", start=1, end=2),
+                    Segment(text="last", start=one.duration - 2, end=one.duration - 1),
+                )
+            )
+            for one in job.audio
+        }
+
+    provider = ScriptedProvider(answer)
+    provider.language = language
+    async with office(
+        tmp_path, provider, "a",
+        audio=with_silence(tmp_path), speech=SpeechOptions(), packing="call",
+    ) as (here, metrics, _):  # fmt: skip
+        await eventually(lambda: "a" in here.done, "a result")
+
+    legs = [len(job.audio) for job in provider.given]
+    packed = metrics.registry.get_sample_value("siprec_packed_legs_total", {"heard": "together"})
+    if language != "en":
+        assert (legs, packed) == ([2], 0)
+        return
+    assert (legs, packed) == ([1], 2)
+    (alone,), (other,) = (here.done["a"][key].segments for key in ("alice", "bob"))
+    assert {alone.text, other.text} == {"first", "last"}
+    assert 7 < alone.start < 46
+    assert 20 < other.start < 84
+    assert here.done["a"]["nobody"] == Transcript(speech=0.0)
+
+
+async def test_legs_whose_words_are_mixed_up_are_heard_again_alone(tmp_path: Path) -> None:
+    def answer(job: Job, company: int) -> Outcome:
+        return {
+            one.key: Transcript(segments=(Segment(text="all", start=1, end=one.duration - 1),))
+            for one in job.audio
+        }
+
+    provider = ScriptedProvider(answer)
+    provider.language = "en"
+    async with office(
+        tmp_path, provider, "a",
+        audio=with_silence(tmp_path), speech=SpeechOptions(), packing="call",
+    ) as (here, metrics, _):  # fmt: skip
+        await eventually(lambda: "a" in here.done, "a result")
+
+    assert [len(job.audio) for job in provider.given] == [1, 2]
+    assert [here.done["a"][key].text for key in ("alice", "bob")] == ["all", "all"]
+    again = metrics.registry.get_sample_value("siprec_packed_legs_total", {"heard": "again"})
+    assert again == 2
+
+
+@pytest.mark.peer
+async def test_a_real_recogniser_hears_both_parties_of_one_file_each_for_itself(
+    tmp_path: Path,
+) -> None:
+    standin = str(Path(sys.executable).with_name("whisper-standin"))
+    provider = WhisperCli.from_options(
+        {"WHISPER_BINARY_PATH": standin, "WHISPER_LANGUAGE": "en", "TMPDIR": str(tmp_path)}
+    )
+    results: list[Mapping[str, Transcript]] = []
+    packed: list[float | None] = []
+    packings: tuple[PackingPolicy, ...] = ("off", "call")
+    for packing in packings:
+        folder = tmp_path / packing
+        folder.mkdir()
+        async with office(
+            folder, provider, "a",
+            audio=with_silence(folder), speech=SpeechOptions(), packing=packing,
+        ) as (here, metrics, _):  # fmt: skip
+            await eventually(lambda: "a" in here.done, "a result")
+            packed.append(
+                metrics.registry.get_sample_value("siprec_packed_legs_total", {"heard": "together"})
+            )
+        results.append(here.done["a"])
+
+    apart, together = results
+    assert packed == [0, 2]
+    for key in ("alice", "bob"):
+        words = [word for one in apart[key].segments for word in one.words]
+        same = [word for one in together[key].segments for word in one.words]
+        assert len(words) > 10
+        assert word_error_rate(apart[key].text, together[key].text) < 0.1
+        assert same[0].start == pytest.approx(words[0].start, abs=0.3)
+        assert same[-1].end == pytest.approx(words[-1].end, abs=0.3)
 
 
 @pytest.mark.peer
