@@ -218,7 +218,7 @@ class Bridge:
             transcribe=self.scheduler.wake,
             redactor=redactor,
             keep_safe=keeping.wanted,
-            eta=self.scheduler.eta,
+            eta=self.scheduler.eta_of_next,
         )
         self.media = MediaEngine(
             port_min=settings.rtp_port_min,

@@ -19,7 +19,6 @@ from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
 from siprec_bridge.store import (
-    Backlog,
     Database,
     Event,
     SessionRow,
@@ -53,7 +52,7 @@ class Archive:
         transcribe: Callable[[], None],
         redactor: Redactor | None = None,
         keep_safe: bool = False,
-        eta: Callable[[Backlog], float | None] = lambda backlog: None,
+        eta: Callable[[float], float | None] = lambda audio_seconds: None,
     ) -> None:
         self._database = database
         self._finisher = finisher
@@ -65,7 +64,7 @@ class Archive:
         self._redactor = redactor
         self._transcribe = transcribe  # tells the scheduler that a job waits
         self._keep_safe = keep_safe  # there is a custodian who wants the files
-        self._eta = eta  # seconds until so much is transcribed
+        self._eta = eta  # seconds until so much more audio is transcribed
 
     async def end(
         self,
@@ -178,8 +177,7 @@ class Archive:
         )
 
         def store(connection: Connection) -> None:
-            waiting = jobs.backlog(connection)
-            eta = self._eta(Backlog(waiting.jobs + 1, waiting.audio_seconds + seconds, 0))
+            eta = self._eta(seconds)
             ended = envelope.session_ended(
                 facts_of(document, session.sip_call_id, at),
                 started_at=started_at,

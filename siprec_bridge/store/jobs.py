@@ -96,44 +96,58 @@ _GET = jobs.select().where(jobs.c.id == sa.bindparam("this"))
 _NOW = sa.bindparam("now", type_=jobs.c.started_at.type)
 _HERE = sa.bindparam("here", type_=jobs.c.node.type)
 _WITHIN_REACH = sa.or_(_HERE.is_(None), jobs.c.node.is_(None), jobs.c.node == _HERE)
-_DUE = sa.and_(
-    sa.or_(
-        sa.and_(
-            jobs.c.state == "queued", sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW)
-        ),
-        sa.and_(
-            jobs.c.state == "running",
-            jobs.c.lease_until < sa.bindparam("common", type_=jobs.c.lease_until.type),
-        ),
-    ),
+_QUEUED_AND_DUE = sa.and_(
+    jobs.c.state == "queued",
+    sa.or_(jobs.c.not_before.is_(None), jobs.c.not_before <= _NOW),
     _WITHIN_REACH,
 )
-_VENDORS: sa.BindParameter[str] = sa.bindparam("vendors", expanding=True)
+_LEASE_IS_OVER = sa.and_(
+    jobs.c.state == "running",
+    jobs.c.lease_until < sa.bindparam("common", type_=jobs.c.lease_until.type),
+    _WITHIN_REACH,
+)
+_VENDOR: sa.BindParameter[str] = sa.bindparam("vendor", type_=sa.String)
+_MOST = sa.bindparam("most", type_=sa.Integer)
 _ORDER = (jobs.c.order_at, jobs.c.id)
+_NEAREST: Final = 1000  # of the queue are looked at, where all of it would take too long
 # What one run may have in common: it is given to the recogniser once.
 _ALIKE = ("vendor", "model", "language", "prompt")
-_FIRST = (
-    sa.select(jobs.c.id, jobs.c.audio_seconds, jobs.c.solo, *(jobs.c[name] for name in _ALIKE))
-    .where(_DUE, jobs.c.vendor.in_(_VENDORS))
+# A query for each state and vendor: only then does the index give what is first, however long the queue.
+_FIRST = {
+    state: sa.select(
+        jobs.c.order_at,
+        jobs.c.id,
+        jobs.c.audio_seconds,
+        jobs.c.solo,
+        *(jobs.c[name] for name in _ALIKE),
+    )
+    .where(due, jobs.c.vendor == _VENDOR)
     .order_by(*_ORDER)
     .limit(1)
     .with_for_update(skip_locked=True)  # for databases with several writers
+    for state, due in (("queued", _QUEUED_AND_DUE), ("running", _LEASE_IS_OVER))
+}
+_SAME = tuple(
+    jobs.c[name].is_not_distinct_from(sa.bindparam(f"same_{name}", type_=sa.String))
+    for name in _ALIKE
 )
-_COMPANY = (
-    sa.select(jobs.c.id, jobs.c.audio_seconds)
-    .where(
-        _DUE,
-        ~jobs.c.solo,
-        jobs.c.id != sa.bindparam("first"),
-        *(
-            jobs.c[name].is_not_distinct_from(sa.bindparam(f"same_{name}", type_=sa.String))
-            for name in _ALIKE
-        ),
-    )
+_NEAR = (
+    sa.select(jobs.c.id)
+    .where(jobs.c.state == "queued", jobs.c.vendor == _VENDOR)
     .order_by(*_ORDER)
-    .limit(sa.bindparam("most", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
+    .limit(_NEAREST)
 )
+_COMPANY = {
+    state: sa.select(jobs.c.order_at, jobs.c.id, jobs.c.audio_seconds)
+    .where(*due, ~jobs.c.solo, jobs.c.id != sa.bindparam("first"), *_SAME)
+    .order_by(*_ORDER)
+    .limit(_MOST)
+    .with_for_update(skip_locked=True)
+    for state, due in (
+        ("queued", (_QUEUED_AND_DUE, jobs.c.id.in_(_NEAR.scalar_subquery()))),
+        ("running", (_LEASE_IS_OVER,)),
+    )
+}
 _TAKE = (
     jobs.update()
     .where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
@@ -150,11 +164,20 @@ _TAKE = (
     )
     .returning(jobs)
 )
-_AHEAD = sa.select(sa.func.sum(jobs.c.audio_seconds)).where(
-    jobs.c.state == "queued",
-    jobs.c.source == sa.bindparam("source"),
-    jobs.c.priority == sa.bindparam("priority"),
-    jobs.c.audio_seconds <= sa.bindparam("audio_seconds"),
+_AHEAD = sa.select(
+    sa.func.sum(
+        sa.select(jobs.c.audio_seconds)
+        .where(
+            jobs.c.state == "queued",
+            jobs.c.source == sa.bindparam("source"),
+            jobs.c.priority == sa.bindparam("priority"),
+            jobs.c.audio_seconds <= sa.bindparam("audio_seconds"),
+        )
+        .order_by(jobs.c.audio_seconds.desc())
+        .limit(_NEAREST)
+        .subquery()
+        .c.audio_seconds
+    )
 )
 _BACKLOG = (
     sa.select(jobs.c.state, sa.func.count(), sa.func.sum(jobs.c.audio_seconds))
@@ -166,11 +189,22 @@ _WAITING = (
     .where(jobs.c.state == "queued", _WITHIN_REACH)
     .group_by(jobs.c.vendor)
 )
-_NEXT_DUE = sa.select(
-    sa.func.min(
-        sa.func.coalesce(jobs.c.not_before, jobs.c.created_at), type_=jobs.c.created_at.type
-    )
-).where(jobs.c.state == "queued", jobs.c.vendor.in_(_VENDORS), _WITHIN_REACH)
+_READY = sa.select(
+    sa.func.count(),
+).select_from(
+    sa.select(jobs.c.id)
+    .where(jobs.c.state == "queued", jobs.c.vendor == _VENDOR, _WITHIN_REACH)
+    .limit(_MOST)
+    .subquery()
+)
+_NEXT = (
+    sa.select(sa.func.coalesce(jobs.c.not_before, jobs.c.created_at).label("at"))
+    .where(jobs.c.state == "queued", jobs.c.vendor == _VENDOR, _WITHIN_REACH)
+    .order_by(*_ORDER)
+    .limit(_NEAREST)
+    .subquery()
+)
+_NEXT_DUE = sa.select(sa.func.min(_NEXT.c.at, type_=jobs.c.created_at.type))
 
 
 def insert(connection: Connection, row: JobRow) -> None:
@@ -207,21 +241,30 @@ def claim(
     """
     common = common_time(connection, now)
     here = {"now": now, "here": node, "common": common}
-    vendors = [vendor, *instead_of]
-    first = connection.execute(_FIRST, here | {"vendors": vendors}).mappings().first()
-    if first is None:
+    states = ("queued",) if node is None else ("queued", "running")
+    found = [
+        row
+        for one in (vendor, *instead_of)
+        for state in states
+        for row in connection.execute(_FIRST[state], here | {"vendor": one}).mappings()
+    ]
+    if not found:
         return []
+    first = min(found, key=_place)
     ids, seconds = [first["id"]], first["audio_seconds"]
     if limit > 1 and not first["solo"]:
-        alike = {f"same_{name}": first[name] for name in _ALIKE}
-        rest = connection.execute(
-            _COMPANY, here | alike | {"first": first["id"], "most": limit - 1}
-        )
-        for id, more in rest:
-            seconds += more
+        alike = {f"same_{name}": first[name] for name in _ALIKE} | {"vendor": first["vendor"]}
+        wanted = here | alike | {"first": first["id"], "most": limit - 1}
+        company = [
+            row
+            for state in states
+            for row in connection.execute(_COMPANY[state], wanted).mappings()
+        ]
+        for row in sorted(company, key=_place)[: limit - 1]:
+            seconds += row["audio_seconds"]
             if seconds > LONGEST_BATCH_S:
                 break
-            ids.append(id)
+            ids.append(row["id"])
     until = common + lease if node is not None else None
     taken = connection.execute(
         _TAKE, {"ids": ids, "now": now, "taker": vendor, "here": node, "until": until}
@@ -454,6 +497,16 @@ def waiting(connection: Connection, node: str | None = None) -> dict[str, tuple[
     return {vendor: (count, float(seconds)) for vendor, count, seconds in rows}
 
 
+def ready(
+    connection: Connection, vendors: Sequence[str], most: int, node: str | None = None
+) -> int:
+    """How many of these vendors' queued jobs this node can run, counted up to `most` for each."""
+    return sum(
+        connection.scalar(_READY, {"vendor": vendor, "here": node, "most": most}) or 0
+        for vendor in vendors
+    )
+
+
 def recent_runs(connection: Connection, limit: int = 100) -> list[tuple[str, float, float]]:
     """Vendor, seconds of audio and of time of the latest runs, oldest first; from so many jobs."""
     latest = (
@@ -489,8 +542,16 @@ def recent_speed(connection: Connection) -> float | None:
 def next_due(
     connection: Connection, vendors: Sequence[str], node: str | None = None
 ) -> datetime | None:
-    """When the first of these vendors' jobs may run (perhaps long ago); None: none is queued."""
-    return connection.scalar(_NEXT_DUE, {"vendors": list(vendors), "here": node})
+    """When the first of these vendors' jobs may run (perhaps long ago); None: none is queued.
+
+    Of a long queue, only its beginning is looked at.
+    """
+    times = (connection.scalar(_NEXT_DUE, {"vendor": vendor, "here": node}) for vendor in vendors)
+    return min((at for at in times if at is not None), default=None)
+
+
+def _place(row: sa.RowMapping) -> tuple[datetime, str]:
+    return row["order_at"], row["id"]
 
 
 def _end_run(

@@ -145,6 +145,7 @@ jobs = Table(
     Column("tried", String, nullable=False, server_default=""),
     Column("order_at", UtcDateTime),
     Index("ix_jobs_state_order_at_id", "state", "order_at", "id"),
+    Index("ix_jobs_state_vendor_order_at_id", "state", "vendor", "order_at", "id"),
     Index("ix_jobs_line", "state", "source", "priority", "audio_seconds"),
     Index("ix_jobs_state_created_at_id", "state", "created_at", "id"),
     Index("ix_jobs_created_at_id", "created_at", "id"),

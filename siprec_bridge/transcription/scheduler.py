@@ -140,6 +140,8 @@ class Scheduler:
         self._default = next(iter(self._lanes))
         self._news = asyncio.Event()
         self._models: set[str] = set()
+        self._measure_again = 0.0  # time.monotonic()
+        self._backlog = Backlog(0, 0.0, 0)  # as it was a moment ago
         self._running: set[str] = set()  # jobs, whose leases are to be renewed
 
     def wake(self) -> None:
@@ -241,7 +243,7 @@ class Scheduler:
             self._note_availability(lane, await lane.provider.unavailable())
         for lane in self._lanes.values():
             patience.append(await self._start_runs_of(lane))
-        await self._measure()
+        patience.append(await self._measure())
         return min(patience)
 
     async def _start_runs_of(self, lane: _Lane) -> float:
@@ -331,8 +333,7 @@ class Scheduler:
         vendors, node = [lane.name, *others], self._database.node
 
         def claim(connection: Connection) -> tuple[list[JobRow], datetime | None, int]:
-            there = jobs.waiting(connection, node)
-            count = sum(there[name][0] for name in vendors if name in there)
+            count = jobs.ready(connection, vendors, free * lane.provider.max_batch, node)
             if not (count or node):  # with others, there are their leases
                 return [], None, 0
             # Free slots share what waits; only what is beyond them goes into batches.
@@ -354,14 +355,23 @@ class Scheduler:
             log.info("job.stand_in", job=job.id, session_id=job.session_id, vendor=lane.name)
         return claimed, due, left
 
-    async def _measure(self) -> None:
-        """Let the metrics tell of what waits."""
-        backlog = await self._database.read(jobs.backlog)
+    async def _measure(self) -> float:
+        """Let the metrics tell of what waits; returns the seconds until that is to be done again.
+
+        Where much waits, it takes long: it is done seldom.
+        """
+        begun = time.monotonic()
+        if begun < self._measure_again:
+            return self._measure_again - begun
+        backlog = self._backlog = await self._database.read(jobs.backlog)
+        ended = time.monotonic()
+        self._measure_again = ended + min(20 * (ended - begun), _LOOK_S)
         self._metrics.jobs_backlog.set(backlog.jobs)
         self._metrics.jobs_backlog_audio_seconds.set(backlog.audio_seconds)
         self._metrics.jobs_failed.set(backlog.failed)
         eta = self.eta(backlog)
         self._metrics.jobs_backlog_eta_seconds.set(float("nan") if eta is None else eta)
+        return _LOOK_S
 
     def eta(self, backlog: Backlog) -> float | None:
         """Seconds until all that waits or runs is transcribed, at the present pace; None: unknown."""
@@ -369,6 +379,11 @@ class Scheduler:
             return 0.0
         speed = self.speed(backlog.jobs)
         return backlog.audio_seconds / speed if speed else None
+
+    def eta_of_next(self, audio_seconds: float) -> float | None:
+        """Seconds until a job that comes now is done, from what waited a moment ago; None: unknown."""
+        known = self._backlog
+        return self.eta(Backlog(known.jobs + 1, known.audio_seconds + audio_seconds, 0))
 
     async def _serve(self, lane: _Lane, batch: list[JobRow]) -> None:
         """One run, from claimed jobs to their ends; nothing that goes wrong gets past it."""

@@ -83,7 +83,7 @@ async def office(
     archive = Archive(
         database, _finisher, Orders("whisper", ("whisper",)), metrics,
         sample_rate=16000, sinks=[], clock=lambda: datetime.now(UTC), transcribe=lambda: None,
-        eta=lambda waiting: 100.0 * waiting.jobs + waiting.audio_seconds,
+        eta=lambda audio_seconds: 100.0 + audio_seconds,
     )  # fmt: skip
     listening = live(database, media, metrics) if live is not None else None
     running = asyncio.create_task(listening.run()) if listening is not None else None

@@ -194,3 +194,41 @@ def test_nothing_starves_and_the_promised_order_holds(
             assert (taken.order_at, taken.id) <= (other.order_at, other.id)
             # An urgent job may come a day after it, no job later than that.
             assert taken.created_at <= other.order_at + timedelta(days=1)
+
+
+def _steps(waiting: int) -> int:
+    """What SQLite does, in thousands of its instructions, for whom takes a job, adds one, looks."""
+    with queue() as here:
+        model = jobs.JobRow("", "s", "w", 60.0, NOW, source="trunk")
+        values = {name: getattr(model, name) for name in JobRow.__slots__}
+        here.execute(
+            schema.jobs.insert(),
+            [
+                values
+                | {
+                    "id": f"j{number}",
+                    "vendor": ("w", "other")[number % 2],
+                    "order_at": NOW + timedelta(seconds=number),
+                }
+                for number in range(waiting)
+            ],
+        )
+        steps = 0
+
+        def count() -> None:
+            nonlocal steps
+            steps += 1
+
+        driver = here.connection.driver_connection
+        assert driver is not None
+        driver.set_progress_handler(count, 1000)
+        add(here, "new")
+        assert len(jobs.claim(here, 4, NOW + timedelta(days=1), vendor="w", node="here")) == 4
+        assert jobs.ready(here, ["w", "other"], 64) == 128
+        assert jobs.next_due(here, ["w"]) is not None
+        driver.set_progress_handler(None, 0)
+        return steps
+
+
+def test_a_long_queue_does_not_slow_who_takes_from_it() -> None:
+    assert _steps(20_000) <= 1.5 * _steps(4_000)

@@ -222,6 +222,7 @@ def test_what_was_there_before_is_found_after_the_migration(tmp_path: Path) -> N
             "ALTER TABLE sessions DROP COLUMN node; ALTER TABLE jobs DROP COLUMN node;"
             "ALTER TABLE jobs DROP COLUMN runner; ALTER TABLE jobs DROP COLUMN lease_until;"
             "DROP INDEX ix_jobs_state_order_at_id; DROP INDEX ix_jobs_line;"
+            "DROP INDEX ix_jobs_state_vendor_order_at_id;"
             + "".join(
                 f"ALTER TABLE jobs DROP COLUMN {name};"
                 for name in ("priority", "source", "prompt", "tried", "order_at")
