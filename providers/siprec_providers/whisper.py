@@ -39,6 +39,7 @@ _FOUND_ON_PATH = ("whisper", "whisper-ctranslate2")
 _STANDIN = "whisper-standin"
 _LARGEST_OUTPUT = 64 << 20  # octets; hours of words stay far below
 # A shell's way to say that there is no such program, or that it is none.
+_THREADS = "OMP_NUM_THREADS"  # read by torch, CTranslate2 and BLAS; ours by whisper-cpp
 _NO_PROGRAM = (126, 127)
 
 
@@ -106,7 +107,8 @@ class WhisperCli:
         self.sample_rate = options.sample_rate
         self.max_batch = options.batch
         self.language = options.language
-        cores = len(os.sched_getaffinity(0))
+        cores = self._cores = len(os.sched_getaffinity(0))
+        self._running = 0  # programs
         limit = cores if options.max_concurrent == -1 else options.max_concurrent
         self.max_concurrent: int | None = limit or None
         self._slots = asyncio.Semaphore(limit) if limit else None
@@ -202,17 +204,20 @@ class WhisperCli:
         except OSError as error:
             problem = ProviderError("temp_dir", f"{folder}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, len(names))
+        self._running += 1
         try:
             done = await run_process(
                 self._command(files, output, jobs),
                 timeout_s=self._options.timeout,
                 cwd=folder,
-                environment=self._environment,
+                environment={_THREADS: str(self._share(jobs)), **self._environment},
                 on_start=partial(_note_group, folder),
             )
         except OSError as error:  # it was there a moment ago
             problem = ProviderUnavailable("unavailable", f"{self._binary}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, len(names))
+        finally:
+            self._running -= 1
         log.debug("whisper.output", stdout=done.stdout)  # what was said may be in it
         size = await asyncio.to_thread(_size_of, folder)
         problem_of_run = self._problem(done, jobs)
@@ -233,6 +238,16 @@ class WhisperCli:
             **_calls_of(jobs),
         )
         return Run(facts, outcomes)
+
+    def _share(self, jobs: Sequence[Job]) -> int:
+        """The threads of a run: its share of the cores.
+
+        Recognisers start one for each core, and threads of several runs that wait for one another on
+        the same cores burn many times the CPU that the work takes.
+        """
+        # Several jobs in one run: there are more than slots, and all slots are about to be taken.
+        crowd = self.max_concurrent or self._cores if len(jobs) > 1 else self._running
+        return max(1, self._cores // max(1, self._running, crowd))
 
     def _asked(self, job: Job) -> tuple[str, str | None, str | None]:
         """Model, language and prompt that the program is told; no language: it detects it."""

@@ -14,7 +14,8 @@ audio = [pathlib.Path(one) for one in arguments[: arguments.index("--model")]]
 out = pathlib.Path(arguments[arguments.index("--output_dir") + 1])
 here = pathlib.Path(__file__)
 with open(here.with_suffix(".calls"), "a") as calls:
-    calls.write(json.dumps({{"arguments": arguments, "pid": os.getpid()}}) + "\\n")
+    calls.write(json.dumps({{"arguments": arguments, "pid": os.getpid(),
+                            "threads": os.environ.get("OMP_NUM_THREADS")}}) + "\\n")
 
 def write(file, text):
     out.mkdir(exist_ok=True)

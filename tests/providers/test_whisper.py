@@ -1,6 +1,7 @@
 """The whisper provider against programs that keep the contract, and many that do not."""
 
 import asyncio
+import os
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,26 @@ def provider(binary: Path, folder: Path, **options: str) -> WhisperCli:
 
 def left_in_temp(folder: Path) -> list[Path]:
     return list((folder / "tmp").iterdir())
+
+
+async def test_runs_share_the_cores_unless_the_operator_says_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    binary = recogniser(tmp_path, "speaks")
+    few = provider(binary, tmp_path, WHISPER_MAX_CONCURRENT="2")
+
+    await few.transcribe([job(tmp_path)])
+    await asyncio.gather(*(few.transcribe([job(tmp_path, id)]) for id in ("j1", "j2")))
+    await few.transcribe([job(tmp_path), job(tmp_path, "j2")])  # more wait than there are slots
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    await provider(binary, tmp_path).transcribe([job(tmp_path)])
+
+    alone, one, other, batch, told = (int(str(call["threads"])) for call in calls(binary))
+    half = max(1, cores // 2)
+    assert (alone, batch, told) == (cores, half, 3)
+    assert min(one, other) == half  # of the second; the first may have been alone yet
 
 
 async def test_both_legs_go_into_one_run_and_each_gets_its_own_words(tmp_path: Path) -> None:

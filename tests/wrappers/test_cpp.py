@@ -58,6 +58,11 @@ def test_language_task_and_options_become_its_own(tmp_path: Path) -> None:
                "--initial_prompt", "Storno, x")  # fmt: skip
     told_flags = json.loads((tmp_path / "whisper-cli.flags").read_text())
 
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "2")
+        run(tmp_path, a, "--model_dir", tmp_path)
+    assert json.loads((tmp_path / "whisper-cli.flags").read_text())["threads"] == "2"
+
     assert (plain.returncode, told.returncode) == (0, 0), plain.stderr + told.stderr
     assert (flags["language"], flags["threads"], flags["full"]) == ("auto", "8", True)
     assert "translate" not in flags

@@ -41,6 +41,7 @@ Further options go to whisper-cli as they are; write them in their long form (--
 environment:
   WHISPER_CPP_PROGRAM  path or name of whisper-cli (default: whisper-cli on PATH)
   WHISPER_CPP_TIMEOUT  longest run, such as 90s or 20m (default: WHISPER_TIMEOUT, else 20m)
+  OMP_NUM_THREADS      its threads (the bridge sets it), unless --threads says so
 
 model: the path of a ggml file, or a name: base is ggml-base.bin in --model_dir. Without
 --language the language is detected; --task translate is --translate.
@@ -68,7 +69,7 @@ def _transcribe(arguments: Arguments, environment: Mapping[str, str]) -> None:
     with tempfile.TemporaryDirectory(
         prefix=".whisper-cpp-", dir=arguments.output_dir, ignore_cleanup_errors=True
     ) as room:
-        command = [program, *command_line(arguments, model, Path(room))]
+        command = [program, *command_line(arguments, model, Path(room), environment)]
         with child(command) as running:
             code = running.wait()
         if code:
@@ -119,13 +120,19 @@ def find_model(name: str, model_dir: str | None) -> Path:
     raise Failure(f"no model {name}: looked for {where} (WHISPER_MODELS_DIR)", 126)
 
 
-def command_line(arguments: Arguments, model: Path, output_dir: Path) -> list[str]:
+def command_line(
+    arguments: Arguments, model: Path, output_dir: Path, environment: Mapping[str, str]
+) -> list[str]:
     """whisper-cli's arguments; the outputs are `0.json`, `1.json`, …"""
     line = ["-m", str(model), "-l", arguments.language or "auto", "-ojf"]
     if arguments.task == "translate":
         line.append("-tr")
     for number, audio in enumerate(arguments.audio):
         line += ["-f", str(audio.absolute()), "-of", str(output_dir / str(number))]
+    # It knows no such variable itself, and as many threads as cores are too many for runs side by side.
+    threads = environment.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads) > 0:
+        line += ["-t", threads]
     # whisper.cpp's word for what the contract may ask for.
     own = ["--prompt" if one == "--initial_prompt" else one for one in arguments.ignored]
     return [*line, *own]
