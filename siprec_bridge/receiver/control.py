@@ -186,7 +186,7 @@ class StreamReport:
 
     def to_json(self) -> dict[str, object]:
         """For the wire."""
-        return asdict(self) | {
+        return {name: getattr(self, name) for name in StreamReport.__slots__} | {
             "first_packet_at": _to_ns(self.first_packet_at),
             "last_packet_at": _to_ns(self.last_packet_at),
         }

@@ -85,9 +85,11 @@ class SpoolWriter:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self.dropped = 0  # octets that found no room for too long
-        self._size = _whole_size(path)
+        self._size = 0
+        if os.fstat(self._file).st_size:
+            self._size = _whole_size(path)
+            os.ftruncate(self._file, self._size)
         self.reopened = self._size > 0
-        os.ftruncate(self._file, self._size)
         if not self.reopened:
             line = json.dumps(_header_to_json(header)).encode()
             if (cause := self._append([MAGIC + line + b"\n"])) is not None:

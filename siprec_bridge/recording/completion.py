@@ -88,7 +88,8 @@ class Completion:
         row = await self._session(job)
         now = self._clock()
         version = version_of(job)
-        conversation = _conversation(row, heard, facts)
+        document = SessionDocument.model_validate_json(row.document)
+        conversation = _conversation(row, document, heard, facts)
         audio: FinishedAudio | None = None
         sealed = False
         if self._redactor is not None:
@@ -100,7 +101,6 @@ class Completion:
             ):
                 sealed = await self._redactor.keep_original(row, said, version)
             facts = conversation.run or facts
-        document = SessionDocument.model_validate_json(row.document)
         events = envelope.transcript_events(conversation, version, document.assurance)
         if self._vcons is not None:
             told = replace(row, audio=AUDIO.dump_json(audio).decode()) if audio is not None else row
@@ -176,9 +176,11 @@ def _session_of(connection: Connection, job: JobRow) -> SessionRow:
 
 
 def _conversation(
-    row: SessionRow, heard: Mapping[str, Transcript], facts: RunFacts
+    row: SessionRow,
+    document: SessionDocument,
+    heard: Mapping[str, Transcript],
+    facts: RunFacts,
 ) -> Conversation:
-    document = SessionDocument.model_validate_json(row.document)
     audio = AUDIO.validate_json(row.audio or "")
     legs = [
         RecordedLeg(

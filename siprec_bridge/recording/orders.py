@@ -19,7 +19,14 @@ from siprec_bridge.store import (
     recordings,
     transcripts,
 )
-from siprec_bridge.transcription import Choice, Rules, Wish, address_of, facts_of_call
+from siprec_bridge.transcription import (
+    UNRULED,
+    Choice,
+    Rules,
+    Wish,
+    address_of,
+    facts_of_call,
+)
 
 AUDIO: Final = TypeAdapter(FinishedAudio)
 
@@ -54,6 +61,8 @@ class Orders:
 
     def choose(self, document: SessionDocument, peer: str) -> Choice:
         """What the rules make of a session."""
+        if not self.rules:
+            return UNRULED
         return self.rules.choose(facts_of_call(document, peer))
 
     def first(

@@ -43,7 +43,10 @@ class SessionRow:
 # Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
 _INSERT = sessions.insert()
 _UPDATE = sessions.update().where(sessions.c.id == sa.bindparam("this"))
-_GET = sessions.select().where(sessions.c.id == sa.bindparam("this"))
+_GET = sa.select(*(sessions.c[name] for name in SessionRow.__slots__)).where(
+    sessions.c.id == sa.bindparam("this")
+)
+_WARNINGS = SessionRow.__slots__.index("warnings")
 
 
 class SessionFields(TypedDict, total=False):
@@ -77,8 +80,12 @@ def update(connection: Connection, session_id: str, **fields: Unpack[SessionFiel
 
 def get(connection: Connection, session_id: str) -> SessionRow | None:
     """The session of this id."""
-    found = connection.execute(_GET, {"this": session_id}).mappings()
-    return next(map(row_of, found), None)
+    found = connection.execute(_GET, {"this": session_id}).first()
+    if found is None:
+        return None
+    values = list(found)
+    values[_WARNINGS] = tuple(json.loads(values[_WARNINGS]))
+    return SessionRow(*values)
 
 
 def faces(connection: Connection, ids: Collection[str]) -> dict[str, tuple[str, str]]:

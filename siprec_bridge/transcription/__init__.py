@@ -10,6 +10,7 @@ from siprec_bridge.transcription.packing import PackingPolicy
 from siprec_bridge.transcription.prepare import Preparation
 from siprec_bridge.transcription.registry import load_provider, load_providers
 from siprec_bridge.transcription.rules import (
+    UNRULED,
     Choice,
     Rules,
     Wish,
@@ -22,6 +23,7 @@ from siprec_bridge.transcription.speech import SpeechOptions
 from siprec_bridge.transcription.vad import missing_detector
 
 __all__ = [
+    "UNRULED",
     "Choice",
     "Guard",
     "GuardPolicy",

@@ -143,6 +143,9 @@ class Choice:
     because: Mapping[str, str]
 
 
+UNRULED: Final = Choice(Ruling(), {})  # of a call where there are no rules
+
+
 class Rules:
     """The operator's rules, in order."""
 
