@@ -3,7 +3,7 @@
 Liberal in reading: what a recorder does not need is kept as it came, or passed over.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from siprec_bridge.sdp.codecs import Codec, codec_of, number
 from siprec_bridge.sdp.crypto import Secret
@@ -85,10 +85,10 @@ class Media:
                 found.setdefault(payload_type, rest.strip())
         return found
 
-    def lines(self) -> list[str]:
-        """Its lines, connection and direction included."""
+    def lines(self, connection: str | None = None) -> list[str]:
+        """Its lines, direction included, and its connection where it is not this one."""
         out = [f"m={self.kind} {self.port} {self.protocol} {' '.join(self.formats)}"]
-        if self.connection is not None:
+        if self.connection is not None and self.connection != connection:
             out.append(f"c=IN {_family(self.connection)} {self.connection}")
         out += [f"a={name}:{value}" if value else f"a={name}" for name, value in self.attributes]
         out.append(f"a={self.direction}")
@@ -113,10 +113,7 @@ class SessionDescription:
         lines.append("t=0 0")
         lines += [f"a={name}:{value}" if value else f"a={name}" for name, value in self.attributes]
         for media in self.media:
-            shown = media
-            if media.connection == self.connection:
-                shown = replace(media, connection=None)
-            lines += shown.lines()
+            lines += media.lines(self.connection)
         return ("\r\n".join(lines) + "\r\n").encode("utf-8", "surrogateescape")
 
 

@@ -23,6 +23,7 @@ from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.framing import BrokenStream
 from siprec_bridge.sip.headers import (
     Headers,
+    Via,
     parse_name_addr,
     split_first,
     split_list,
@@ -796,9 +797,8 @@ def _note_source(request: Request, peer: Peer) -> Peer:
         marks = f";received={peer.host}"
     request.headers.replace_first("Via", first + marks + others)
     params = {**via.params, "rport": str(peer.port)} if "rport" in via.params else via.params
-    request.__dict__["via"] = replace(
-        via, params={**params, "received": peer.host} if marks else params
-    )
+    params = {**params, "received": peer.host} if marks else params
+    request.__dict__["via"] = Via(via.transport, via.host, via.port, params)
     if peer.reliable:
         return replace(peer, elsewhere=(peer.host, via.port or peer.default_port))
     if "rport" in via.params:
