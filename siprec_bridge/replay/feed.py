@@ -53,6 +53,7 @@ from siprec_bridge.sdp import (
 )
 from siprec_bridge.sdp import parse as parse_sdp
 from siprec_bridge.sip import (
+    AliasAsked,
     AnswerContent,
     Content,
     DialogEnded,
@@ -396,7 +397,7 @@ class _Replay:
                     if (call := self._by_dialog.get(dialog)) is not None:
                         call.note_end(cause)
                     self._service.on_sip(output)
-                case Malformed() | RequestSeen():
+                case Malformed() | RequestSeen() | AliasAsked():
                     pass
                 case _:
                     self._service.on_sip(output)

@@ -19,6 +19,7 @@ from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.tls import TlsServerContext
 from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
+    AliasAsked,
     AnswerContent,
     BrokenStream,
     Content,
@@ -38,6 +39,7 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024
 _HANDSHAKE_TIMEOUT_S = 10.0
+_MOST_ALIASES = 16  # of one connection
 _SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
 
 
@@ -55,7 +57,10 @@ class Endpoint:
 
 
 class Listener:
-    """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order."""
+    """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order.
+
+    `nameservers`: those to ask, address and port, instead of the system's.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Listener:
         metrics: Metrics,
         admission: Admission | None = None,
         trace: Callable[[bytes, Peer, bool], None] = lambda data, peer, sent: None,
+        nameservers: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._server = server
         self._admission = admission or Admission()
@@ -75,7 +81,14 @@ class Listener:
         self._connections: dict[int, StreamConnection] = {}
         self._streams: list[tuple[str, asyncio.Server]] = []  # transport and server
         self._tls: TlsServerContext | None = None
-        self._dialler = Dialler(self._accept, self._admission.admits, self._client_context)
+        self._aliases: dict[tuple[str, int], StreamConnection] = {}  # RFC 5923: latest that asked
+        self._dialler = Dialler(
+            self._dial,
+            self._admission.admits,
+            self._client_context,
+            alias=lambda address, port: self._aliases.get((address, port)),
+            nameservers=nameservers,
+        )
         self._outgoing = Outgoing(self._dialler.connect, self._write, metrics)
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
@@ -199,14 +212,18 @@ class Listener:
             raise
         self._udp[flow] = endpoint
 
-    def _accept(self) -> StreamConnection:
+    def _accept(self, *, ours: bool = False) -> StreamConnection:
         return StreamConnection(
             next(self._flows),
             self._receive,
             self._refuse,
             self._connection_made,
             self._connection_lost,
+            ours=ours,
         )
+
+    def _dial(self) -> StreamConnection:
+        return self._accept(ours=True)
 
     def _connection_made(self, connection: StreamConnection) -> None:
         self._connections[connection.flow] = connection
@@ -241,6 +258,10 @@ class Listener:
 
     def _connection_lost(self, connection: StreamConnection) -> None:
         self._connections.pop(connection.flow, None)
+        if connection.aliases:
+            self._aliases = {
+                place: one for place, one in self._aliases.items() if one is not connection
+            }
         unsaid = self._garbled_streams.forget(connection.flow)
         if unsaid and connection.peer is not None:
             log.warning("sip.malformed_more", peer=_shown(connection.peer), messages=unsaid)
@@ -283,6 +304,8 @@ class Listener:
                     self._metrics.sip_requests_total.labels(
                         transport=transport, method=method
                     ).inc()
+                case AliasAsked(peer, port):
+                    self._note_alias(peer, port)
                 case ResponseSent(method, status):
                     self._metrics.sip_responses_total.labels(method=method, status=status).inc()
                 case Malformed(peer, reason):
@@ -290,6 +313,15 @@ class Listener:
                 case _:
                     self._on_event(output)
         self._set_alarm()
+
+    def _note_alias(self, peer: Peer, port: int) -> None:
+        """Take a connection for the way to its other end, whose certificate says who that is."""
+        connection = self._connections.get(peer.flow)
+        if connection is None or not connection.certificate:
+            return  # anyone could ask for what is meant for others
+        if port not in connection.aliases and len(connection.aliases) < _MOST_ALIASES:
+            connection.aliases.add(port)
+            self._aliases[peer.host, port] = connection
 
     def _send(self, data: bytes, peer: Peer) -> None:
         if peer.transport == "udp":

@@ -1,9 +1,9 @@
-"""Connections of ours, for messages whose own connection is gone. RFC 3261 §18.1.1 and §18.2.2."""
+"""Connections for messages whose own connection is gone. RFC 3261 §18.1.1 and §18.2.2."""
 
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,12 +13,15 @@ import structlog
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.signalling.admission import domains_of
 from siprec_bridge.signalling.complaints import Complaints
+from siprec_bridge.signalling.locate import Locator
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
 
 _ATTEMPT_S = 5.0  # name, connection and handshake together
+_SERVER_S = 2.0  # for one of several servers
+_MOST_TRIED = 4  # servers, in one attempt
 _REST_S = 10.0  # a place that could not be reached is left alone for so long
 _MOST_WAITING = 1000  # messages for one place
 _MOST_ATTEMPTS = 64
@@ -31,16 +34,17 @@ _COMPLAIN_EVERY_S = 60.0
 class Place:
     """Where a message may go over a new connection, and the address of ours that it comes from.
 
-    `host` may be a name.
+    `host` may be a name; without a port it is a domain that tells its servers.
     """
 
     transport: str
     host: str
-    port: int
+    port: int | None
     local_host: str
 
     def __str__(self) -> str:
-        return f"{self.transport}:{self.host}:{self.port}"
+        port = f":{self.port}" if self.port is not None else ""
+        return f"{self.transport}:{self.host}{port}"
 
 
 class Unreachable(OSError):
@@ -123,7 +127,7 @@ class Outgoing:
             cause = type(error).__name__
         finally:
             waiting = self._waiting.pop(place)
-        result = "opened" if connection is not None else "failed"
+        result = "failed" if connection is None else "opened" if connection.ours else "reused"
         self._metrics.sip_connections_opened_total.labels(
             transport=place.transport, result=result
         ).inc()
@@ -136,9 +140,11 @@ class Outgoing:
                     peer=str(place), cause=cause, messages=len(waiting), more_before=unsaid,
                 )  # fmt: skip
             return
-        log.info("sip.connection_opened", peer=str(place), messages=len(waiting))
+        log.info(f"sip.connection_{result}", peer=str(place), messages=len(waiting))
         if len(self._open) >= _MOST_OPEN:
-            self._open.pop(next(iter(self._open))).close()
+            oldest = self._open.pop(next(iter(self._open)))
+            if oldest.ours:
+                oldest.close()
         self._open[place] = connection
         for data in waiting:
             self._write(data, connection)
@@ -154,50 +160,79 @@ class Outgoing:
 
 
 class Dialler:
-    """Opens TCP and TLS connections. Two threads look names up: slow ones must hold up no other."""
+    """Opens TCP and TLS connections. Two threads look names up: slow ones must hold up no other.
+
+    `alias` knows the connection, if any, over which a TLS peer asked for what goes to an address.
+    """
 
     def __init__(
         self,
         accept: Callable[[], StreamConnection],
         admits: Callable[[str], bool],
         tls: Callable[[], ssl.SSLContext],
+        *,
+        alias: Callable[[str, int], StreamConnection | None] = lambda address, port: None,
+        nameservers: Sequence[tuple[str, int]] = (),
     ) -> None:
         self._accept = accept
         self._admits = admits
         self._tls = tls
+        self._alias = alias
         self._resolver = ThreadPoolExecutor(2, thread_name_prefix="resolver")
+        self._locator = Locator(self._resolver, nameservers)
 
     async def connect(self, place: Place) -> StreamConnection:
-        """Raises OSError, ValueError, ConfigurationError."""
-        loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in place.local_host else socket.AF_INET
-        found = await loop.run_in_executor(
-            self._resolver,
-            lambda: socket.getaddrinfo(place.host, place.port, family, socket.SOCK_STREAM),
-        )
-        addresses = [str(one[4][0]) for one in found if self._admits(str(one[4][0]))]
-        if not addresses:
+        """The first of its servers that answers. Raises OSError, ValueError, ConfigurationError."""
+        servers = [one for one in await self._servers(place) if self._admits(one[0])]
+        if not servers:
             raise Unreachable("is no address that may talk to us")
+        if place.transport == "tls":
+            for address, port in servers:
+                known = self._alias(address, port)
+                if known is not None and _stands_for(known, place.host):
+                    return known
         context: ssl.SSLContext | None = None
         if place.transport == "tls":
             context = await asyncio.to_thread(self._tls)
         error: OSError = Unreachable("no address")
-        for address in addresses[:3]:
+        servers = servers[:_MOST_TRIED]
+        for number, (address, port) in enumerate(servers, 1):
             try:
-                _, connection = await loop.create_connection(
-                    self._accept,
-                    address,
-                    place.port,
-                    ssl=context,
-                    server_hostname=place.host if context is not None else None,
-                    local_addr=(place.local_host, 0),
-                )
-            except OSError as one:
+                async with asyncio.timeout(_SERVER_S if number < len(servers) else None):
+                    connection = await self._open(place, address, port, context)
+                self._check(connection, context, place.host)
+            except OSError as one:  # TimeoutError is one
                 error = one
                 continue
-            self._check(connection, context, place.host)
             return connection
         raise error
+
+    async def _open(
+        self, place: Place, address: str, port: int, context: ssl.SSLContext | None
+    ) -> StreamConnection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            self._accept,
+            address,
+            port,
+            ssl=context,
+            server_hostname=place.host if context is not None else None,
+            local_addr=(place.local_host, 0),
+        )
+        return connection
+
+    async def _servers(self, place: Place) -> list[tuple[str, int]]:
+        """Addresses and ports in the order in which to try them."""
+        family = socket.AF_INET6 if ":" in place.local_host else socket.AF_INET
+        if place.port is None:
+            servers = await self._locator.servers(place.host, place.transport, family)
+            if servers:
+                return servers
+        port = place.port or (5061 if place.transport == "tls" else 5060)
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._resolver,
+            lambda: socket.getaddrinfo(place.host, port, family, socket.SOCK_STREAM),
+        )
+        return [(str(one[4][0]), port) for one in found]
 
     def _check(
         self, connection: StreamConnection, context: ssl.SSLContext | None, host: str
@@ -205,15 +240,25 @@ class Dialler:
         """The certificate of a name must be for it, where we can tell a certificate's worth."""
         if not connection.is_open:
             raise Unreachable("its certificate is not allowed")
-        if context is None or context.verify_mode is not ssl.CERT_REQUIRED or _is_literal(host):
+        if context is None or context.verify_mode is not ssl.CERT_REQUIRED:
             return
-        if host.lower().rstrip(".") not in domains_of(connection.certificate):
+        if not _is_for(connection, host):
             connection.close()
             raise Unreachable("its certificate is for another name")
 
     def close(self) -> None:
         """Look no more names up."""
         self._resolver.shutdown(wait=False, cancel_futures=True)
+
+
+def _stands_for(connection: StreamConnection, host: str) -> bool:
+    """Whether a peer's own connection is one to this host: its certificate tells. RFC 5923 §5.2."""
+    return connection.is_open and bool(connection.certificate) and _is_for(connection, host)
+
+
+def _is_for(connection: StreamConnection, host: str) -> bool:
+    """Whether the certificate is for this host. Addresses are in few."""
+    return _is_literal(host) or host.lower().rstrip(".") in domains_of(connection.certificate)
 
 
 def _is_literal(host: str) -> bool:

@@ -25,8 +25,12 @@ class StreamConnection(asyncio.Protocol):
         refuse: Callable[[BrokenStream, Peer], None],
         on_made: Callable[["StreamConnection"], None],
         on_lost: Callable[["StreamConnection"], None],
+        *,
+        ours: bool = False,
     ) -> None:
         self.flow = flow
+        self.ours = ours  # we opened it
+        self.aliases: set[int] = set()  # ports of its peer's host that it stands for. RFC 5923
         self._receive = receive
         self._refuse = refuse
         self._on_made = on_made

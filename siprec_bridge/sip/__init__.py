@@ -12,6 +12,7 @@ from siprec_bridge.sip.message import Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.server import (
     AckReceived,
+    AliasAsked,
     AnswerContent,
     Content,
     DialogEnded,
@@ -33,6 +34,7 @@ from siprec_bridge.sip.uri import Uri, parse_uri
 
 __all__ = [
     "AckReceived",
+    "AliasAsked",
     "AnswerContent",
     "BrokenStream",
     "Content",

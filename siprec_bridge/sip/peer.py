@@ -8,7 +8,7 @@ class Peer:
     """An address as IP literal; `flow` is the listener (UDP) or connection that carries it.
 
     `elsewhere` is the host, which may be a name, and port that a new connection may be opened to
-    when that connection is gone.
+    when that connection is gone; no port: the domain tells its servers. RFC 3263 §4.
     """
 
     transport: str  # udp, tcp or tls
@@ -17,7 +17,7 @@ class Peer:
     flow: int = 0
     local_host: str = ""
     local_port: int = 0
-    elsewhere: tuple[str, int] | None = None
+    elsewhere: tuple[str, int | None] | None = None
 
     @property
     def reliable(self) -> bool:

@@ -137,6 +137,17 @@ class RequestSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class AliasAsked:
+    """Over its TLS connection a peer asks for requests that are meant for this port of its host.
+
+    Who hands them over it has to look at the peer's certificate. RFC 5923 §5.
+    """
+
+    peer: Peer
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseSent:
     """A final response that was sent, retransmissions left out: for counting."""
 
@@ -162,6 +173,7 @@ Output = (
     | DialogEnded
     | RequestAnswered
     | RequestSeen
+    | AliasAsked
     | ResponseSent
     | Malformed
 )
@@ -274,6 +286,8 @@ class SipServer:
         if message.method == "ACK":
             return self._take_ack(message, peer)
         out: list[Output] = [RequestSeen(peer.transport, _method(message))]
+        if peer.transport == "tls" and "alias" in message.via.params:
+            out.append(AliasAsked(peer, message.via.port or peer.default_port))
         if message.method == "CANCEL":
             return out + self._take_cancel(message, reply_to, key, now)
         pending = self._open(message, reply_to, key)
@@ -810,10 +824,10 @@ def _note_source(request: Request, peer: Peer) -> Peer:
     return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
 
 
-def _next_hop(dialog: Dialog) -> tuple[str, int] | None:
+def _next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
     """Host and port that requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1.
 
-    None where there is none to be read, or where it wants TLS that the dialog does not have.
+    No port for a name that has none. None where there is none to be read, or where it wants TLS that the dialog does not have.
     """
     try:
         route = next(iter(dialog.route_set), None)
@@ -823,12 +837,22 @@ def _next_hop(dialog: Dialog) -> tuple[str, int] | None:
     wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
     if not uri.host or (wants_tls and dialog.peer.transport != "tls"):
         return None
+    if uri.port is None and not _is_literal(uri.host):
+        return uri.host, None
     return uri.host, uri.port or dialog.peer.default_port
 
 
 def _here(peer: Peer) -> Peer:
     """The peer for an answer that is not worth a new connection."""
     return replace(peer, elsewhere=None)
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(maddr: str, *, like: str) -> str:

@@ -77,7 +77,7 @@ class Metrics:
 
         for transport in ("tcp", "tls"):
             self.sip_undelivered_total.labels(transport=transport)
-            for result in ("opened", "failed"):
+            for result in ("opened", "reused", "failed"):
                 self.sip_connections_opened_total.labels(transport=transport, result=result)
 
         # Recording

@@ -596,10 +596,11 @@ def test_an_answer_over_a_stream_says_where_else_it_may_go(
     ("transport", "contact", "route", "elsewhere"),
     [
         ("tcp", "sip:src@192.0.2.77:5071;transport=tcp", "", ("192.0.2.77", 5071)),
-        ("tcp", "sip:src@sbc.example.com", "", ("sbc.example.com", 5060)),
+        ("tcp", "sip:src@sbc.example.com", "", ("sbc.example.com", None)),  # its SRV records tell
         ("tcp", "sip:src@[2001:db8::1]", "", ("2001:db8::1", 5060)),
         ("tcp", "sip:src@192.0.2.77", "<sip:p1:5080;lr>, <sip:p2;lr>", ("p1", 5080)),
-        ("tls", "sips:src@sbc.example.com", "", ("sbc.example.com", 5061)),
+        ("tls", "sips:src@sbc.example.com", "", ("sbc.example.com", None)),
+        ("tls", "sips:src@sbc.example.com:5071", "", ("sbc.example.com", 5071)),
         ("tcp", "sips:src@sbc.example.com", "", None),  # never in the clear
         ("tcp", "sip:src@sbc.example.com;transport=TLS", "", None),
         ("tcp", "tel:+15551234", "", None),
@@ -608,7 +609,7 @@ def test_an_answer_over_a_stream_says_where_else_it_may_go(
     ],
 )
 def test_a_request_over_a_stream_says_where_its_next_hop_is(
-    transport: str, contact: str, route: str, elsewhere: tuple[str, int] | None
+    transport: str, contact: str, route: str, elsewhere: tuple[str, int | None] | None
 ) -> None:
     peer = Peer(transport, "192.0.2.10", 40000, 7, "192.0.2.1", 5060)
     routes = [f"Record-Route: {route}"] if route else []
