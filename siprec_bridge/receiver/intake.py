@@ -6,6 +6,7 @@ stream is a system call to receive and one to write. Only a stream in which some
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.sources import Sources
-from siprec_bridge.receiver.spool import write_records
 from siprec_bridge.receiver.stream import Ints
 from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock
 from siprec_bridge.receiver.uplink import Uplink
@@ -30,9 +30,8 @@ from siprec_bridge.rtp import (
     read_headers,
 )
 
-Taken = list[tuple[LiveStream, int, int]]  # a stream and its slots, from and to
-
 _ROW = np.dtype([("rate", "f8"), ("drops", "i8"), ("waited", "i8"), ("heard", "f8")])
+_NEVER = np.inf  # `heard` of a row that is no stream's
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +69,22 @@ class Intake:
         self._clock = clock
         self.ledger = Ledger()
         self._rows = np.zeros(0, _ROW)  # as in the ledger
+        self._streams: dict[int, LiveStream] = {}  # by row
 
     def open(self, stream: LiveStream, now: float) -> None:
         """Get ready for a stream's packets."""
         if stream.row >= len(self._rows):
             more = np.zeros(2 * stream.row + 64 - len(self._rows), _ROW)
             self._rows = np.concatenate((self._rows, more))
+            self._rows["heard"][-len(more) :] = _NEVER
         self._rows[stream.row] = (0.0, stream.drops, 0, now)
+        self._streams[stream.row] = stream
         self.follow(stream)
+
+    def close(self, stream: LiveStream) -> None:
+        """Forget a stream."""
+        del self._streams[stream.row]
+        self._rows["heard"][stream.row] = _NEVER
 
     def follow(self, stream: LiveStream) -> None:
         """Take over the clock of its time stamps."""
@@ -87,40 +94,34 @@ class Intake:
         """Begin to wait for its next packet anew."""
         self._rows["heard"][stream.row] = now
 
-    def heard_at(self) -> list[float]:
-        """When packets last came, by row; monotonic seconds."""
-        heard: list[float] = self._rows["heard"].tolist()
-        return heard
+    def quiet_since(self, then: float) -> list[tuple[LiveStream, float]]:
+        """Streams that nothing was kept of since then, and when it last was; monotonic seconds."""
+        heard = self._rows["heard"]
+        rows = np.flatnonzero(heard <= then).tolist()
+        return [(self._streams[row], float(heard[row])) for row in rows]
 
-    def sweep(self, streams: list[LiveStream]) -> None:
+    def sweep(self, streams: Sequence[LiveStream]) -> None:
         """Take everything that waits, in as many rounds as the arena needs."""
-        receive, arena = self._receiver.receive, self._arena
-        waiting = streams
-        while waiting:
-            taken: Taken = []
-            used, left = 0, iter(waiting)
-            for stream in left:
-                count = receive(stream.rtp, arena, used)
-                if count:
-                    taken.append((stream, used, used + count))
-                    used += count
-                    if used == SLOTS:
-                        waiting = [stream, *left]
-                        break
-            else:
-                waiting = []
+        sockets = [stream.rtp for stream in streams]
+        while streams:
+            counts = self._receiver.receive(sockets, self._arena)
+            used = sum(counts)
             if used:
-                self._store(taken, used)
+                self._store(streams, np.array(counts), used)
+            done = len(counts) - (used == SLOTS)
+            streams, sockets = streams[done:], sockets[done:]
 
-    def _store(self, taken: Taken, used: int) -> None:
+    def _store(self, streams: Sequence[LiveStream], counts: Ints, used: int) -> None:
+        """`counts`: datagrams of each of the first streams."""
         arena = self._arena
-        self._receiver.complete(arena, used)
         self._clock.steady(arena.arrivals_ns[:used])
-        rows = np.array([stream.row for stream, _, _ in taken])
-        starts = np.array([start for _, start, _ in taken])
-        counts = np.diff(starts, append=used)
+        there = np.flatnonzero(counts)
+        counts = counts[there]
+        taken = [streams[index] for index in there.tolist()]
+        rows = np.array([stream.row for stream in taken])
+        starts = np.cumsum(counts) - counts
         of = np.repeat(rows, counts)
-        sweep = self._look(taken, of, used)
+        sweep = self._look(taken, starts, counts, of)
         self._look_for_drops(taken, rows, starts, counts, used)
         orderly = self.ledger.take(
             rows, starts, sweep.batch, sweep.times, sweep.lengths, sweep.arrivals_ns
@@ -128,27 +129,33 @@ class Intake:
         self._rows["heard"][rows[orderly]] = sweep.now
         self._uplink.counters.packets += int(counts[orderly].sum())
         self._uplink.counters.octets += int(np.add.reduceat(sweep.lengths, starts)[orderly].sum())
-        write_records(arena.heads[:used], sweep.lengths, sweep.arrivals_ns)
         packed, places = arena.pack(used)
-        begins, ends = places[starts].tolist(), places[starts + counts].tolist()
-        for (stream, start, stop), passed, begin, end in zip(
-            taken, orderly.tolist(), begins, ends, strict=True
+        ends = starts + counts
+        begins_at, ends_at = places[starts].tolist(), places[ends].tolist()
+        for stream, passed, begin, end in zip(
+            taken, orderly.tolist(), begins_at, ends_at, strict=True
         ):
             if passed:
-                self._write(stream, [packed[begin:end]])
-            elif len(slots := self._count(stream, start, stop, sweep)):
-                self._write(stream, [packed[places[one] : places[one + 1]] for one in slots])
+                cause = stream.spool.append(packed[begin:end])
+                if cause is not None or stream.write_failed:
+                    self._note_written(stream, cause)
+        for index in np.flatnonzero(~orderly).tolist():
+            stream = taken[index]
+            slots = self._count(stream, int(starts[index]), int(ends[index]), sweep)
+            if len(slots):
+                records = [packed[places[one] : places[one + 1]] for one in slots]
+                self._note_written(stream, stream.spool.write(records))
 
-    def _look(self, taken: Taken, of: Ints, used: int) -> _Sweep:
-        arena = self._arena
+    def _look(self, taken: list[LiveStream], starts: Ints, counts: Ints, of: Ints) -> _Sweep:
+        arena, used = self._arena, len(of)
         lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
-        dropped = {
-            start: self._decrypt(stream, start, stop)
-            for stream, start, stop in taken
-            if stream.secure
-        }
+        dropped = {}
+        for index, stream in enumerate(taken):
+            if stream.secure:
+                start = int(starts[index])
+                dropped[start] = self._decrypt(stream, start, start + int(counts[index]))
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
-        for start, count in self._sources.turn_away(taken, of, batch, used).items():
+        for start, count in self._sources.turn_away(taken, starts, of, batch).items():
             dropped[start] = dropped.get(start, 0) + count
         times = arrivals(arrivals_ns, batch.timestamp, batch.ssrc, self._rows["rate"][of])
         return _Sweep(
@@ -156,7 +163,7 @@ class Intake:
         )
 
     def _look_for_drops(
-        self, taken: Taken, rows: Ints, starts: Ints, counts: Ints, used: int
+        self, taken: list[LiveStream], rows: Ints, starts: Ints, counts: Ints, used: int
     ) -> None:
         """Take over the kernel's counts where they have changed. -1: it told none."""
         told = np.maximum.reduceat(self._arena.drops[:used], starts)
@@ -164,7 +171,7 @@ class Intake:
         changed = (told >= 0) & (told != self._rows["drops"][rows])
         for index in np.flatnonzero(changed).tolist():
             waiting = max(int(before[index]), int(counts[index]))
-            self._sources.count_drops(taken[index][0], int(told[index]), waiting)
+            self._sources.count_drops(taken[index], int(told[index]), waiting)
             self._rows["drops"][rows[index]] = told[index]
         self._rows["waited"][rows] = counts
 
@@ -249,8 +256,7 @@ class Intake:
         self._uplink.counters.unauthenticated += early + unauthenticated
         return repeated + early + unauthenticated + handshake
 
-    def _write(self, stream: LiveStream, records: list[memoryview]) -> None:
-        cause = stream.spool.write(records)
+    def _note_written(self, stream: LiveStream, cause: str | None) -> None:
         if (cause is not None) != stream.write_failed:
             stream.write_failed = cause is not None
             self._uplink.tell_of(stream, "write_failed" if cause else "written_again", cause=cause)

@@ -46,23 +46,26 @@ class Sources:
         return not stream.guests or source in stream.guests
 
     def turn_away(
-        self, taken: list[tuple[LiveStream, int, int]], of: Ints, batch: Batch, used: int
+        self, taken: list[LiveStream], starts: Ints, of: Ints, batch: Batch
     ) -> dict[int, int]:
         """Mark what strangers sent as not valid; how many of each stream, by its first slot.
 
-        `of`: the row of each packet's stream, shape (used,).
+        `starts`: these, shape (m,). `of`: the row of each packet's stream, shape (n,).
         """
         if self._policy == "any":
             return {}
-        sources, usual = self._arena.sources[:used], self._usual[of]
+        sources, usual = self._arena.sources[: len(of)], self._usual[of]
         # By columns: `any` over so short an axis costs ten times as much.
         other = (sources[:, 0] != usual[:, 0]) | (sources[:, 1] != usual[:, 1])
         if not other.any():
             return {}
-        found = np.logical_or.reduceat(other, [start for _, start, _ in taken])
+        found = np.flatnonzero(np.logical_or.reduceat(other, starts))
+        ends = np.append(starts[1:], len(of))
         return {
-            taken[index][1]: self._turn_away_from(*taken[index], batch)
-            for index in np.flatnonzero(found).tolist()
+            start: self._turn_away_from(taken[index], start, end, batch)
+            for index, start, end in zip(
+                found.tolist(), starts[found].tolist(), ends[found].tolist(), strict=True
+            )
         }
 
     def count_strangers(self, stream: LiveStream, source: Source, count: int) -> None:

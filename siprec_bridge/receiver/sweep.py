@@ -7,28 +7,27 @@ sweep gets to it; SO_RXQ_OVFL says what the kernel had to drop.
 A source is an address as two 64-bit words of IPv6, IPv4 mapped into it; ports do not count.
 """
 
+import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
-from siprec_bridge.receiver.spool import RECORD
+from siprec_bridge.receiver.spool import RECORD, write_records
 
 SLOTS = 4096
 _LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
-_STRIDE = 2064  # a record head, the datagram right behind it, and room to align
-_BODY = 16
-_HEAD = _BODY - RECORD.itemsize
+_HEAD = RECORD.itemsize
 _CONTROL = 64
 _NAME_WORDS = 8  # of 32 bits: room for a struct sockaddr_in6, 28 octets
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
@@ -70,43 +69,52 @@ def address_of(source: Source) -> str:
 
 
 class Arena:
-    """Room for datagrams, each with its record head ahead of it. Arrays have shape (SLOTS,).
+    """Datagrams, `data` at `offsets` for `lengths` octets. Arrays have shape (n,), n <= SLOTS.
 
-    `sources` has shape (SLOTS, 2).
+    `sources` has shape (n, 2).
     """
 
     def __init__(self) -> None:
-        buffer = bytearray(SLOTS * _STRIDE)
+        buffer = mmap.mmap(-1, SLOTS * _LARGEST)
+        with contextlib.suppress(AttributeError, OSError):  # fewer pages, fewer misses
+            buffer.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(buffer)
         self.data: npt.NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
-        self.offsets = np.arange(SLOTS, dtype=np.int64) * _STRIDE + _BODY
+        self.offsets = np.arange(SLOTS, dtype=np.int64) * _LARGEST
         self.lengths = np.zeros(SLOTS, np.int64)
         self.arrivals_ns = np.zeros(SLOTS, np.int64)
         self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
         self.sources = np.zeros((SLOTS, 2), np.uint64)
-        self._grid = self.data.reshape(SLOTS, _STRIDE)[:, _HEAD:]
-        self.heads: npt.NDArray[np.void] = np.ndarray(
-            (SLOTS,), RECORD, buffer, offset=_HEAD, strides=(_STRIDE,)
-        )
 
     def pack(self, count: int) -> tuple[memoryview, Ints]:
-        """The first `count` datagrams with their heads, as they go to the spool, end to end.
+        """The first `count` datagrams as records, as they go to the spool, end to end.
 
         Also where each begins, and the last one ends, shape (count + 1,).
         """
-        sizes = self.lengths[:count] + RECORD.itemsize
+        lengths, arrivals_ns = self.lengths[:count], self.arrivals_ns[:count]
         places = np.zeros(count + 1, np.int64)
-        np.cumsum(sizes, out=places[1:])
-        size = int(sizes[0])
-        if int(places[-1]) == count * size and bool((sizes == size).all()):
-            packed = np.ascontiguousarray(self._grid[:count, :size]).reshape(-1)
-        else:
-            packed = np.empty(int(places[-1]), np.uint8)
-            for size in np.unique(sizes).tolist():
-                some = np.flatnonzero(sizes == size)
-                room = sliding_window_view(packed, size, writeable=True)
-                room[places[some]] = self._grid[some, :size]
+        np.cumsum(lengths + _HEAD, out=places[1:])
+        packed = np.empty(int(places[-1]), np.uint8)
+        for length in [int(lengths[0])] if is_same(lengths) else np.unique(lengths).tolist():
+            some = np.flatnonzero(lengths == length)
+            records = np.empty(len(some), np.dtype([("head", RECORD), ("body", f"V{length}")]))
+            write_records(records["head"], lengths[some], arrivals_ns[some])
+            if length:
+                records["body"] = strings(self.data, length)[self.offsets[some]]
+            if len(some) == count:
+                return records.view(np.uint8).data, places
+            strings(packed, _HEAD + length)[places[some]] = records.view(f"V{_HEAD + length}")
         return packed.data, places
+
+
+def strings(data: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.void]:
+    """All strings of so many octets in `data`, by their offsets; a view."""
+    return np.ndarray((len(data) - length + 1,), f"V{length}", data, strides=(1,))
+
+
+def is_same(values: Ints) -> bool:
+    """Whether all, of one at least, are the same."""
+    return bool((values == values[0]).all())
 
 
 class WorkerClock:
@@ -145,12 +153,11 @@ class WorkerClock:
 class Receiver(Protocol):
     """A way to empty sockets into an arena."""
 
-    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
-        """Take what waits at a socket into the slots from `start`; returns how many."""
-        ...
+    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
+        """Take what waits, socket after socket; returns how many datagrams each one had.
 
-    def complete(self, arena: Arena, count: int) -> None:
-        """Fill the arrays for the first `count` slots; once, after all sockets."""
+        As soon as the arena is full it ends, and the last of these sockets may have more.
+        """
         ...
 
     def address(self, slot: int) -> Address:
@@ -235,8 +242,18 @@ class PlainReceiver:
     def __init__(self) -> None:
         self._addresses: list[Address] = [("", 0)] * SLOTS
 
-    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
+    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
         """As the protocol says."""
+        counts: list[int] = []
+        used = 0
+        for one in sockets:
+            counts.append(self._receive(one, arena, used))
+            used += counts[-1]
+            if used == SLOTS:
+                break
+        return counts
+
+    def _receive(self, one: socket.socket, arena: Arena, start: int) -> int:
         slot = start
         while slot < SLOTS:
             at = int(arena.offsets[slot])
@@ -263,9 +280,6 @@ class PlainReceiver:
             slot += 1
         return slot - start
 
-    def complete(self, arena: Arena, count: int) -> None:
-        """Nothing is left to do."""
-
     def address(self, slot: int) -> Address:
         """As the protocol says."""
         return self._addresses[slot]
@@ -285,12 +299,23 @@ class BatchReceiver:
             "itemsize": 64,
         }
     )  # fmt: skip
-    _CMSG = np.dtype([("size", "u8"), ("level", "i4"), ("kind", "i4")])
+    # Two control messages, each with its level and kind as one number.
+    _CONTROL_DATA = np.dtype(
+        {
+            "names": ["kind", "seconds", "nanoseconds", "second", "drops"],
+            "formats": ["u8", "i8", "i8", "u8", "u4"],
+            "offsets": [8, 16, 24, 40, 48],
+            "itemsize": _CONTROL,
+        }
+    )
+    _STAMP = np.array([socket.SOL_SOCKET, _SO_TIMESTAMPNS], np.int32).view(np.uint64)[0]
+    _OVERFLOW = np.array([socket.SOL_SOCKET, _SO_RXQ_OVFL], np.int32).view(np.uint64)[0]
 
     def __init__(self, arena: Arena) -> None:
         if struct.calcsize("P") != 8:
             raise OSError("recvmmsg is laid out for 64-bit machines only")
-        library = ctypes.CDLL(None, use_errno=True)
+        # Keeps the interpreter's lock, which nobody waits for: the call does not wait either.
+        library = ctypes.PyDLL(None, use_errno=True)
         try:
             self._recvmmsg = library.recvmmsg
         except AttributeError as error:
@@ -302,7 +327,7 @@ class BatchReceiver:
         self._vectors = np.zeros((SLOTS, 2), np.uint64)
         self._vectors[:, 0] = base + arena.offsets.astype(np.uint64)
         self._vectors[:, 1] = _LARGEST
-        self._control = np.zeros((SLOTS, _CONTROL), np.uint8)
+        self._control = np.zeros(SLOTS, self._CONTROL_DATA)
         self._messages = np.zeros(SLOTS, self._MESSAGE)
         self._messages["vector"] = self._vectors.ctypes.data + np.arange(SLOTS) * 16
         self._messages["vector_length"] = 1
@@ -313,30 +338,43 @@ class BatchReceiver:
         self._messages["name_length"] = 4 * _NAME_WORDS
         self._address = self._messages.ctypes.data
 
-    def receive(self, one: socket.socket, arena: Arena, start: int) -> int:
+    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
         """As the protocol says."""
-        place, room = self._address + 64 * start, SLOTS - start
-        count: int = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None)
-        tries = _TRIES
-        while count < 0 and tries and ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
-            count, tries = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None), tries - 1
-        return max(0, count)
+        receive, counts, place, room = self._recvmmsg, [], self._address, SLOTS
+        for one in sockets:
+            count = receive(one.fileno(), place, room, _DONTWAIT, None)
+            if count < 0:
+                count = self._receive_again(one, place, room)
+            counts.append(count)
+            place += 64 * count
+            room -= count
+            if not room:
+                break
+        self._complete(arena, SLOTS - room)
+        return counts
 
-    def complete(self, arena: Arena, count: int) -> None:
-        """As the protocol says."""
+    def _receive_again(self, one: socket.socket, place: int, room: int) -> int:
+        """After -1: nothing waits, or there is an error ahead of it."""
+        for _ in range(_TRIES):
+            if ctypes.get_errno() in (errno.EAGAIN, errno.EINTR):
+                break
+            count: int = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None)
+            if count >= 0:
+                return count
+        return 0
+
+    def _complete(self, arena: Arena, count: int) -> None:
+        """Fill the arrays for the first `count` slots."""
         messages, control = self._messages[:count], self._control[:count]
         arena.lengths[:count] = np.where(messages["flags"] & _MSG_TRUNC, 0, messages["length"])
-        told = messages["control_length"].astype(np.int64)
-        first = control[:, :16].copy().view(self._CMSG)[:, 0]
-        stamped = (told >= 32) & (first["level"] == socket.SOL_SOCKET)
-        stamped &= first["kind"] == _SO_TIMESTAMPNS
-        stamps = control[:, 16:32].copy().view(np.int64)
-        arrivals = stamps[:, 0] * 1_000_000_000 + stamps[:, 1]
-        arena.arrivals_ns[:count] = np.where(stamped, arrivals, time.time_ns())
-        second = control[:, 32:48].copy().view(self._CMSG)[:, 0]
-        counted = stamped & (told >= 52) & (second["kind"] == _SO_RXQ_OVFL)
-        drops = control[:, 48:52].copy().view(np.uint32)[:, 0].astype(np.int64)
-        arena.drops[:count] = np.where(counted, drops, -1)
+        told = messages["control_length"]
+        stamped = (told >= 32) & (control["kind"] == self._STAMP)
+        arrivals = control["seconds"] * 1_000_000_000 + control["nanoseconds"]
+        arena.arrivals_ns[:count] = arrivals
+        if not stamped.all():
+            arena.arrivals_ns[:count][~stamped] = time.time_ns()
+        counted = stamped & (told >= 52) & (control["second"] == self._OVERFLOW)
+        arena.drops[:count] = np.where(counted, control["drops"].astype(np.int64), -1)
         messages["control_length"] = _CONTROL
         messages["name_length"] = 4 * _NAME_WORDS
         names, sources = self._names[:count], arena.sources[:count].view(np.uint32)

@@ -242,6 +242,7 @@ class Worker:
         self._feedback.read()
         reports = [stream.report() for stream in streams]
         for stream in streams:
+            self._intake.close(stream)
             self._feedback.close(stream)
             self._handshakes.close(stream)
             stream.close()
@@ -249,13 +250,11 @@ class Worker:
         return reports
 
     def _look_for_silence(self, now: float) -> None:
-        heard_at = self._intake.heard_at()
-        for stream in self._streams.values():
-            quiet = now - heard_at[stream.row]
-            if quiet >= self._rtp_timeout and not stream.silent and not stream.paused:
+        for stream, heard_at in self._intake.quiet_since(now - self._rtp_timeout):
+            if not stream.silent and not stream.paused:
                 stream.note_silence()
                 self._sources.forget(stream)  # it may have moved
-                self._uplink.tell_of(stream, "silent", seconds=round(quiet, 1))
+                self._uplink.tell_of(stream, "silent", seconds=round(now - heard_at, 1))
 
 
 def _allow_many_sockets() -> None:

@@ -128,5 +128,5 @@ def mean_opinion(codec: str, loss_ratio: float) -> float | None:
 
 def wrapped(steps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Differences of 32-bit counters, the short way round."""
-    around: npt.NDArray[np.float64] = (steps + 2**31) % 2**32 - 2**31
+    around: npt.NDArray[np.float64] = steps - 2**32 * np.rint(steps / 2**32)
     return around
