@@ -27,6 +27,7 @@ from siprec_bridge.receiver.spool import RECORD, write_records
 
 SLOTS = 4096
 _LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
+_STRIDE = _LARGEST + 64  # an odd number of cache lines: at 2048 datagrams push each other out
 _HEAD = RECORD.itemsize
 _CONTROL = 64
 _NAME_WORDS = 8  # of 32 bits: room for a struct sockaddr_in6, 28 octets
@@ -69,18 +70,18 @@ def address_of(source: Source) -> str:
 
 
 class Arena:
-    """Datagrams, `data` at `offsets` for `lengths` octets. Arrays have shape (n,), n <= SLOTS.
+    """Datagrams: in `data`, at `offsets`, each of `lengths` octets. Arrays have shape (SLOTS,).
 
-    `sources` has shape (n, 2).
+    There is room for a record head ahead of each. `sources` has shape (SLOTS, 2).
     """
 
     def __init__(self) -> None:
-        buffer = mmap.mmap(-1, SLOTS * _LARGEST)
+        buffer = mmap.mmap(-1, (SLOTS + 1) * _STRIDE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(AttributeError, OSError):  # fewer pages, fewer misses
             buffer.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(buffer)
         self.data: npt.NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
-        self.offsets = np.arange(SLOTS, dtype=np.int64) * _LARGEST
+        self.offsets = np.arange(SLOTS, dtype=np.int64) * _STRIDE + 64
         self.lengths = np.zeros(SLOTS, np.int64)
         self.arrivals_ns = np.zeros(SLOTS, np.int64)
         self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
@@ -94,27 +95,26 @@ class Arena:
         lengths, arrivals_ns = self.lengths[:count], self.arrivals_ns[:count]
         places = np.zeros(count + 1, np.int64)
         np.cumsum(lengths + _HEAD, out=places[1:])
+        befores = self.offsets[:count] - _HEAD
+        size = _HEAD + int(lengths[0])
+        if bool((lengths == lengths[0]).all()):
+            packed = strings(self.data, size)[befores].view(np.uint8)
+            heads: npt.NDArray[np.void] = np.ndarray((count,), RECORD, packed, strides=(size,))
+            write_records(heads, lengths, arrivals_ns)
+            return packed.data, places
         packed = np.empty(int(places[-1]), np.uint8)
-        for length in [int(lengths[0])] if is_same(lengths) else np.unique(lengths).tolist():
-            some = np.flatnonzero(lengths == length)
-            records = np.empty(len(some), np.dtype([("head", RECORD), ("body", f"V{length}")]))
-            write_records(records["head"], lengths[some], arrivals_ns[some])
-            if length:
-                records["body"] = strings(self.data, length)[self.offsets[some]]
-            if len(some) == count:
-                return records.view(np.uint8).data, places
-            strings(packed, _HEAD + length)[places[some]] = records.view(f"V{_HEAD + length}")
+        for length in np.unique(lengths).tolist():
+            size, some = _HEAD + length, np.flatnonzero(lengths == length)
+            strings(packed, size)[places[some]] = strings(self.data, size)[befores[some]]
+        heads = np.zeros(count, RECORD)
+        write_records(heads, lengths, arrivals_ns)
+        strings(packed, _HEAD)[places[:-1]] = heads.view(f"V{_HEAD}")
         return packed.data, places
 
 
 def strings(data: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.void]:
     """All strings of so many octets in `data`, by their offsets; a view."""
     return np.ndarray((len(data) - length + 1,), f"V{length}", data, strides=(1,))
-
-
-def is_same(values: Ints) -> bool:
-    """Whether all, of one at least, are the same."""
-    return bool((values == values[0]).all())
 
 
 class WorkerClock:
