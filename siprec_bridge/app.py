@@ -5,10 +5,8 @@ signalling -> recording -> media -> archive -> transcription -> completion -> de
 
 import asyncio
 import contextlib
-import gc
 import secrets
 import shutil
-import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
@@ -20,7 +18,6 @@ import structlog
 from siprec_bridge import __version__
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api, Front
-from siprec_bridge.choices import tell_choices
 from siprec_bridge.delivery import (
     AmqpSink,
     Relay,
@@ -82,25 +79,6 @@ _ACCESS_CHECK_S = 5.0
 _LAG_CHECK_S = 0.1
 _CLOCK_CHECK_S = 1.0
 _STEP_S = 2.0  # less is slewed, or waited for
-
-
-async def serve(settings: Settings, options: Mapping[str, str]) -> None:
-    """Run a bridge until SIGTERM or SIGINT. Raises ConfigurationError when it cannot start."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with contextlib.AsyncExitStack() as parts:
-        bridge = Bridge(settings, options)
-        await bridge.start(parts)
-        # What is there by now stays there. To look through it each time takes 0.1 s, in which nobody
-        # gets an answer; and most of what a call makes goes without being looked for.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
-        await stop.wait()
-        log.info("bridge.stopping", calls=bridge.service.active)
-    log.info("bridge.stopped")
 
 
 class Bridge:
@@ -421,7 +399,6 @@ class Bridge:
         )
         parts.push_async_callback(self.service.stop, settings.shutdown_timeout.total_seconds())
         self._register_checks()
-        await tell_choices(self)
 
     def _run(
         self,

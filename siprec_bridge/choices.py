@@ -1,20 +1,16 @@
 """What a bridge does, said in its log when it starts: no operator should have to guess it."""
 
-from typing import TYPE_CHECKING
-
 import structlog
 
 from siprec_bridge import __version__
+from siprec_bridge.app import Bridge
 from siprec_bridge.settings import Settings
 from siprec_bridge.store import outbox
-
-if TYPE_CHECKING:
-    from siprec_bridge.app import Bridge
 
 log = structlog.get_logger()
 
 
-async def tell_choices(bridge: "Bridge") -> None:
+async def tell_choices(bridge: Bridge) -> None:
     """Log what the bridge was told to do, what it does in default of that, and what is odd."""
     settings = bridge.settings
     bound: dict[str, list[str]] = {"udp": [], "tcp": [], "tls": []}
@@ -101,7 +97,7 @@ async def tell_choices(bridge: "Bridge") -> None:
     )
 
 
-def _tls(bridge: "Bridge") -> list[str]:
+def _tls(bridge: Bridge) -> list[str]:
     if bridge.tls is None:
         return []
     names = [name for name in bridge.tls.certificates if name]

@@ -10,7 +10,7 @@ from siprec_bridge.telemetry import configure_logs
 
 def serve(config: ConfigFile = None) -> None:
     """Run the bridge until SIGTERM."""
-    from siprec_bridge.app import serve as run
+    from siprec_bridge.serving import serve as run
 
     settings, options = from_environment(config)
     configure_logs(settings.log_level, settings.log_format)
