@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up on a bare Debian with Python 3.11.
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-real check unit fuzz wheel lock clean
+.PHONY: help demo run test test-real test-stores check unit fuzz wheel lock clean
 
 help: ## list the goals
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,10 +27,14 @@ check:
 unit:
 	$(PYTHON) -m pytest -m "not slow" --numprocesses 4 --dist loadfile --durations 20
 
-test-real: ## openai-whisper, whisper-ctranslate2 and whisper.cpp themselves, with tiny models made here
-	@scripts/setup test
+test-real: test-stores ## openai-whisper, whisper-ctranslate2 and whisper.cpp themselves, with tiny models made here
 	@scripts/setup-real
-	$(PYTHON) -m pytest tests/real
+	$(PYTHON) -m pytest tests/real/test_real_recognisers.py
+
+test-stores: ## gs:// and az://, against an emulator of Google's store and against Microsoft's own, Azurite (needs npm)
+	@scripts/setup test
+	@scripts/setup-stores
+	build/stores/bin/python -m pytest tests/real/test_real_stores.py
 
 fuzz: ## look for bytes that break a parser, FUZZ_SECONDS (60) a target
 	@scripts/setup fuzz

@@ -71,6 +71,8 @@ def configure_logs(
     # Libraries tell at INFO what only their authors want to know.
     for name in ("aio_pika", "aiormq", "websockets", "aiohttp", "alembic", "asyncio"):
         logging.getLogger(name).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    # What it raises in the end is ours to tell; it tells each with its traceback before.
+    logging.getLogger("gcsfs").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
 
 
 class _Lines:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import importlib
 import os
 import secrets
 import threading
@@ -216,10 +217,8 @@ class RemoteStore:
     def __init__(self, url: str, extra: str, options: Mapping[str, object]) -> None:
         protocol = urlsplit(url).scheme
         try:
-            import fsspec
-
-            self._fs: Any = fsspec.filesystem(
-                protocol, **(_DEFAULTS.get(extra, {}) | dict(options)), use_listings_cache=False
+            self._fs: Any = _file_system(protocol)(
+                **(_DEFAULTS.get(extra, {}) | dict(options)), use_listings_cache=False
             )
         except ImportError as error:
             raise ConfigurationError(
@@ -300,6 +299,18 @@ class RemoteStore:
         if info.get("type") != "file":
             raise FileNotFoundError(path)
         return info
+
+
+def _file_system(protocol: str) -> Any:
+    """The class. Raises ImportError: its extra is not installed."""
+    if protocol in ("gs", "gcs"):
+        # Not the one that is made by default: it asks by gRPC first what kind of bucket it is, for a
+        # minute each time where gRPC does not get through, and in Rapid buckets half an object can
+        # be seen.
+        return importlib.import_module("gcsfs.core").GCSFileSystem
+    import fsspec
+
+    return fsspec.get_filesystem_class(protocol)
 
 
 # A store that does not answer is told as such within a minute; we try again by ourselves.
