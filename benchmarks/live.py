@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What live lines cost the media worker and the live process, and how long sound is on its way.
 
-    benchmarks/live.py [--streams 100] [--seconds 10]
+    benchmarks/live.py [--streams 100] [--seconds 10] [--processes 1]
 
 The same RTP at the pace of speech (G.711, 20 ms) to one media worker, first with nobody listening,
 then with each stream heard live by a recogniser that says nothing. CPU of both processes; the delay is
@@ -30,8 +30,8 @@ from websockets.asyncio.server import ServerConnection, serve  # noqa: E402
 from harness.media import spec  # noqa: E402
 from harness.rtp import packets, tone  # noqa: E402
 from siprec_bridge.live.control import LiveStream  # noqa: E402
+from siprec_bridge.live.engine import LiveEngine  # noqa: E402
 from siprec_bridge.live.recogniser import Wanted  # noqa: E402
-from siprec_bridge.live.supervisor import LiveSupervisor  # noqa: E402
 from siprec_bridge.media import MediaEngine  # noqa: E402
 from siprec_bridge.telemetry import Metrics  # noqa: E402
 
@@ -69,13 +69,15 @@ def listen(pipe: Connection) -> None:
     asyncio.run(run())
 
 
-async def measure(streams: int, seconds: float, url: str | None) -> dict[str, float]:
+async def measure(
+    streams: int, seconds: float, url: str | None, processes: int = 1
+) -> dict[str, float]:
     """CPU of both processes as shares of a core, and when the streams became loud."""
     metrics = Metrics()
     media = MediaEngine(
         port_min=20000, port_max=24999, metrics=metrics, on_event=lambda event: None
     )
-    live = LiveSupervisor(metrics, lambda *told: None, lambda name: None)
+    live = LiveEngine(metrics, lambda *told: None, lambda name: None, most=processes)
     await media.start()
     running = asyncio.create_task(live.run()) if url is not None else None
     quiet, loud = packets(np.zeros(8000 * 3, np.int16)), packets(tone(440, seconds + 5))
@@ -89,22 +91,21 @@ async def measure(streams: int, seconds: float, url: str | None) -> dict[str, fl
                 await media.listen(one.stream_id)
             while metrics.registry.get_sample_value("siprec_live_streams") != streams:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
-        pids = {"media worker": media.pids[0]}
-        if live.pid is not None:
-            pids["live process"] = live.pid
+        pids = {"media worker": media.pids[:1], "live process": live.pids}
         begun = time.monotonic()
         before: dict[str, float] = {}
         measured = begun
         for number in range(100 + round(seconds * 50)):
             if number == 100:  # connected and warm
-                before = {name: cpu(pid) for name, pid in pids.items()}
+                before = {name: sum(map(cpu, some)) for name, some in pids.items()}
                 found["loud at"] = measured = time.monotonic()
             packet = quiet[number] if number < 100 else _after(loud[number - 100], number)
             for port in ports:
                 out.sendto(packet, ("127.0.0.1", port))
             await asyncio.sleep(max(0.0, begun + 0.02 * (number + 1) - time.monotonic()))
         took = time.monotonic() - measured
-        found |= {name: (cpu(pid) - before[name]) / took for name, pid in pids.items()}
+        found |= {name: (sum(map(cpu, some)) - before[name]) / took for name, some in pids.items()}
+        found["processes"] = len(live.pids)
         live.close([one.stream_id for one in specs])
         await media.close([one.stream_id for one in specs])
     if running is not None:
@@ -126,13 +127,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--processes", type=int, default=1, help="LIVE_PROCESSES")
     wanted = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
     recogniser = multiprocessing.get_context("spawn").Process(target=listen, args=(theirs,))
     recogniser.start()
     url = f"ws://127.0.0.1:{ours.recv()}"
     plain = asyncio.run(measure(wanted.streams, wanted.seconds, None))
-    live = asyncio.run(measure(wanted.streams, wanted.seconds, url))
+    live = asyncio.run(measure(wanted.streams, wanted.seconds, url, wanted.processes))
     ours.send("end")
     delays = sorted(at - live["loud at"] for at in ours.recv())
     recogniser.join()
@@ -140,7 +142,9 @@ def main() -> None:
     print(f"{wanted.streams} streams, {wanted.seconds:g} s; cores for 1,000 streams")
     print(f"  media worker, nobody listens   {plain['media worker'] * per:6.2f}")
     print(f"  media worker, each heard live  {live['media worker'] * per:6.2f}")
-    print(f"  live process                   {live['live process'] * per:6.2f}")
+    print(
+        f"  live processes, {live['processes']:.0f}              {live['live process'] * per:6.2f}"
+    )
     middle, last = delays[len(delays) // 2], delays[-1]
     print(
         f"  sound on its way, ms           {middle * 1000:6.0f} median, {last * 1000:.0f} longest"

@@ -270,6 +270,7 @@ class Bridge:
                 clock=_now,
                 policy_of=redactor.policy_of,
                 masked=settings.live_redacted == "mask",
+                processes=settings.live_process_limit,
             )
             if settings.live_transcripts != "off"
             else None

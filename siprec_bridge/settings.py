@@ -495,6 +495,11 @@ class Settings(BaseModel):
         le=timedelta(seconds=60),
         description="a recogniser that is further behind than this skips what was said meanwhile",
     )
+    live_processes: Annotated[int, Field(ge=1, le=256)] | None = Field(
+        None,
+        description="processes that live calls are heard in, at most; one, until it is busy; "
+        "else one for each core",
+    )
     live_to_sinks: bool = Field(
         False,
         description="true: AMQP and other sinks get live lines, too, those of utterances that are over",
@@ -683,6 +688,11 @@ class Settings(BaseModel):
     def worker_count(self) -> int:
         """Processes that are to receive RTP."""
         return self.media_workers or len(os.sched_getaffinity(0))
+
+    @property
+    def live_process_limit(self) -> int:
+        """Processes that may hear live calls."""
+        return self.live_processes or len(os.sched_getaffinity(0))
 
     @property
     def http_exposed(self) -> bool:

@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.live.control import LiveStream
+from siprec_bridge.live.engine import LiveEngine
 from siprec_bridge.live.recogniser import Line, Wanted
-from siprec_bridge.live.supervisor import LiveSupervisor
 from siprec_bridge.redaction import Policy
 from siprec_bridge.siprec import SessionDocument, StreamDocument
 from siprec_bridge.store import Database, Event, SessionRow, StoreError, outbox, recordings
@@ -84,7 +84,7 @@ class LiveDesk:
     """Follows sessions. `choose` is what the rules make of one, `policy_of` what is taken out of it.
 
     Where that is anything, it is not heard live, whatever else is said of it; or, if `masked`, what
-    may be of that kind is taken out of its lines.
+    may be of that kind is taken out of its lines. Up to `processes` listen.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class LiveDesk:
         clock: Callable[[], datetime],
         policy_of: Callable[[SessionDocument, str], Policy] = lambda document, peer: Policy(),
         masked: bool = False,
+        processes: int = 1,
     ) -> None:
         self._database = database
         self._media = media
@@ -117,12 +118,12 @@ class LiveDesk:
         self._by_name: dict[str, _Call] = {}
         self._lines: asyncio.Queue[_Told] = asyncio.Queue(_LINES)
         self._to_hear: asyncio.Queue[str] = asyncio.Queue()  # streams; at most a few for each call
-        self.process = LiveSupervisor(metrics, self._take, self._closed)
+        self.engine = LiveEngine(metrics, self._take, self._closed, most=processes)
 
     async def run(self) -> None:
         """Listen until cancelled."""
         async with asyncio.TaskGroup() as parts:
-            parts.create_task(self.process.run(), name="live process")
+            parts.create_task(self.engine.run(), name="live processes")
             parts.create_task(self._publish(), name="live lines")
             parts.create_task(self._have_heard(), name="live sweeps")
 
@@ -177,11 +178,11 @@ class LiveDesk:
             prompt=wish.prompt,
         )
         spool = Path(call.row.folder) / f"{id}.spool"
-        self.process.open(LiveStream(name, spool, wanted, from_now=from_now))
+        self.engine.open(LiveStream(name, spool, wanted, from_now=from_now))
         self._to_hear.put_nowait(id)
 
     def _close(self, call: _Call, ids: Sequence[str]) -> None:
-        self.process.close([call.open.pop(id) for id in ids if id in call.open])
+        self.engine.close([call.open.pop(id) for id in ids if id in call.open])
 
     def _closed(self, name: str) -> None:
         call = self._by_name.pop(name, None)

@@ -1,4 +1,4 @@
-"""The live process seen from the bridge: started, told what to listen to, started again when it dies."""
+"""A live process seen from the bridge: started, told what to listen to, started again when it dies."""
 
 import asyncio
 import contextlib
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 _LIVED_S = 10.0  # a process that lived so long is started again at once
 _LONGEST_PAUSE_S = 10.0
 _STOP_TIMEOUT_S = 5.0
+_LOAD_OF_STREAM = 0.0035  # of a core, see benchmarks/live.py
 
 
 class OnLine(Protocol):
@@ -33,11 +34,54 @@ class OnLine(Protocol):
     def __call__(self, stream_id: str, life: int, line: Line) -> None: ...
 
 
-class LiveSupervisor:
-    """Keeps the live process running and its streams open. `run` until cancelled."""
+class Recogniser:
+    """What is known of the one that all live processes talk to."""
 
-    def __init__(self, metrics: Metrics, on_line: OnLine, on_closed: Callable[[str], None]) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._away: str | None = None  # why, as it was told
+        # Streams that it had no room for, and of which that was told.
+        self._refused: set[str] = set()
+
+    def note(self, name: str, cause: str | None, *, full: bool) -> None:
+        """Say once that it is away, and once that it is back."""
+        result = "ready" if cause is None else "full" if full else "failed"
+        self._metrics.live_connections_total.labels(result=result).inc()
+        if full:  # it is there, and busy with others
+            if name not in self._refused:
+                self._refused.add(name)
+                log.warning("live.no_room", stream=name, cause=cause)
+            return
+        self._metrics.live_recogniser_available.set(cause is None)
+        if cause is None and self._away is not None:
+            log.info("live.recogniser_back")
+        elif cause is not None and self._away is None:
+            log.error(
+                "live.recogniser_away",
+                cause=cause,
+                effect="no live lines; calls are recorded and transcribed as always",
+            )
+        self._away = cause
+
+    def forget(self, name: str) -> None:
+        """The stream is over."""
+        self._refused.discard(name)
+
+
+class LiveSupervisor:
+    """Keeps a live process running and its streams open. `run` until cancelled."""
+
+    def __init__(
+        self,
+        number: int,
+        metrics: Metrics,
+        recogniser: Recogniser,
+        on_line: OnLine,
+        on_closed: Callable[[str], None],
+    ) -> None:
+        self.number = number  # from 1
+        self._metrics = metrics
+        self._recogniser = recogniser
         self._on_line = on_line
         self._on_closed = on_closed
         self._open: dict[str, LiveStream] = {}
@@ -45,15 +89,19 @@ class LiveSupervisor:
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._life = 0
-        self._away: str | None = None  # why the recogniser is away, as it was told
-        self._refused: set[str] = (
-            set()
-        )  # streams that it had no room for, and of which that was told
+        self._connected = 0
+        self._busy = 0.0
+        metrics.live_process_busy_ratio.labels(process=number)
 
     @property
     def pid(self) -> int | None:
         """Of the process."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def load(self) -> float:
+        """The share of a core that it uses, or will with the streams that it was given just now."""
+        return max(self._busy, _LOAD_OF_STREAM * len(self._open))
 
     def open(self, stream: LiveStream) -> None:
         """Listen to a stream from now on."""
@@ -82,7 +130,10 @@ class LiveSupervisor:
             if loop.time() - begun > _LIVED_S:
                 pause = 0.0
             self._metrics.live_process_restarts_total.inc()
-            log.error("live.process_died", streams=len(self._open), again_in_s=pause)
+            log.error(
+                "live.process_died",
+                process=self.number, streams=len(self._open), again_in_s=pause,
+            )  # fmt: skip
             closing, self._closing = self._closing, set()
             for name in closing:
                 self._on_closed(name)
@@ -116,7 +167,7 @@ class LiveSupervisor:
         finally:
             self._writer = None
             writer.close()
-            self._metrics.live_streams.set(0)
+            self._note_load(0, 0.0)
             await asyncio.shield(_end(process))
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -131,7 +182,7 @@ class LiveSupervisor:
                 "cause": cause,
                 "full": bool(full),
             }:
-                self._note(name, cause, full=full)
+                self._recogniser.note(name, cause, full=full)
             case {"event": "behind", "stream_id": str(name)}:
                 self._metrics.live_behind_total.inc()
                 log.warning("live.behind", stream=name, effect="it skips what was said meanwhile")
@@ -142,30 +193,10 @@ class LiveSupervisor:
                     log.error("live.stream_failed", stream=name, cause=cause)
                 self._open.pop(name, None)
                 self._closing.discard(name)
-                self._refused.discard(name)
+                self._recogniser.forget(name)
                 self._on_closed(name)
             case _:
                 log.error("live.process_not_understood", message=str(message)[:200])
-
-    def _note(self, name: str, cause: str | None, *, full: bool) -> None:
-        """Say once that the recogniser is away, and once that it is back."""
-        result = "ready" if cause is None else "full" if full else "failed"
-        self._metrics.live_connections_total.labels(result=result).inc()
-        if full:  # it is there, and busy with others
-            if name not in self._refused:
-                self._refused.add(name)
-                log.warning("live.no_room", stream=name, cause=cause)
-            return
-        self._metrics.live_recogniser_available.set(cause is None)
-        if cause is None and self._away is not None:
-            log.info("live.recogniser_back")
-        elif cause is not None and self._away is None:
-            log.error(
-                "live.recogniser_away",
-                cause=cause,
-                effect="no live lines; calls are recorded and transcribed as always",
-            )
-        self._away = cause
 
     def _count(self, counters: LiveCounters) -> None:
         metrics = self._metrics
@@ -173,8 +204,12 @@ class LiveSupervisor:
         metrics.live_audio_seconds_total.labels(outcome="skipped").inc(counters.skipped)
         metrics.live_packets_late_total.inc(counters.late)
         metrics.live_packets_undecoded_total.inc(counters.undecoded)
-        metrics.live_streams.set(counters.connected)
-        metrics.live_process_busy_ratio.set(counters.busy)
+        self._note_load(counters.connected, counters.busy)
+
+    def _note_load(self, connected: int, busy: float) -> None:
+        self._metrics.live_streams.inc(connected - self._connected)
+        self._metrics.live_process_busy_ratio.labels(process=self.number).set(busy)
+        self._connected, self._busy = connected, busy
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -349,10 +349,10 @@ class Metrics:
             "1: the live recogniser took the latest stream; 0: not, or nobody has asked yet",
         )
         self.live_process_restarts_total = counter(
-            "live_process_restarts", "times that the live process died and was started again"
+            "live_process_restarts", "times that a live process died and was started again"
         )
         self.live_process_busy_ratio = gauge(
-            "live_process_busy_ratio", "share of a core that the live process uses"
+            "live_process_busy_ratio", "share of a core that a live process uses", ("process",)
         )
 
         # Delivery

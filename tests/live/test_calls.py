@@ -75,8 +75,8 @@ class Live:
 
 
 @asynccontextmanager
-async def call(folder: Path, ears: LiveRecogniser) -> AsyncIterator[Live]:
-    """A call with two streams, answered."""
+async def call(folder: Path, ears: LiveRecogniser, processes: int = 1) -> AsyncIterator[Live]:
+    """A call with two streams, answered; each in a process of its own if there may be two."""
 
     class Nobody:
         async def pass_on(self, event: Event) -> None:
@@ -88,8 +88,9 @@ async def call(folder: Path, ears: LiveRecogniser) -> AsyncIterator[Live]:
         desk = LiveDesk(
             database, media, Nobody(), metrics, mode="on", wanted=Wanted(ears.url, 60.0),
             choose=lambda document, peer: Rules().choose(facts_of_call(document, peer)),
-            sinks=[], clock=lambda: datetime.now(UTC),
+            sinks=[], clock=lambda: datetime.now(UTC), processes=processes,
         )  # fmt: skip
+        desk.engine.full = 0.001
         desks.append(desk)
         return desk
 
@@ -168,8 +169,7 @@ async def test_a_live_process_that_is_killed_comes_back_and_the_recording_knows_
         await until(lambda: len(ears.streams) == 2)
         send(VOICE[:75], one.port)
         (first,) = await one.settled(1)
-        pid = one.desk.process.pid
-        assert pid is not None
+        (pid,) = one.desk.engine.pids
         os.kill(pid, signal.SIGKILL)
         await until(lambda: len(ears.streams) == 4)
         await until(lambda: one.count("streams") == 2)
@@ -183,6 +183,34 @@ async def test_a_live_process_that_is_killed_comes_back_and_the_recording_knows_
     assert restarts == 1
     assert 1.0 <= np.count_nonzero(np.abs(again) > 100) / RATE <= 1.6  # not what was said before
     assert json.loads(row.audio or "")["legs"][0]["duration"] == 3.0
+
+
+async def test_of_two_live_processes_one_that_is_killed_leaves_the_others_streams_alone(
+    tmp_path: Path,
+) -> None:
+    async with live_recogniser() as ears, call(tmp_path, ears, processes=2) as one:
+        await until(lambda: len(ears.streams) == 2)
+        send(VOICE[:75], one.port)
+        await one.settled(1)
+        heard = one.heard
+        first, second = one.desk.engine.pids
+        os.kill(second, signal.SIGKILL)  # of the stream that nobody speaks on
+        await until(lambda: len(ears.streams) == 3)
+        await until(lambda: one.count("streams") == 2)
+        send(VOICE[75:150], one.port)
+        await one.hang_up()
+        lines = await one.settled(2)
+        (again,) = ears.streams[2:]
+        pids = one.desk.engine.pids
+        await until(lambda: one.count("streams") == 0)
+
+    assert [line["utterance"] for line in lines] == [0, 1]
+    assert heard.stopped
+    assert 2.5 <= np.count_nonzero(np.abs(heard.audio) > 100) / RATE <= 3.1
+    assert not np.abs(again.audio).max(initial=0)
+    assert pids[0] == first
+    assert pids[1] != second
+    assert one.count("process_restarts_total") == 1
 
 
 async def test_a_recogniser_without_room_leaves_streams_out_and_the_log_says_which(

@@ -123,7 +123,7 @@ async def here(
     )
     opened: list[LiveStream] = []
     closed: list[str] = []
-    process_open, process_close = desk.process.open, desk.process.close
+    process_open, process_close = desk.engine.open, desk.engine.close
 
     def note_open(stream: LiveStream) -> None:
         opened.append(stream)
@@ -133,8 +133,8 @@ async def here(
         closed.extend(ids)
         process_close(ids)
 
-    desk.process.open = note_open  # type: ignore[method-assign]
-    desk.process.close = note_close  # type: ignore[method-assign,assignment]
+    desk.engine.open = note_open  # type: ignore[method-assign]
+    desk.engine.close = note_close  # type: ignore[method-assign,assignment]
     try:
         yield Here(desk, database, metrics, row, passed, heard, opened, closed)
     finally:
