@@ -38,6 +38,8 @@ class MediaEngine:
         rtp_timeout: float = 30.0,
         rtp_source: SourcePolicy = "learned",
         fast_path: bool = True,
+        ring: int = 0,
+        interfaces: Sequence[str] = (),
     ) -> None:
         self._metrics = metrics
         ranges = shares(port_min, port_max, workers)
@@ -49,7 +51,9 @@ class MediaEngine:
         self._workers = [
             WorkerSupervisor(
                 number,
-                Configuration(first, last, fast_path, float(rtp_timeout), rtp_source),
+                Configuration(
+                    first, last, fast_path, float(rtp_timeout), rtp_source, ring, interfaces
+                ),
                 metrics,
                 on_event,
             )
@@ -81,8 +85,15 @@ class MediaEngine:
         return self._workers[0].receiver
 
     async def start(self) -> None:
-        """Start the workers. Raises MediaUnavailable when one does not come up."""
+        """Start the workers.
+
+        Raises MediaUnavailable when one does not come up, or cannot have the ring that is wanted.
+        """
         await asyncio.gather(*(worker.start() for worker in self._workers))
+        for worker in self._workers:
+            if worker.no_ring is not None:
+                await self.stop()
+                raise MediaUnavailable(f"MEDIA_CAPTURE=ring: {worker.no_ring}")
 
     async def stop(self) -> None:
         """Let the workers make a last sweep and end."""

@@ -107,6 +107,7 @@ class WorkerSupervisor:
         self._pressure = 0.0
         self.streams = 0  # open or being opened
         self.receiver = ""  # how packets are received
+        self.no_ring: str | None = None  # why not by the ring, where that was wanted
 
     @property
     def alive(self) -> bool:
@@ -303,7 +304,9 @@ class WorkerSupervisor:
             configured = await self._ask_once(
                 {"do": "configure", "configuration": self._configuration.to_json()}
             )
-            self.receiver = configured["receiver"]
+            self.receiver, self.no_ring = configured["receiver"], configured["no_ring"]
+            if self.no_ring is not None:
+                self._log.error("media.no_ring", cause=self.no_ring, receiver=self.receiver)
             if self._live:
                 await self._ask_once({"do": "sweep", "every": self._sweep_s})
             await self._reopen()

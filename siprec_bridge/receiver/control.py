@@ -5,6 +5,7 @@ A command carries `id`, its reply the same `id`; what the worker tells by itself
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final, Literal
 
 from siprec_bridge.sdp import Codec, Fingerprint, StreamKeys
 
-VERSION: Final = 3
+VERSION: Final = 4
 LINE_LIMIT: Final = 1 << 24  # octets; the reports of 10,000 streams are 4 MB
 SWEEP_S: Final = 0.2  # between two sweeps of a worker's sockets
 LIVE_SWEEP_S: Final = 0.1  # of a worker with a stream that somebody listens to live
@@ -24,13 +25,19 @@ SourcePolicy = Literal["any", "signalled", "learned"]
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a worker is told first: its ports, and how it is to receive. `rtp_timeout` in s."""
+    """What a worker is told first: its ports, and how it is to receive.
+
+    `rtp_timeout` in s. `ring`: octets of the ring that packets are taken out of; 0: they are taken
+    from sockets. `interfaces`: those that the ring listens at; none: all.
+    """
 
     first: int
     last: int
     fast: bool
     rtp_timeout: float
     sources: SourcePolicy
+    ring: int = 0
+    interfaces: Sequence[str] = ()
     version: int = VERSION
 
     def to_json(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ stream is a system call to receive and one to write. Only a stream in which some
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.stream import Ints
-from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock
+from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock, shield, shut
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     HEADER_SIZE,
@@ -29,6 +30,9 @@ from siprec_bridge.rtp import (
     arrivals,
     read_headers,
 )
+
+if TYPE_CHECKING:
+    from siprec_bridge.receiver.ring import Ring
 
 _ROW = np.dtype([("rate", "f8"), ("drops", "i8"), ("waited", "i8"), ("heard", "f8")])
 _NEVER = np.inf  # `heard` of a row that is no stream's
@@ -59,6 +63,7 @@ class Intake:
         handshakes: Handshakes,
         uplink: Uplink,
         clock: WorkerClock,
+        ring: "Ring | None",
     ) -> None:
         self._arena = arena
         self._receiver = receiver
@@ -67,6 +72,7 @@ class Intake:
         self._handshakes = handshakes
         self._uplink = uplink
         self._clock = clock
+        self._ring = ring
         self.ledger = Ledger()
         self._rows = np.zeros(0, _ROW)  # as in the ledger
         self._streams: dict[int, LiveStream] = {}  # by row
@@ -83,6 +89,8 @@ class Intake:
 
     def close(self, stream: LiveStream) -> None:
         """Forget a stream."""
+        if self._ring is not None and stream.by_ring:
+            self._ring.close(stream.spec.host, stream.rtp.getsockname()[1])
         del self._streams[stream.row]
         self._rows["heard"][stream.row] = _NEVER
 
@@ -100,24 +108,58 @@ class Intake:
         rows = np.flatnonzero(heard <= then).tolist()
         return [(self._streams[row], float(heard[row])) for row in rows]
 
+    def follow_source(self, stream: LiveStream) -> None:
+        """Receive a stream the way that fits it: by the ring, where there is one.
+
+        A handshake does not wait for the ring's blocks: DTLS has sockets. Nothing is lost
+        where the way changes, but what comes meanwhile may be received twice.
+        """
+        if self._ring is None:
+            return
+        host, port = stream.spec.host, stream.rtp.getsockname()[1]
+        wanted = stream.spec.dtls is None
+        if wanted and not stream.by_ring:
+            self._ring.open(host, port, stream.row)
+            self.sweep([stream])
+            stream.by_ring = True
+            shut(stream.rtp)
+        elif stream.by_ring and not wanted:
+            shield(stream.rtp, stream.guests)
+            self.settle()
+            self._ring.close(host, port)
+            stream.by_ring = False
+
+    def settle(self) -> None:
+        """Take what has come by now, though the ring may not have handed it over yet."""
+        if self._ring is not None and self._streams:
+            self._ring.settle()
+            self._sweep_ring(self._ring)
+
+    def _sweep_ring(self, ring: "Ring") -> None:
+        for rows, counts in ring.take(self._arena):
+            self._store([self._streams[row] for row in rows], counts)
+        self._arena.use_slots()
+        self._uplink.counters.kernel_drops += ring.drops()
+
     def sweep(self, streams: Sequence[LiveStream]) -> None:
         """Take everything that waits, in as many rounds as the arena needs."""
+        if self._ring is not None:
+            self._sweep_ring(self._ring)
+            streams = [stream for stream in streams if not stream.by_ring]
         sockets = [stream.rtp for stream in streams]
         while streams:
             counts = self._receiver.receive(sockets, self._arena)
             used = sum(counts)
             if used:
-                self._store(streams, np.array(counts), used)
+                there = np.flatnonzero(counts)
+                self._store([streams[index] for index in there.tolist()], np.array(counts)[there])
             done = len(counts) - (used == SLOTS)
             streams, sockets = streams[done:], sockets[done:]
 
-    def _store(self, streams: Sequence[LiveStream], counts: Ints, used: int) -> None:
-        """`counts`: datagrams of each of the first streams."""
-        arena = self._arena
+    def _store(self, taken: list[LiveStream], counts: Ints) -> None:
+        """`counts`: datagrams that lie in the arena for each of the streams."""
+        arena, used = self._arena, int(counts.sum())
         self._clock.steady(arena.arrivals_ns[:used])
-        there = np.flatnonzero(counts)
-        counts = counts[there]
-        taken = [streams[index] for index in there.tolist()]
         rows = np.array([stream.row for stream in taken])
         starts = np.cumsum(counts) - counts
         of = np.repeat(rows, counts)

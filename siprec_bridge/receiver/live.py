@@ -18,6 +18,7 @@ class LiveStream(ReceivedStream):
     rtp: socket.socket
     rtcp: socket.socket
     room: int  # for datagrams that wait
+    by_ring: bool = False  # its RTP comes out of the ring, and its socket takes none
     ledger: Ledger
     row: int = field(init=False)
     rtcp_srtp: SrtpReceiver | None = None  # of the RTCP port, where that has its own keys

@@ -102,7 +102,8 @@ class Sources:
         if guests != stream.guests:
             stream.guests = guests
             # Kept out by the kernel, a flood takes none of the room of what is to be recorded.
-            shield(stream.rtp, guests)
+            if not stream.by_ring:
+                shield(stream.rtp, guests)
 
     def _is_strict(self, stream: LiveStream) -> bool:
         """Whether it comes from home only. Without one it cannot: it is learned then."""

@@ -26,12 +26,13 @@ import numpy.typing as npt
 from siprec_bridge.receiver.spool import RECORD, write_records
 
 SLOTS = 4096
-_LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
-_STRIDE = _LARGEST + 64  # an odd number of cache lines: at 2048 datagrams push each other out
+LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
+_STRIDE = LARGEST + 64  # an odd number of cache lines: at 2048 datagrams push each other out
 _HEAD = RECORD.itemsize
 _CONTROL = 64
 _NAME_WORDS = 8  # of 32 bits: room for a struct sockaddr_in6, 28 octets
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_END = 0x06  # of a filter's program: how many octets are taken
 _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
 _MSG_TRUNC = 0x20
@@ -70,9 +71,10 @@ def address_of(source: Source) -> str:
 
 
 class Arena:
-    """Datagrams: in `data`, at `offsets`, each of `lengths` octets. Arrays have shape (SLOTS,).
+    """Datagrams: in `data`, at `offsets`, each of `lengths` octets. Arrays have shape (n,).
 
-    There is room for a record head ahead of each. `sources` has shape (SLOTS, 2).
+    There is room for a record head ahead of each. `sources` has shape (n, 2). They lie in SLOTS of
+    the arena's own, for sockets, or where they are laid.
     """
 
     def __init__(self) -> None:
@@ -86,6 +88,25 @@ class Arena:
         self.arrivals_ns = np.zeros(SLOTS, np.int64)
         self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
         self.sources = np.zeros((SLOTS, 2), np.uint64)
+        self._slots = vars(self).copy()
+
+    def use_slots(self) -> None:
+        """Have the datagrams of sockets in it."""
+        vars(self).update(self._slots)
+
+    def hold(
+        self,
+        packed: npt.NDArray[np.uint8],
+        places: Ints,
+        lengths: Ints,
+        arrivals_ns: Ints,
+        sources: npt.NDArray[np.uint64],
+    ) -> None:
+        """Have datagrams in it as `lay` has laid them."""
+        self.data, self.view = packed, packed.data
+        self.offsets, self.lengths = places[:-1] + _HEAD, lengths
+        self.arrivals_ns, self.sources = arrivals_ns, sources
+        self.drops = np.full(len(lengths), -1)
 
     def pack(self, count: int) -> tuple[memoryview, Ints]:
         """The first `count` datagrams as records, as they go to the spool, end to end.
@@ -93,23 +114,43 @@ class Arena:
         Also where each begins, and the last one ends, shape (count + 1,).
         """
         lengths, arrivals_ns = self.lengths[:count], self.arrivals_ns[:count]
-        places = np.zeros(count + 1, np.int64)
-        np.cumsum(lengths + _HEAD, out=places[1:])
-        befores = self.offsets[:count] - _HEAD
-        size = _HEAD + int(lengths[0])
+        places = _places(lengths)
+        if len(self.data) == places[-1] and bool((self.offsets == places[:-1] + _HEAD).all()):
+            packed = self.data  # it was laid so
+        else:
+            packed, places = lay(self.data, self.offsets[:count], lengths)
         if bool((lengths == lengths[0]).all()):
-            packed = strings(self.data, size)[befores].view(np.uint8)
+            size = _HEAD + int(lengths[0])
             heads: npt.NDArray[np.void] = np.ndarray((count,), RECORD, packed, strides=(size,))
             write_records(heads, lengths, arrivals_ns)
-            return packed.data, places
-        packed = np.empty(int(places[-1]), np.uint8)
-        for length in np.unique(lengths).tolist():
-            size, some = _HEAD + length, np.flatnonzero(lengths == length)
-            strings(packed, size)[places[some]] = strings(self.data, size)[befores[some]]
-        heads = np.zeros(count, RECORD)
-        write_records(heads, lengths, arrivals_ns)
-        strings(packed, _HEAD)[places[:-1]] = heads.view(f"V{_HEAD}")
+        else:
+            heads = np.zeros(count, RECORD)
+            write_records(heads, lengths, arrivals_ns)
+            strings(packed, _HEAD)[places[:-1]] = heads.view(f"V{_HEAD}")
         return packed.data, places
+
+
+def lay(
+    data: npt.NDArray[np.uint8], offsets: Ints, lengths: Ints
+) -> tuple[npt.NDArray[np.uint8], Ints]:
+    """Copy datagrams, one at least, end to end, each with room for a record head ahead of it.
+
+    Also where each one's room begins, and the last one ends, shape (n + 1,).
+    """
+    places, befores = _places(lengths), offsets - _HEAD
+    if bool((lengths == lengths[0]).all()):
+        return strings(data, _HEAD + int(lengths[0]))[befores].view(np.uint8), places
+    packed = np.empty(int(places[-1]), np.uint8)
+    for length in np.unique(lengths).tolist():
+        size, some = _HEAD + length, np.flatnonzero(lengths == length)
+        strings(packed, size)[places[some]] = strings(data, size)[befores[some]]
+    return packed, places
+
+
+def _places(lengths: Ints) -> Ints:
+    places = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths + _HEAD, out=places[1:])
+    return places
 
 
 def strings(data: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.void]:
@@ -193,18 +234,27 @@ def shield(one: socket.socket, sources: Iterable[Source]) -> bool:
         if not allowed:
             one.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
             return False
-        program = ctypes.create_string_buffer(_filter(allowed))
-        count = ctypes.sizeof(program) // 8
-        pointer = struct.pack("@HP", count, ctypes.addressof(program))
-        one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+        attach_filter(one, _filter(allowed))
     except OSError:
         return False
     return True
 
 
+def shut(one: socket.socket) -> None:
+    """Have the kernel drop all that comes to a socket. Raises OSError."""
+    attach_filter(one, struct.pack("=HBBI", _END, 0, 0, 0))
+
+
+def attach_filter(one: socket.socket, program: bytes) -> None:
+    """Let the kernel ask a program of its classic BPF about each packet. Raises OSError."""
+    text = ctypes.create_string_buffer(program, len(program))
+    pointer = struct.pack("@HP", len(program) // 8, ctypes.addressof(text))
+    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+
+
 def _filter(allowed: list[IPv4Address | IPv6Address]) -> bytes:
     """A program for the kernel's packet filter. Linux: Documentation/networking/filter.rst."""
-    load, load_octet, mask, equal, end = 0x20, 0x30, 0x54, 0x15, 0x06
+    load, load_octet, mask, equal, end = 0x20, 0x30, 0x54, 0x15, _END
     network = 0xFFF00000  # SKF_NET_OFF: offsets from here count from the IP header
     take, drop = (end, 0, 0, 0xFFFFFFFF), (end, 0, 0, 0)
     four = [(load, 0, 0, network + 12)]
@@ -226,7 +276,7 @@ def _filter(allowed: list[IPv4Address | IPv6Address]) -> bytes:
 def receive_stamped(one: socket.socket) -> tuple[bytes, int, Address] | None:
     """A datagram, when it came, ns since 1970, and from where; None: none waits."""
     try:
-        data, control, _, (host, port, *_) = one.recvmsg(_LARGEST, _CONTROL)
+        data, control, _, (host, port, *_) = one.recvmsg(LARGEST, _CONTROL)
     except OSError:
         return None
     for level, kind, value in control:
@@ -259,7 +309,7 @@ class PlainReceiver:
             at = int(arena.offsets[slot])
             try:
                 length, control, flags, (host, port, *_) = one.recvmsg_into(
-                    [arena.view[at : at + _LARGEST]], _CONTROL
+                    [arena.view[at : at + LARGEST]], _CONTROL
                 )
             except (BlockingIOError, InterruptedError):
                 break
@@ -326,7 +376,7 @@ class BatchReceiver:
         base = arena.data.ctypes.data
         self._vectors = np.zeros((SLOTS, 2), np.uint64)
         self._vectors[:, 0] = base + arena.offsets.astype(np.uint64)
-        self._vectors[:, 1] = _LARGEST
+        self._vectors[:, 1] = LARGEST
         self._control = np.zeros(SLOTS, self._CONTROL_DATA)
         self._messages = np.zeros(SLOTS, self._MESSAGE)
         self._messages["vector"] = self._vectors.ctypes.data + np.arange(SLOTS) * 16

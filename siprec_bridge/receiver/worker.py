@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from siprec_bridge.receiver.control import (
     LINE_LIMIT,
@@ -37,6 +38,11 @@ from siprec_bridge.receiver.sweep import (
     room,
 )
 from siprec_bridge.receiver.uplink import Uplink
+
+if TYPE_CHECKING:
+    from siprec_bridge.receiver.ring import Ring
+
+_SWEPT_FIRST = ("update", "pause", "close")
 
 
 class Worker:
@@ -114,8 +120,10 @@ class Worker:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         if len(self._buffer) > LINE_LIMIT:
             return False
-        for line in lines:
-            command = decode(line)
+        commands = [decode(line) for line in lines]
+        if any(command["do"] in _SWEPT_FIRST for command in commands):
+            self._intake.settle()
+        for command in commands:
             try:
                 reply = self._do(command)
             except NoPortLeft as error:
@@ -152,6 +160,7 @@ class Worker:
         self._rtp_timeout = configuration.rtp_timeout
         self._ports = PortRange(configuration.first, configuration.last)
         receiver = best_receiver(self._arena, fast=configuration.fast)
+        ring, refusal = _open_ring(configuration)
         self._sources = Sources(self._arena, self._uplink, configuration.sources)
         self._handshakes = Handshakes(self._uplink, self._wake)
         self._feedback = Feedback(
@@ -165,8 +174,12 @@ class Worker:
             self._handshakes,
             self._uplink,
             self._clock,
+            ring,
         )
-        return {"receiver": type(receiver).__name__}
+        return {
+            "receiver": type(receiver if ring is None else ring).__name__,
+            "no_ring": refusal,
+        }
 
     def _bind(self, ports: list[tuple[str, int]]) -> dict[str, object]:
         """Have sockets ready for streams that are about to be opened."""
@@ -210,6 +223,7 @@ class Worker:
             self._handshakes.open(known)
             if paused:  # ahead of what waits at the socket: that is not to be kept either
                 known.pause(True, time.time_ns())
+            self._intake.follow_source(known)
         number = known.rtp.getsockname()[1]
         return {"port": [known.spec.host, number, number + 1]}
 
@@ -225,6 +239,7 @@ class Worker:
             self._sources.expect(stream)
             self._feedback.follow(stream, old)
             self._handshakes.follow(stream, old)
+            self._intake.follow_source(stream)
         return {}
 
     def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
@@ -255,6 +270,20 @@ class Worker:
                 stream.note_silence()
                 self._sources.forget(stream)  # it may have moved
                 self._uplink.tell_of(stream, "silent", seconds=round(now - heard_at, 1))
+
+
+def _open_ring(configuration: Configuration) -> "tuple[Ring | None, str | None]":
+    """The ring where one is wanted, or why there is none."""
+    if not configuration.ring:
+        return None, None
+    # Here and not above: most workers have none, and start sooner without.
+    from siprec_bridge.receiver.ring import Ring
+
+    try:
+        first, last = configuration.first, configuration.last
+        return Ring(first, last, configuration.interfaces, configuration.ring), None
+    except OSError as error:
+        return None, error.strerror or str(error)
 
 
 def _allow_many_sockets() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from siprec_bridge.receiver.packets import Frame
+
 _PCAP = {  # magic as it stands in the file: byte order, nanoseconds per unit of the fraction
     b"\xa1\xb2\xc3\xd4": (">", 1000),
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
@@ -28,15 +30,6 @@ _LAST_NS = (1 << 63) - 1  # what a spool and an int64 can hold
 
 class UnreadableCapture(Exception):
     """A file that is no capture, or that cannot be read at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame as captured. `at_ns`: since 1970, UTC; `link_type` as in the LINKTYPE registry."""
-
-    at_ns: int
-    link_type: int
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)

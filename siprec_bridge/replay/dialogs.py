@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from siprec_bridge.replay.packets import Address, Datagram
+from siprec_bridge.receiver.packets import Address, Datagram
 from siprec_bridge.replay.traffic import WireMessage
 from siprec_bridge.sip import MalformedMessage, Request, Response, parse
 

@@ -21,6 +21,7 @@ from siprec_bridge.media import (
     decodable,
     finish_session,
 )
+from siprec_bridge.receiver.packets import CUT, Address, Datagram
 from siprec_bridge.recording import Archive, Desk, Orders, RecordingService
 from siprec_bridge.replay.call import Line, ReplayedCall
 from siprec_bridge.replay.dialogs import (
@@ -32,7 +33,6 @@ from siprec_bridge.replay.dialogs import (
     read_message,
     tags_of,
 )
-from siprec_bridge.replay.packets import CUT, Address, Datagram
 from siprec_bridge.replay.report import (
     CallResult,
     Refusal,

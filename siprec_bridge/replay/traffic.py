@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from siprec_bridge.receiver.packets import Address, Datagram, Dissector, Segment
 from siprec_bridge.replay.capture import Capture
-from siprec_bridge.replay.packets import Address, Datagram, Dissector, Segment
 from siprec_bridge.sip import KeepAlive, MalformedMessage, StreamFramer
 
 _SIP = re.compile(rb"SIP/2\.0 |[A-Z]{2,20} <?(?:sips?|tel|urn):", re.I)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.rtp import packets, tone
 from harness.src import OFFER, multipart, request
-from siprec_bridge.replay.packets import Address
+from siprec_bridge.receiver.packets import Address
 
 START_S = 1_800_000_000
 SRC = Address("192.0.2.10", 5070)

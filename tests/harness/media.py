@@ -1,6 +1,6 @@
 """A media engine with its real worker process."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ async def engine(
     workers: int = 1,
     rtp_timeout: float = 30.0,
     rtp_source: SourcePolicy = "learned",
+    ring: int = 0,
+    interfaces: Sequence[str] = (),
     on_event: Callable[[MediaEvent], None] | None = None,
 ) -> AsyncIterator[tuple[MediaEngine, list[MediaEvent], Metrics]]:
     """An engine, what it told, and its metrics."""
@@ -38,6 +40,8 @@ async def engine(
         fast_path=fast,
         rtp_timeout=rtp_timeout,
         rtp_source=rtp_source,
+        ring=ring,
+        interfaces=interfaces,
     )
     await media.start()
     try:

@@ -45,7 +45,8 @@ def packets(
 
 def send(datagrams: Iterable[bytes], port: int, host: str = "127.0.0.1") -> None:
     """Send datagrams as fast as they go."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as one:
         for datagram in datagrams:
             one.sendto(datagram, (host, port))
 

@@ -10,7 +10,7 @@ import pytest
 from harness.codecs import context, hear, spool
 from harness.rtp import read_wav
 from siprec_bridge.media import FinishedAudio, finish_session
-from siprec_bridge.replay.packets import Datagram
+from siprec_bridge.receiver.packets import Datagram
 from siprec_bridge.replay.traffic import Traffic
 from siprec_bridge.sdp import Codec
 

@@ -36,6 +36,7 @@ from harness.codecs import streams
 from harness.rtp import loudest_frequency, packets, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.cli import app
+from siprec_bridge.receiver.packets import Address
 from siprec_bridge.replay import (
     CallResult,
     ReplayFailed,
@@ -44,7 +45,6 @@ from siprec_bridge.replay import (
     replay,
     report_lines,
 )
-from siprec_bridge.replay.packets import Address
 from siprec_bridge.rtp import SrtpSender
 from siprec_bridge.sdp import write_crypto
 

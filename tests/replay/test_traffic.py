@@ -25,9 +25,9 @@ from harness.capture import (
     udp,
 )
 from harness.src import request
+from siprec_bridge.receiver.packets import CUT, Address, Datagram
 from siprec_bridge.replay.capture import UnreadableCapture
 from siprec_bridge.replay.dialogs import find_dialogs
-from siprec_bridge.replay.packets import CUT, Address, Datagram
 from siprec_bridge.replay.traffic import Traffic, WireMessage
 
 INVITE = request("INVITE", body=b"x" * 3000)

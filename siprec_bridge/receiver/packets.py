@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from siprec_bridge.replay.capture import Frame
-
 _VLAN_TAGS = (0x8100, 0x88A8, 0x9100, 0x9200)
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _NULL, _ETHERNET, _LOOP, _SLL, _SLL2 = 0, 1, 108, 113, 276
@@ -25,6 +23,15 @@ _FRAGMENT_LIFE_NS = 30_000_000_000
 
 CUT = "packets that the capture cut short (capture with tcpdump -s 0)"
 _INCOMPLETE = "fragments whose datagram is not complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as captured. `at_ns`: since 1970, UTC; `link_type` as in the LINKTYPE registry."""
+
+    at_ns: int
+    link_type: int
+    data: bytes
 
 
 class Address(NamedTuple):
