@@ -8,10 +8,12 @@ from siprec_bridge.recording.alteration import Alteration, Altered, Keys, Stored
 from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
+from siprec_bridge.recording.custodian import Custodian
 from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
 from siprec_bridge.recording.fetching import fetch
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.late_redaction import LateRedaction, Redressed
+from siprec_bridge.recording.off_the_loop import off_the_loop
 from siprec_bridge.recording.orders import (
     AudioAway,
     AudioDeleted,
@@ -32,13 +34,7 @@ from siprec_bridge.recording.recorder import (
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold
-from siprec_bridge.recording.safekeeping import (
-    Custodian,
-    NotInStore,
-    Safekeeping,
-    Stores,
-    off_the_loop,
-)
+from siprec_bridge.recording.safekeeping import NotInStore, Safekeeping, Stores
 from siprec_bridge.recording.service import RecordingService
 from siprec_bridge.recording.vcons import AudioChanged, AudioWithheld, NotOver, VconEvents, Vcons
 

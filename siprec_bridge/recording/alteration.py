@@ -24,9 +24,10 @@ from sqlalchemy import Connection
 
 from siprec_bridge.media import FinishedAudio, write_atomically
 from siprec_bridge.recording.fetching import bring
+from siprec_bridge.recording.off_the_loop import off_the_loop
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import InUse
-from siprec_bridge.recording.safekeeping import Stores, off_the_loop
+from siprec_bridge.recording.safekeeping import Stores
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, DepositRow, SessionRow, StoreError, deposits, retention
 from siprec_bridge.vault import (

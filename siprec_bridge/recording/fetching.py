@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from siprec_bridge.recording.safekeeping import NotInStore, Stores, off_the_loop
+from siprec_bridge.recording.off_the_loop import off_the_loop
+from siprec_bridge.recording.safekeeping import NotInStore, Stores
 from siprec_bridge.store import Database, DepositRow, SessionRow, deposits, recordings
 from siprec_bridge.vault import (
     Damaged,

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from siprec_bridge.receiver.packets import Address
 from siprec_bridge.replay.dialogs import CapturedDialog
-from siprec_bridge.replay.packets import Address
 from siprec_bridge.replay.report import Refusal
 from siprec_bridge.sdp import Codec, Crypto, MalformedSdp, SessionDescription
 from siprec_bridge.sdp import parse as parse_sdp

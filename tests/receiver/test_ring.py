@@ -1,20 +1,12 @@
 """The ring: what comes out of it is what comes out of sockets."""
 
-import asyncio
-import socket
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from harness.media import SESSION, engine, received, spec, spooled
-from harness.ports import rtp_ports
+from harness.media import engine, received, spec, spooled
 from harness.rtp import packets, send, tone
-from siprec_bridge.media import MediaUnavailable
 from siprec_bridge.receiver.ring import Ring
-from siprec_bridge.receiver.sweep import Arena
 
 SIZE = 1 << 21
 VOICE = packets(tone(440, 2.0))
