@@ -630,7 +630,7 @@ async def test_an_src_that_answers_or_is_heard_is_not_given_up(
 async def test_while_calls_wait_for_their_answers_too_long_new_ones_are_sent_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siprec_bridge.recording.capacity._MOST_WAIT_S", 0.1)
+    monkeypatch.setattr("siprec_bridge.recording.capacity._MOST_WAIT_S", 0.5)
     async with office(tmp_path) as here:
         slow, write = asyncio.Event(), here.database.write
 
@@ -640,7 +640,7 @@ async def test_while_calls_wait_for_their_answers_too_long_new_ones_are_sent_els
 
         monkeypatch.setattr(here.database, "write", write_slowly)
         here.service.on_sip(invite())
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.6)
         here.service.on_sip(replace(invite(id="i2"), dialog=DialogId("call-2", "ours", "src")))
         slow.set()
         first = await answered(here)
