@@ -213,6 +213,8 @@ class Bridge:
             rtp_timeout=settings.rtp_timeout.total_seconds(),
             rtp_source=settings.rtp_source,
             fast_path=settings.rtp_fast_path,
+            ring=(settings.media_ring_mb << 20) * (settings.media_capture == "ring"),
+            interfaces=settings.media_capture_interfaces,
         )
         self.sip = SipServer(
             token=lambda: secrets.token_hex(8),

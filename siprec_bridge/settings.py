@@ -316,6 +316,17 @@ class Settings(BaseModel):
     )
     dtls_key_path: Path | None = Field(None, description="PEM file of its private key")
     rtp_fast_path: bool = Field(True, description="receive with recvmmsg; false: plain sockets")
+    media_capture: Literal["sockets", "ring"] = Field(
+        "sockets",
+        description="ring: RTP is taken out of a ring that the kernel fills, at about half the CPU; "
+        "needs CAP_NET_RAW",
+    )
+    media_capture_interfaces: Annotated[tuple[str, ...], BeforeValidator(_hosts)] = Field(
+        (), description="where the ring listens, such as eth0,lo; none given: everywhere"
+    )
+    media_ring_mb: Annotated[int, Field(ge=1, le=2048)] = Field(
+        128, description="MiB of a worker's ring; 64 hold a second of 4,000 streams of G.711"
+    )
 
     # Storage
     data_dir: Path = Field(

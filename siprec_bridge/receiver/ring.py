@@ -114,8 +114,10 @@ class Ring:
 
     def open(self, host: str, port: int, row: int) -> None:
         """Let datagrams to this port of the host, as its socket is bound, be those of a row."""
-        table = self._tables.setdefault(ip_address(host), np.full(1 << 16, NO_ROW, np.int32))
-        table[port] = row
+        address = ip_address(host)
+        if address not in self._tables:
+            self._tables[address] = np.full(1 << 16, NO_ROW, np.int32)
+        self._tables[address][port] = row
 
     def close(self, host: str, port: int) -> None:
         """Let nothing more come to a port."""
@@ -182,6 +184,7 @@ class Ring:
     def _sort(self, places: Ints, arena: Arena) -> Iterator[tuple[list[int], Ints]]:
         """Copy the packets' datagrams into the arena, by row, and each row's as they arrived."""
         data = self._data
+        header: int | Ints
         heads = strings(data, _PACKET.itemsize)[places].view(_PACKET)
         arrivals_ns = heads["seconds"].astype(np.int64) * 1_000_000_000 + heads["nanoseconds"]
         networks = places + heads["network"]
@@ -194,8 +197,11 @@ class Ring:
         is_four = (four["first"] == 0x45) & (four["protocol"] == _UDP)
         is_four &= four["fragment"] & 0x3FFF == 0
         is_six = (four["first"] >> 4 == 6) & (six["protocol"] == _UDP)
-        header = np.where(is_six, 40 + _HEADER, 20 + _HEADER)
-        lengths = np.where(is_six, six["size"], four["size"]).astype(np.int64) - _HEADER
+        header = 20 + _HEADER
+        lengths = four["size"].astype(np.int64) - _HEADER
+        if is_six.any():
+            header = np.where(is_six, 40 + _HEADER, header)
+            lengths = np.where(is_six, six["size"].astype(np.int64) - _HEADER, lengths)
         plain = within & (is_four | is_six) & (virtual["merged"] == 0)
         plain &= (lengths >= 0) & (header + lengths <= size)
 
