@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siprec_bridge.media import MediaEngine, StreamSpec
+from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.ring import Ring
 from siprec_bridge.receiver.spool import Packets, SpoolReader
 from siprec_bridge.sdp import Codec
@@ -61,8 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--payload", type=int, default=160, help="octets a packet")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    descriptors.allow(max(options.streams))
     BUILD.mkdir(parents=True, exist_ok=True)
     load = BUILD / "rtp_load"
     subprocess.run(["gcc", "-O2", "-Wall", "-o", load, HERE / "rtp_load.c"], check=True)

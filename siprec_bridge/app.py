@@ -378,6 +378,12 @@ class Bridge:
             await self.media.start()
         except MediaUnavailable as error:
             raise ConfigurationError("media", str(error)) from error
+        if 2 * settings.max_calls > self.media.room:
+            log.warning(
+                "media.too_little_room", streams=self.media.room, max_calls=settings.max_calls,
+                cause="a call has two streams: widen RTP_PORT_MIN to RTP_PORT_MAX, or raise the "
+                "limit of open files (LimitNOFILE, ulimit -n), three a stream and worker",
+            )  # fmt: skip
         parts.push_async_callback(self.media.stop)
         if self.live is not None:
             self._run(parts, self.live.run, "live transcripts")

@@ -24,7 +24,9 @@ from siprec_bridge.live.tryout import Broken, try_out
 from siprec_bridge.media import NoPortLeft, decodable
 from siprec_bridge.parts import brokers_of
 from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.ports import PortRange, shares
+from siprec_bridge.receiver.ring import Ring
 from siprec_bridge.sdp import RECORDABLE
 from siprec_bridge.settings import Settings
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
@@ -176,10 +178,23 @@ def _rtp(settings: Settings) -> Finding:
             return Finding("rtp", False, f"{error}; widen RTP_PORT_MIN to RTP_PORT_MAX")
         except OSError as error:
             return Finding("rtp", False, f"{host}: {error.strerror}; correct RTP_BIND_IP")
-    pairs = (settings.rtp_port_max - settings.rtp_port_min + 1) // 2
-    workers = len(shares(settings.rtp_port_min, settings.rtp_port_max, settings.worker_count))
+    ranges = shares(settings.rtp_port_min, settings.rtp_port_max, settings.worker_count)
+    pairs = [PortRange(first, last).pairs for first, last in ranges]
+    streams = sum(descriptors.room(one) for one in pairs)
+    if settings.media_capture == "ring":
+        try:
+            Ring(*ranges[0], settings.media_capture_interfaces, settings.media_ring_mb << 20).stop()
+        except OSError as error:
+            text = f"MEDIA_CAPTURE=ring: {error.strerror or error}; it needs CAP_NET_RAW"
+            return Finding("rtp", False, text)
     hosts = ", ".join(settings.rtp_hosts)
-    return Finding("rtp", True, f"room for {pairs} streams at {hosts}, MEDIA_WORKERS {workers}")
+    text = f"room for {streams} streams at {hosts}, MEDIA_WORKERS {len(ranges)}"
+    if streams < sum(pairs):
+        text += f"; the limit of open files leaves {sum(pairs) - streams} ports unused"
+    if 2 * settings.max_calls > streams:
+        text += f"; MAX_CALLS {settings.max_calls} is more than that"
+        return Finding("rtp", True, text, soon=True)
+    return Finding("rtp", True, text)
 
 
 def _codecs(settings: Settings) -> Finding:

@@ -80,6 +80,11 @@ class MediaEngine:
         return tuple(worker.pid for worker in self._workers if worker.pid is not None)
 
     @property
+    def room(self) -> int:
+        """For how many streams there are ports and descriptors."""
+        return sum(worker.room for worker in self._workers)
+
+    @property
     def receiver(self) -> str:
         """How packets are received."""
         return self._workers[0].receiver

@@ -107,6 +107,7 @@ class WorkerSupervisor:
         self._pressure = 0.0
         self.streams = 0  # open or being opened
         self.receiver = ""  # how packets are received
+        self.room = 0  # for so many streams
         self.no_ring: str | None = None  # why not by the ring, where that was wanted
 
     @property
@@ -305,6 +306,7 @@ class WorkerSupervisor:
                 {"do": "configure", "configuration": self._configuration.to_json()}
             )
             self.receiver, self.no_ring = configured["receiver"], configured["no_ring"]
+            self.room = configured["room"]
             if self.no_ring is not None:
                 self._log.error("media.no_ring", cause=self.no_ring, receiver=self.receiver)
             if self._live:

@@ -30,6 +30,11 @@ class PortRange:
         self._count = max(0, (last - self._first + 1) // 2)
         self._next = 0
 
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return self._count
+
     def bind(self, host: str, port: int | None = None) -> tuple[socket.socket, socket.socket]:
         """Sockets for RTP and RTCP, not blocking: at this port of the host or the next free one.
 

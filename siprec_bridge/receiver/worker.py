@@ -6,7 +6,6 @@ It ends when the other end is gone, after a last sweep.
 
 import contextlib
 import ctypes
-import resource
 import selectors
 import signal
 import socket
@@ -15,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.control import (
     LINE_LIMIT,
     SWEEP_S,
@@ -181,6 +181,7 @@ class Worker:
         return {
             "receiver": type(receiver if ring is None else ring).__name__,
             "no_ring": refusal,
+            "room": descriptors.allow(self._ports.pairs),
         }
 
     def _bind(self, ports: list[tuple[str, int]]) -> dict[str, object]:
@@ -288,11 +289,6 @@ def _open_ring(configuration: Configuration) -> "tuple[Ring | None, str | None]"
         return None, error.strerror or str(error)
 
 
-def _allow_many_sockets() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _keep_memory() -> None:
     """Have the C library keep what was freed: the next sweep needs it again, and as cleared pages
     it costs a tenth of the whole. Other C libraries than glibc do as they like.
@@ -310,7 +306,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as control:
         control.setblocking(True)
-        _allow_many_sockets()
         _keep_memory()
         Worker(control).run()
 
