@@ -513,11 +513,12 @@ class Bridge:
         self.health.register("media", media)
         self.health.register("database", self.database.unwritable)
         self.health.register("disk", disk)
+        # What follows can be away: calls are taken, and jobs and events wait on disk.
         for provider in self.providers:
             name = "recogniser" if provider is self.provider else f"recogniser {provider.name}"
-            self.health.register(name, partial(self.scheduler.trouble, provider.name))
+            self.health.register(name, partial(self.scheduler.trouble, provider.name), vital=False)
         if self.broker is not None:
-            self.health.register("amqp", broker)
+            self.health.register("amqp", broker, vital=False)
 
     async def _watch_lag(self) -> None:
         """See how late the loop is with a thing that it was to do at a certain time."""

@@ -47,7 +47,10 @@ class Status:
         return web.json_response({"live": True})
 
     async def _ready(self, request: web.Request) -> web.Response:
-        """For anybody whether; why not, for those who come with any token."""
+        """For anybody whether calls can be taken; what is wrong, for those who come with any token.
+
+        Taken out of service for a broker that is away, a recorder would lose calls for nothing.
+        """
         try:
             self._admission.client(request)
             known = True
@@ -58,7 +61,8 @@ class Status:
         report = await self._health.report()
         facts = {name: cause or "ok" for name, cause in report.facts.items()}
         return web.json_response(
-            {"ready": report.ready} | ({"facts": facts} if known else {}),
+            {"ready": report.ready, "degraded": report.degraded}
+            | ({"facts": facts} if known else {}),
             status=200 if report.ready else 503,
         )
 

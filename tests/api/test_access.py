@@ -180,8 +180,8 @@ async def test_without_a_token_only_open_routes_answer(tmp_path: Path) -> None:
     assert guarded == dict.fromkeys(GUARDED, 401)
     assert wrong == (401, {"error": "the token is wrong"})
     assert (live[0], page[0], who[0]) == (200, 200, 401)
-    assert ready == (200, {"ready": True})
-    assert facts == (200, {"ready": True, "facts": {}})
+    assert ready == (200, {"ready": True, "degraded": False})
+    assert facts == (200, {"ready": True, "degraded": False, "facts": {}})
 
 
 @pytest.mark.parametrize("scope", TOKENS)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import aiohttp
 import pytest
 
 from harness.bridge import command, listening, running_bridge
+from harness.browser import browser
 from harness.calls import SAMPLE, call, finals, tones
 from harness.rabbitmq import RabbitMq
 from harness.recognisers import recogniser
@@ -260,24 +260,48 @@ async def get_bytes(url: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.peer
-async def test_the_page_shows_the_call_in_a_browser(tmp_path: Path) -> None:
+async def test_the_page_shows_the_call_and_finds_what_was_said_in_it(tmp_path: Path) -> None:
     speaks = str(recogniser(tmp_path, "speaks"))
     async with (
         running_bridge(tmp_path / "data", WHISPER_BINARY_PATH=speaks) as bridge,
         listening(bridge) as events,
+        browser(tmp_path / "profile") as page,
     ):
         await call(bridge, legs=tones(0.1))
         await finals(bridge, events)
-        browser = await asyncio.create_subprocess_exec(
-            shutil.which("chromium") or "chromium", "--headless", "--no-sandbox", "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom",
-            bridge.http + "/",
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        async with asyncio.timeout(40):
-            page, _ = await browser.communicate()
+        await page.open(bridge.http + "/")
+        await page.until("document.getElementById('ready').className === 'good'")
+        await page.until("document.querySelectorAll('#sessions td').length === 5")
+        row = await page.run(
+            "[...document.querySelectorAll('#sessions td')].slice(1).map(one => one.innerText)"
+        )
+        ready = await page.run("document.getElementById('ready').innerText")
 
-    assert "<td>Alice, Bob</td>" in page.decode()
-    assert "<td>finished</td>" in page.decode()
-    assert '<td class="good" title="">complete</td>' in page.decode()
-    assert '<span id="ready" class="good" role="status">ready</span>' in page.decode()
+        async def find(words: str, who: str, condition: str) -> str:
+            """Type, press the button, and say what is shown then."""
+            await page.run(
+                f"[words.value, who.value] = {json.dumps([words, who])}, "
+                "document.querySelector('#search button').click()"
+            )
+            await page.until(condition)
+            return str(await page.run("found.innerText"))
+
+        by_word = await find("hel*", "", "found.querySelector('mark')")
+        marked = await page.run("[...found.querySelectorAll('mark')].map(one => one.innerText)")
+        by_both = await find(
+            '"hello there"', "bob", "[...found.querySelectorAll('mark')].some(one => one.innerText.includes('there'))"
+        )  # fmt: skip
+        await page.run("found.querySelector('button').click()")
+        await page.until("talk.innerText.includes('hello there') && audio.src")
+        title = await page.run("title.innerText")
+        nothing = await find("hello", "dave", "found.innerText.includes('Nothing')")
+        cleared = await find("", "", "!found.innerText")
+
+    assert row[0] == "Alice, Bob"
+    assert row[2:] == ["finished", "complete"]
+    assert ready == "ready"
+    assert "Alice, Bob" in by_word
+    assert set(marked) == {"hello"}
+    assert "Bob: hello there" in by_both
+    assert title == "Alice and Bob"
+    assert (nothing, cleared) == ("Nothing found.", "")

@@ -38,6 +38,10 @@ RULES = [
 ]
 
 
+# The same on every node that shares the database.
+SHARED = r"siprec_(outbox_|jobs_backlog|jobs_failed|archive_(pending|failing|oldest))"
+
+
 @asynccontextmanager
 async def prometheus(folder: Path, target: str) -> AsyncIterator[str]:
     """A Prometheus that scrapes one target every second; yields its URL."""
@@ -166,3 +170,12 @@ async def test_the_alert_rules_are_well_formed() -> None:
     out, _ = await process.communicate()
 
     assert process.returncode == 0, out.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "expression"), [one for one in EXPRESSIONS + RULES if re.search(SHARED, one[1])]
+)
+def test_what_nodes_tell_of_the_database_that_they_share_is_not_counted_once_for_each(
+    name: str, expression: str
+) -> None:
+    assert re.match(rf"max( by \([a-z, ]+\))? ?\({SHARED}", expression), name

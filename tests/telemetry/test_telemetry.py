@@ -123,6 +123,23 @@ def test_on_a_terminal_an_exception_shows_no_variables_and_is_masked() -> None:
     assert "c2VjcmV0a2V5" not in stream.getvalue()
 
 
+async def test_what_calls_do_not_need_degrades_and_keeps_nobody_from_calling() -> None:
+    health = Health()
+
+    async def works() -> str | None:
+        return None
+
+    async def away() -> str | None:
+        return "not connected"
+
+    health.register("sip", works)
+    health.register("amqp", away, vital=False)
+    report = await health.report()
+
+    assert (report.ready, report.degraded) == (True, True)
+    assert report.facts == {"sip": None, "amqp": "not connected"}
+
+
 async def test_a_check_that_hangs_or_breaks_counts_as_trouble(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -145,8 +162,8 @@ async def test_a_check_that_hangs_or_breaks_counts_as_trouble(
     health.register("breaks", breaks)
     after = await health.report()
 
-    assert before.ready
-    assert not after.ready
+    assert (before.ready, before.degraded) == (True, False)
+    assert (after.ready, after.degraded) == (False, True)
     assert after.facts == {
         "fine": None, "hangs": "no answer within 0.05 s", "breaks": "RuntimeError: oh",
     }  # fmt: skip
