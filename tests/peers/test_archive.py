@@ -1,9 +1,11 @@
 """A real bridge, a real S3 server and the real `age`: recordings elsewhere, and under lock."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 
 from harness.bridge import (
     Bridge,
@@ -13,7 +15,7 @@ from harness.bridge import (
     running_bridge,
     start_bridge,
 )
-from harness.calls import call, finals
+from harness.calls import call, finals, tones
 from harness.recognisers import recogniser
 from harness.s3 import S3, gate
 from siprec_bridge.doctor import examine_archive
@@ -101,6 +103,48 @@ async def hears_it_from_the_store(bridge: Bridge, id: str, local: dict[str, byte
         async with http.post(f"{url}/transcriptions", json={}) as answer:
             assert answer.status == 409
             assert f"archive fetch {id}" in (await answer.json())["error"]
+
+
+def age(*arguments: object) -> bytes:
+    """What age's own programs say."""
+    return subprocess.run([*map(str, arguments)], check=True, capture_output=True).stdout
+
+
+async def test_a_person_is_erased_from_encrypted_audio_in_the_store_while_the_bridge_runs(
+    tmp_path: Path, s3: S3
+) -> None:
+    data, bucket, key = tmp_path / "data", s3.new_bucket(), tmp_path / "key.txt"
+    age("age-keygen", "-o", key)
+    settings = s3.settings(bucket) | {
+        "WHISPER_BINARY_PATH": str(recogniser(tmp_path, "speaks")),
+        "RECORDINGS_RECIPIENTS": age("age-keygen", "-y", key).decode().strip(), "ARCHIVE_KEEP_LOCAL": "1ms",
+    }  # fmt: skip
+    erase = ("erase", "--participant", "sip:alice@example.com", "--json", "--yes")
+    async with running_bridge(data, **settings) as bridge, listening(bridge) as events:
+        await call(bridge, legs=tones(0.3))
+        await finals(bridge, events)
+        await bridge.wait_for_log("archive.local_deleted")
+        before = s3.objects(bucket)
+        done = await command(*erase, "--identity", str(key), data=data, **settings)
+        await bridge.wait_for_log("archive.local_deleted", 2)
+        await eventually(
+            lambda: any(one["type"] == "session.erased" for one in events), "the event", bridge
+        )
+
+    assert done[0] == 0, done
+    (erased,) = json.loads(done[1])
+    assert (erased["outcome"], erased["treatment"]) == ("erased", "sealed_again")
+    assert files_of(data) == {}
+    after = s3.objects(bucket)
+    assert {one for one in before if one not in after} == {
+        one for one in before if one.endswith("-0.spool.age")
+    }
+    (name,) = (one for one in after if one.endswith("-stereo.wav.age"))
+    (tmp_path / "stereo.age").write_bytes(after[name])
+    wav = age("age", "-d", "-i", key, tmp_path / "stereo.age")
+    samples = np.frombuffer(wav[44:], "<i2").reshape(-1, 2)
+    assert not samples[:, 0].any()
+    assert samples[:, 1].any()
 
 
 async def test_encrypted_recordings_are_for_those_who_hold_the_key(tmp_path: Path) -> None:
