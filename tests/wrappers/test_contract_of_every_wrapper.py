@@ -7,6 +7,7 @@ told (harness.recognisers), wherever that one runs.
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -396,6 +397,32 @@ def test_wrong_arguments_and_wrong_times_are_told(program: str) -> None:
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
 
+    everywhere = subprocess.run(
+        [BIN / program, "a.wav"], env=os.environ | {"WHISPER_TIMEOUT": "never"},
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
     assert none.returncode == 2
     assert wrong.returncode == 126
     assert f"{name}=soon: must be a time" in wrong.stderr
+    assert f"{program}: WHISPER_TIMEOUT=never: must be a time" in everywhere.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "needed"),
+    [
+        ("whisper-http", "URL"),
+        ("whisper-wyoming", "URI"),
+        ("whisper-resident", "URL"),
+        ("whisper-farm", "BROKER"),
+    ],
+)
+def test_help_of_those_that_ask_a_server_names_variables_and_exit_codes(
+    program: str, needed: str
+) -> None:
+    shown = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=30)
+
+    prefix = program.upper().replace("-", "_")
+    assert shown.returncode == 0
+    assert {f"{prefix}_{needed}", f"{prefix}_TIMEOUT"} <= set(re.findall(r"[A-Z_]+", shown.stdout))
+    assert "exit codes:" in shown.stdout

@@ -397,7 +397,6 @@ async def test_an_upload_is_streamed_and_an_early_no_is_heard(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "no server: say --url or WHISPER_HTTP_URL"),
         (("--url", "http://h/speech"), "its path tells no API"),
         (("--url", "gpu:9000/asr"), "http://… or https://… is needed"),
         (("--url", "http://u:p@h/asr"), "credentials belong into WHISPER_HTTP_TOKEN"),
@@ -405,7 +404,8 @@ async def test_an_upload_is_streamed_and_an_early_no_is_heard(tmp_path: Path) ->
         (("--url", "http://h/asr", "--timeout", "soon"), "--timeout soon: a duration"),
         (("--url", "http://h/asr", "--parallel", "0"), "--parallel 0: a number of at least 1"),
         (("--url", "http://h/asr", "--token_file", "/nowhere"), "--token_file /nowhere"),
-        (("--url", "https://h/asr", "--ca", "/nowhere"), "--ca, --cert, --key: "),
+        (("--url", "https://h/asr", "--ca", "/nowhere"), "--ca /nowhere: No such file"),
+        (("--url", "https://h/asr", "--ca", "/dev/null"), "--ca, --cert, --key: "),
     ],
 )
 async def test_a_wrong_option_is_exit_code_2_before_anything_is_sent(
@@ -415,6 +415,32 @@ async def test_a_wrong_option_is_exit_code_2_before_anything_is_sent(
 
     assert code == 2
     assert expected in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "no server: say --url or WHISPER_HTTP_URL"),
+        ({"URL": "foo"}, "WHISPER_HTTP_URL=foo: http://… or https://… is needed"),
+        ({"URL": "http://u:p@h/asr"}, "WHISPER_HTTP_URL: credentials belong into"),
+        (
+            {"URL": "http://h/asr", "CONNECT_TIMEOUT": "soon"},
+            "WHISPER_HTTP_CONNECT_TIMEOUT=soon: a duration",
+        ),
+        ({"URL": "https://h/asr", "CA": "/nowhere"}, "WHISPER_HTTP_CA=/nowhere: No such file"),
+        ({"URL": "https://h/asr", "CA": "/dev/null"}, "WHISPER_HTTP_CA, WHISPER_HTTP_CERT, "),
+    ],
+)
+async def test_a_wrong_variable_is_named_and_the_job_waits(
+    tmp_path: Path, variables: dict[str, str], expected: str
+) -> None:
+    named = {f"WHISPER_HTTP_{name}": value for name, value in variables.items()}
+
+    code, err = await run(ALICE, "--output_dir", tmp_path, **named)
+
+    assert code == 126
+    assert err.startswith(f"whisper-http: {expected}")
     assert err.count("\n") == 1
 
 

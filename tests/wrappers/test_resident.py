@@ -225,11 +225,26 @@ def test_when_it_is_killed_the_server_sees_the_end_of_the_connection_at_once(
 
 def test_wrong_arguments_are_exit_code_2(tmp_path: Path, audio: list[Path]) -> None:
     assert run("unix:///none", "-o", tmp_path).returncode == 2
-    assert run("ftp://host", audio[0], "-o", tmp_path).returncode == 2
     assert run("unix:///none", audio[0], "--beam_size", "many").returncode == 2
-    assert run("unix:///none", audio[0], WHISPER_RESIDENT_TIMEOUT="soon").returncode == 2
     assert run("unix:///none", audio[0], tmp_path / "x" / "alice.wav").returncode == 2
     assert run("unix:///none", tmp_path / "missing.wav").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "named"),
+    [
+        ("ftp://host", {}, "WHISPER_RESIDENT_URL=ftp://host: "),
+        ("unix:///none", {"WHISPER_RESIDENT_TIMEOUT": "soon"}, "WHISPER_RESIDENT_TIMEOUT=soon: "),
+        ("unix:///none", {"WHISPER_RESIDENT_SEND": "path"}, "WHISPER_RESIDENT_SEND=path: "),
+    ],
+)
+def test_a_wrong_variable_is_named_and_the_job_waits(
+    audio: list[Path], url: str, variables: dict[str, str], named: str
+) -> None:
+    done = run(url, audio[0], **variables)
+
+    assert done.returncode == 126
+    assert done.stderr.startswith(f"whisper-resident: {named}")
 
 
 def test_it_imports_little_so_that_it_starts_fast() -> None:

@@ -76,12 +76,19 @@ def test_silence_is_an_empty_output_in_every_format(tmp_path: Path) -> None:
 def test_a_file_that_is_no_audio_is_exit_code_1_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("hello")
 
-    missing, text = run(tmp_path / "none.wav"), run(tmp_path / "text.wav")
+    (tmp_path / "folder.wav").mkdir()
+    good = write_wav(tmp_path / "good.wav", np.zeros(1600, np.int16))
 
-    assert (missing.returncode, text.returncode) == (1, 1)
-    assert "none.wav" in missing.stderr
-    assert "text.wav" in text.stderr
-    assert "Traceback" not in missing.stderr + text.stderr
+    missing, text = run(tmp_path / "none.wav"), run(tmp_path / "text.wav")
+    folder = run(tmp_path / "folder.wav")
+    nowhere = run(good, "--output_dir", tmp_path / "text.wav" / "out")
+
+    assert {one.returncode for one in (missing, text, folder, nowhere)} == {1}
+    assert missing.stderr.endswith("none.wav: No such file or directory\n")
+    assert text.stderr.endswith("text.wav: no WAV file: it is cut off\n")
+    assert folder.stderr.endswith("folder.wav: Is a directory\n")
+    assert nowhere.stderr.endswith("text.wav/out: Not a directory\n")
+    assert all(one.stderr.count("\n") == 1 for one in (missing, text, folder, nowhere))
 
 
 @pytest.mark.peer

@@ -172,12 +172,12 @@ async def test_its_own_deadline_and_a_kill_end_the_connection(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "uri", "code", "expected"),
     [
-        ((), "", 2, "no server: say --uri"),
-        ((), "http://h:1/", 2, "host:port, tcp://host:port or unix:///path"),
-        ((), "h:port", 2, "host:port, tcp://host:port or unix:///path"),
+        ((), "", 126, "no server: say --uri"),
+        ((), "http://h:1/", 126, "WHISPER_WYOMING_URI=http://h:1/: host:port, tcp://host:port or"),
+        (("--uri", "h:port"), "h", 2, "--uri h:port: host:port, tcp://host:port or unix:///path"),
         (("--task", "translate"), "h", 2, "set it at the server"),
         (("--timeout", "soon"), "h", 2, "--timeout soon: a duration"),
-        (("/dev/null",), "h", 1, "null: is no WAV file"),
+        (("/dev/null",), "h", 1, "null: no WAV file: it is cut off"),
         (("/nowhere/a.wav",), "h", 1, "a.wav: No such file or directory"),
     ],
 )

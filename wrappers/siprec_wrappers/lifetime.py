@@ -54,7 +54,7 @@ def run_to_end(program: str, work: Callable[[float], None], *, timeout: str) -> 
         _say(program, f"ended by {signal.Signals(ended.number).name}")
         return 128 + ended.number
     except OSError as error:
-        _say(program, str(error))
+        _say(program, f"{error.filename}: {error.strerror}" if error.filename else str(error))
         return 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -66,7 +66,8 @@ def timeout_of(name: str, environment: Mapping[str, str]) -> float:
 
     Written `90`, `90s`, `20m`, `1h30m`. Raises Failure for anything else.
     """
-    written = environment.get(name) or environment.get("WHISPER_TIMEOUT") or _DEFAULT_TIMEOUT
+    name = name if environment.get(name) else "WHISPER_TIMEOUT"
+    written = environment.get(name) or _DEFAULT_TIMEOUT
     seconds, number = 0.0, ""
     for letter in written.strip().lower() + ("" if written.strip()[-1:].isalpha() else "s"):
         if letter in _UNITS:

@@ -81,7 +81,7 @@ def choose_program(environment: Mapping[str, str]) -> str:
     for name in _KNOWN:
         if (found := shutil.which(name, path=place)) is not None:
             return found
-    where = f"in {place} (WHISPER_LOCAL_VENV)" if place else "on PATH"
+    where = f"in {place} (WHISPER_LOCAL_VENV)" if place else "on PATH (WHISPER_LOCAL_PROGRAM)"
     raise Failure(f"neither {' nor '.join(_KNOWN)} {where}", 127)
 
 

@@ -26,10 +26,25 @@ _LONGEST_HEAD = 1 << 16
 
 # The contract's way to say that the recogniser is not there: the job waits.
 _UNAVAILABLE = 127
+_NOT_CONFIGURED = 126
+_EPILOG = """\
+Of openai-whisper's further options --beam_size, --batch_size, --word_timestamps, --initial_prompt,
+--temperature, --condition_on_previous_text and --vad_filter are passed on.
+
+environment:
+  WHISPER_RESIDENT_URL      unix:///path or http://host:port (default: /run/siprec-asr/asr.sock,
+                            $XDG_RUNTIME_DIR/siprec-asr.sock, then http://127.0.0.1:9300)
+  WHISPER_RESIDENT_TOKEN    the server's ASR_TOKEN
+  WHISPER_RESIDENT_TIMEOUT  longest run, such as 90s or 20m (default: 20m)
+  WHISPER_RESIDENT_SEND     bytes, or paths where the server reads the same files (default: bytes)
+
+exit codes: 1 when the server says no; 2 for wrong arguments; 126 for wrong variables; 127 when the
+server is away, stops, or cannot have its model.
+"""
 
 
 def _duration(text: str) -> float:
-    """Seconds of "90s", "20m", "1h30m" or a plain number."""
+    """Seconds of "90s", "20m", "1h30m" or a plain number. Raises _Failed."""
     found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
     try:
         parts = [float(part or 0) for part in found.groups()] if found else []
@@ -37,8 +52,9 @@ def _duration(text: str) -> float:
         parts = []
     seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if seconds <= 0:
-        raise ValueError(
-            f"WHISPER_RESIDENT_TIMEOUT={text}: a duration such as 90s or 20m is needed"
+        raise _Failed(
+            _NOT_CONFIGURED,
+            f"WHISPER_RESIDENT_TIMEOUT={text}: a duration such as 90s or 20m is needed",
         )
     return seconds
 
@@ -80,7 +96,8 @@ class _Busy(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 when the server says no; 2 for wrong arguments; 127 when it is away."""
+    """Exit code 0; 1 when the server says no; 2 for wrong arguments, 126 for
+    wrong variables; 127 when it is away."""
     # Python's own answer to TERM is to end at once, which is right: the closed connection tells
     # the server, and outputs are complete or not there. INT would print a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -95,10 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     heeded, rest = own.parse_known_args(argv)
     arguments = parse_arguments(
         _PROGRAM,
-        "Has a running siprec-asr transcribe. WHISPER_RESIDENT_URL: unix:///path or http://host:port; "
-        "WHISPER_RESIDENT_TOKEN: its ASR_TOKEN; WHISPER_RESIDENT_TIMEOUT: longest run (20m); WHISPER_RESIDENT_SEND: bytes, "
-        "or paths where the server reads the same files.",
+        (__doc__ or "").partition("\n\n")[0],
         rest,
+        epilog=_EPILOG,
     )
     try:
         order = _order(arguments, heeded)
@@ -149,7 +165,10 @@ def _ask_until(
 
 def _ask(order: dict[str, object], audio: Sequence[Path], deadline: float) -> list[dict[str, str]]:
     """Send the files, wait for all outputs. Raises _Failed, OSError for a file."""
-    by_path = os.environ.get("WHISPER_RESIDENT_SEND") == "paths"
+    send = os.environ.get("WHISPER_RESIDENT_SEND") or "bytes"
+    if send not in ("bytes", "paths"):
+        raise _Failed(_NOT_CONFIGURED, f"WHISPER_RESIDENT_SEND={send}: bytes or paths is needed")
+    by_path = send == "paths"
     files: list[dict[str, object]] = []
     opened = []
     try:
@@ -217,7 +236,9 @@ def _connect() -> tuple[socket.socket, str, str]:
             return socket.create_connection(pair, _CONNECT_S), authority, url
     except OSError as error:
         raise _Failed(_UNAVAILABLE, f"{url}: {error.strerror or error}") from error
-    raise ValueError(f"WHISPER_RESIDENT_URL={url}: unix:///path or http://host:port is needed")
+    raise _Failed(
+        _NOT_CONFIGURED, f"WHISPER_RESIDENT_URL={url}: unix:///path or http://host:port is needed"
+    )
 
 
 def _find() -> str:

@@ -13,6 +13,7 @@ from siprec_wrappers.contract import Arguments, Failure, parse_arguments
 AWAY = 127  # the contract's way to say that the job should wait
 
 _WRONG_ARGUMENTS = 2
+_NOT_CONFIGURED = 126  # the job waits, too
 _FAILED = 1
 
 Options = TypeVar("Options")
@@ -46,22 +47,32 @@ def run(
 ) -> int:
     """Read the arguments, do the work, and return the exit code.
 
-    0; 1 when the server has no result for a file; 2 for wrong arguments; 127 when it is away or
-    does not let us in. `options` are the wrapper's own, each with what it means: `--name`, else
+    0; 1 when the server has no result for a file; 2 for wrong arguments; 126 for wrong variables;
+    127 when it is away or does not let us in. `options` are the wrapper's own, each with what it means: `--name`, else
     the variable that `setting` reads. `read` raises ValueError for a wrong one.
     """
     signal.signal(signal.SIGTERM, _end)
     parser = argparse.ArgumentParser(program, allow_abbrev=False, add_help=False)
-    for name, meaning in options.items():
-        parser.add_argument(f"--{name}", default=setting(program, name), help=meaning)
+    for name in options:
+        parser.add_argument(f"--{name}")
     own, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
-    first_line = about.splitlines()[0]
-    arguments = parse_arguments(program, f"{first_line} Own options: {parser.format_usage()}", rest)
+    told = {name for name in options if getattr(own, name) is not None}
+    for name in options.keys() - told:
+        setattr(own, name, setting(program, name))
+    arguments = parse_arguments(program, about.strip(), rest, epilog=_epilog(program, options))
     try:
         known = read(own, arguments)
     except ValueError as error:
-        complain(program, str(error))
-        return _WRONG_ARGUMENTS
+        what, colon, why = str(error).partition(": ")
+        named = set(re.findall(r"--(\w+)", what))
+        if named & told or named - options.keys():
+            complain(program, str(error))
+            return _WRONG_ARGUMENTS
+        for name in named:  # it came from the environment: that is where it must be mended
+            what = what.replace(f"--{name} ", f"{_variable(program, name)}=")
+            what = re.sub(rf"--{name}\b", _variable(program, name), what)
+        complain(program, what + colon + why)
+        return _NOT_CONFIGURED
     if arguments.ignored:
         complain(program, f"ignored: {' '.join(arguments.ignored)}")
     try:
@@ -77,8 +88,23 @@ def run(
 
 def setting(program: str, name: str) -> str | None:
     """The variable of an option: WHISPER_HTTP_URL for whisper-http's --url."""
-    variable = f"{program}_{name}".replace("-", "_").upper()
-    return os.environ.get(variable, "").strip() or None
+    return os.environ.get(_variable(program, name), "").strip() or None
+
+
+def _variable(program: str, name: str) -> str:
+    return f"{program}_{name}".replace("-", "_").upper()
+
+
+def _epilog(program: str, options: Mapping[str, str]) -> str:
+    names = {name: f"--{name}, {_variable(program, name)}" for name in options}
+    width = max(map(len, names.values()))
+    lines = "\n".join(f"  {names[name]:<{width}}  {options[name]}" for name in options)
+    return (
+        f"own options, or else environment (secrets only there, see wrappers/README.md):\n{lines}\n\n"
+        "Further options of openai-whisper are accepted, and not heeded.\n\n"
+        "exit codes: 1 when the server has no result for a file; 2 for wrong arguments; 126 for wrong\n"
+        "or missing variables; 127 when the server is away or does not let us in."
+    )
 
 
 def seconds_of(name: str, value: str) -> float:

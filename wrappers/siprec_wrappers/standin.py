@@ -13,7 +13,14 @@ import numpy.typing as npt
 import soxr
 from pocketsphinx import Decoder
 
-from siprec_wrappers.contract import Segment, Word, parse_arguments, write_outputs
+from siprec_wrappers.contract import (
+    Failure,
+    Segment,
+    Word,
+    check_audio,
+    parse_arguments,
+    write_outputs,
+)
 
 MODEL = "pocketsphinx-en-us, not Whisper"
 _RATE = 16000
@@ -23,41 +30,54 @@ _GAP_S = 0.7  # silence that ends a segment
 _PAD_S = 0.25
 _QUIETEST = 60.0  # of 32768: below it nothing is speech, however quiet the rest is
 _LONGEST_S = 30.0
+_EPILOG = """\
+Further options of openai-whisper are accepted, and not heeded.
+
+exit codes: 1 when a file cannot be read or written; 2 for wrong arguments.
+"""
 
 Pcm = npt.NDArray[np.int16]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Transcribe the files; exit code 0, 1 when a file cannot be read, 2 for wrong arguments."""
-    arguments = parse_arguments("whisper-standin", (__doc__ or "").splitlines()[0], argv)
+    """Transcribe the files; exit code 0, 1 when one cannot be read or written, 2 for wrong arguments."""
+    arguments = parse_arguments("whisper-standin", (__doc__ or "").strip(), argv, epilog=_EPILOG)
     if arguments.ignored:
         print(f"whisper-standin: ignored: {' '.join(arguments.ignored)}", file=sys.stderr)
     decoder = Decoder(loglevel="FATAL")
-    for audio in arguments.audio:
-        try:
+    try:
+        check_audio(arguments.audio)
+        for audio in arguments.audio:
             pcm = read_audio(audio)
-        except (OSError, EOFError, wave.Error, ValueError) as error:
-            print(f"whisper-standin: {audio}: {error}", file=sys.stderr)
-            return 1
-        segments = [
-            segment
-            for start, end in speech(pcm)
-            if (segment := recognise(decoder, pcm, start, end)) is not None
-        ]
-        write_outputs(arguments, audio, segments, language="en", model=MODEL)
+            segments = [
+                segment
+                for start, end in speech(pcm)
+                if (segment := recognise(decoder, pcm, start, end)) is not None
+            ]
+            write_outputs(arguments, audio, segments, language="en", model=MODEL)
+    except Failure as failure:
+        print(f"whisper-standin: {failure}", file=sys.stderr)
+        return failure.code
+    except OSError as error:
+        print(f"whisper-standin: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
 def read_audio(path: Path) -> Pcm:
     """16-bit PCM WAV of any rate and channels as int16, shape (samples,), at 16 kHz.
 
-    Raises OSError, EOFError, wave.Error, ValueError.
+    Raises OSError, and Failure for what is no such file.
     """
-    with wave.open(str(path), "rb") as wav:
-        if wav.getsampwidth() != 2:
-            raise ValueError("only 16-bit PCM is read")
-        pcm = np.frombuffer(wav.readframes(wav.getnframes()), "<i2")
-        rate, channels = wav.getframerate(), wav.getnchannels()
+    try:
+        with wave.open(str(path), "rb") as wav:
+            rate, channels, octets = wav.getframerate(), wav.getnchannels(), wav.getsampwidth()
+            frames = wav.readframes(wav.getnframes())
+    except (EOFError, wave.Error) as error:
+        raise Failure(f"{path}: no WAV file: {str(error) or 'it is cut off'}") from error
+    if octets != 2:
+        raise Failure(f"{path}: {8 * octets}-bit samples; only 16-bit PCM is read")
+    pcm = np.frombuffer(frames[: len(frames) // (2 * channels) * 2 * channels], "<i2")
     mono = pcm.reshape(-1, channels).mean(axis=1).astype(np.int16) if channels > 1 else pcm
     if rate == _RATE or not len(mono):
         return mono.astype(np.int16)

@@ -5,6 +5,7 @@ Needs the extra `wyoming`. The protocol has no times: a text is one segment over
 
 import argparse
 import asyncio
+import os
 import sys
 import wave
 from collections.abc import AsyncIterator, Sequence
@@ -100,7 +101,9 @@ async def _all(arguments: Arguments, options: Options) -> None:
                     with wave.open(str(audio), "rb") as wav:
                         await _one(arguments, audio, wav, place, options.connect_timeout)
                 except (EOFError, wave.Error) as error:
-                    raise Failed(f"{audio.name}: is no WAV file: {error}") from error
+                    raise Failed(
+                        f"{audio.name}: no WAV file: {str(error) or 'it is cut off'}"
+                    ) from error
                 except Failed as error:
                     raise type(error)(f"{audio.name}: {shown}: {error}") from error
     except TimeoutError:
@@ -199,7 +202,10 @@ async def connection(place: tuple[str, int] | Path, patience: float) -> AsyncIte
     except TimeoutError:
         raise Away(f"no connection within {patience:g} s") from None
     except OSError as error:
-        raise Away(error.strerror or str(error)) from error
+        # asyncio's own text is "Connect call failed", whatever the cause.
+        raise Away(
+            os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        ) from error
     try:
         yield Peer(reader, writer)
     finally:

@@ -226,4 +226,5 @@ def _as_broker_errors() -> Iterator[None]:
     except MessageNacked as error:
         raise BrokerError("broker: it refused the job") from error
     except (AMQPError, OSError, socket.gaierror) as error:
-        raise BrokerError(f"broker: {error}") from error
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BrokerError(f"broker: {cause} (WHISPER_FARM_BROKER)") from error

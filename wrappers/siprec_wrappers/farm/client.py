@@ -26,6 +26,19 @@ FAILED, UNAVAILABLE = 1, 127
 _FIRST_LOOK_S = 0.25  # then further apart: the signal is the fast way, the store the sure one
 _LAST_LOOK_S = 3.0
 _RECONNECT_S = 2.0
+_EPILOG = """\
+Further options go to the workers' program as they are.
+
+environment (docs/farm.md tells all; each also as ..._FILE):
+  WHISPER_FARM_BROKER   amqp://user:password@host:port/vhost, or amqps:// (needed)
+  WHISPER_FARM_STORE    a directory that all see, or an fsspec URL such as s3://bucket/folder (needed)
+  WHISPER_FARM_NAME     one farm (default: whisper-farm)
+  WHISPER_FARM_POOL     one queue with its workers (default: default)
+  WHISPER_FARM_TIMEOUT  longest time of a job, waiting included (default: 20m)
+
+exit codes: 1 when a job failed; 2 for wrong arguments; 127 when a variable is wrong, or broker or
+store are not to be had.
+"""
 
 
 class _Stopped(BaseException):
@@ -53,7 +66,9 @@ class _Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1: failed; 2: wrong arguments; 127: broker or store are not to be had."""
-    arguments = parse_arguments("whisper-farm", "The CLI contract, done by a farm.", argv)
+    arguments = parse_arguments(
+        "whisper-farm", "The CLI contract, done by a farm.", argv, epilog=_EPILOG
+    )
     try:
         settings = read_settings(os.environ)
         store = open_store(settings.store)

@@ -172,6 +172,13 @@ def _tls(ca: str | None, cert: str | None, key: str | None) -> "ssl.SSLContext":
 
     if key is not None and cert is None:
         raise ValueError(f"--key {key}: needs --cert too")
+    for name, file in (("ca", ca), ("cert", cert), ("key", key)):
+        try:
+            if file is not None:  # OpenSSL does not say which
+                with open(file, "rb"):
+                    pass
+        except OSError as error:
+            raise ValueError(f"--{name} {file}: {error.strerror}") from None
     try:
         context = ssl.create_default_context(cafile=ca)
         if cert is not None:
