@@ -13,6 +13,7 @@ from siprec_bridge.api.custody import Custody
 from siprec_bridge.api.deliveries import Deliveries
 from siprec_bridge.api.erasures import Erasures
 from siprec_bridge.api.events import Events
+from siprec_bridge.api.groups import Groups
 from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
 from siprec_bridge.api.pausing import Pausing
@@ -63,6 +64,7 @@ class Api:
             Status(metrics, health, self._admission, open_metrics=open_metrics),
             Logins(gate, self._admission, secure=secure),
             Sessions(database),
+            Groups(database),
             Playback(database, stores),
             SessionVcons(
                 database,

@@ -63,10 +63,11 @@ class Sessions:
                 state=state,
                 sip_call_id=call_id,
                 assurance=verdict,
+                group_id=group_id,
             )
 
         state = choice_of(request, "state", _STATES)
-        call_id = request.query.get("call_id")
+        call_id, group_id = request.query.get("call_id"), request.query.get("group")
         verdict = choice_of(request, "assurance", _VERDICTS)
         rows, next_ = await self._database.read(
             partial(
@@ -160,6 +161,7 @@ def session_fields(row: SessionRow) -> dict[str, Any]:
     return {
         "id": row.id,
         "sip_call_id": row.sip_call_id,
+        "group_id": document.get("group_id"),
         "state": row.state,
         "peer": row.peer,
         "started_at": row.started_at.isoformat(),

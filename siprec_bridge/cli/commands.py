@@ -10,6 +10,7 @@ from siprec_bridge.cli import archive, deliveries, jobs, recordings, rules, sess
 from siprec_bridge.cli.call import call
 from siprec_bridge.cli.doctor import doctor
 from siprec_bridge.cli.erase import erase
+from siprec_bridge.cli.group import sessions_group
 from siprec_bridge.cli.listen import listen
 from siprec_bridge.cli.redact import redact
 from siprec_bridge.cli.replay import replay
@@ -28,6 +29,7 @@ app = typer.Typer(
 for command in (serve, call, listen, doctor, search, replay, erase, redact):
     app.command()(command)
 sessions.app.command("vcon")(sessions_vcon)
+sessions.app.command("group")(sessions_group)
 for name, group in (
     ("jobs", jobs.app),
     ("deliveries", deliveries.app),

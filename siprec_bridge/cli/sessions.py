@@ -224,6 +224,8 @@ def sessions_show(
         f"state     {row.state}\nstarted   {row.started_at:%Y-%m-%d %H:%M:%S} UTC\nended     {end}"
     )
     print(f"folder    {row.folder}")
+    if row.group_id is not None:
+        print(f"group     {row.group_id}")
     for warning in row.warnings:
         print(f"warning   {warning}")
     for line in _assurance_lines(SessionDocument.model_validate_json(row.document).assurance):

@@ -219,6 +219,24 @@ class TranscriptFailedData(Data):
     reason: str
 
 
+class JoinedVersion(BaseModel):
+    """A session of the group, and the version of its transcript."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    version: int
+
+
+class GroupTranscribedData(Data):
+    """Of a call that was recorded in several sessions, each has its transcript. This is the last.
+
+    GET `/api/groups/GROUP/transcript` joins them.
+    """
+
+    sessions: tuple[JoinedVersion, ...] = Field(description="in the order in which they began")
+
+
 class CloudEvent(BaseModel):
     """The attributes of every event. CloudEvents 1.0 §3, and its `sequence` as an extension."""
 
@@ -321,6 +339,13 @@ class TranscriptFailed(CloudEvent):
     data: TranscriptFailedData
 
 
+class GroupTranscribed(CloudEvent):
+    """All sessions of a group have a transcript; told again when another or a newer one follows."""
+
+    type: Literal["group.transcribed"] = "group.transcribed"
+    data: GroupTranscribedData
+
+
 AnyEvent = Annotated[
     SessionStarted
     | SessionUpdated
@@ -333,7 +358,8 @@ AnyEvent = Annotated[
     | TranscriptSegment
     | TranscriptFinal
     | SessionVcon
-    | TranscriptFailed,
+    | TranscriptFailed
+    | GroupTranscribed,
     Field(discriminator="type"),
 ]
 _ANY_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
@@ -517,6 +543,27 @@ def transcript_failed(
         reason=reason,
     )
     return _event("transcript.failed", f"{job_id}/{at.astimezone(UTC).isoformat()}", at, data)
+
+
+def group_transcribed(
+    session_id: str,
+    sip_call_id: str,
+    *,
+    group_id: str,
+    call_ids: Mapping[str, str],
+    sessions: Sequence[tuple[str, int]],
+    at: datetime,
+) -> Event:
+    """The event of a group whose sessions have these versions, `session_id` being the last."""
+    data = GroupTranscribedData(
+        session_id=session_id,
+        sip_call_id=sip_call_id,
+        group_id=group_id,
+        call_ids=dict(call_ids),
+        sessions=tuple(JoinedVersion(session_id=id, version=number) for id, number in sessions),
+    )
+    which = "/".join(f"{id}.{number}" for id, number in sessions)
+    return _event("group.transcribed", which, at, data)
 
 
 def by_reference(event: Event, limit: int, public_url: str) -> str:

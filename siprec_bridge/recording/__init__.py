@@ -11,6 +11,7 @@ from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.custodian import Custodian
 from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
 from siprec_bridge.recording.fetching import fetch
+from siprec_bridge.recording.joining import read_group
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.late_redaction import LateRedaction, Redressed
 from siprec_bridge.recording.off_the_loop import off_the_loop
@@ -82,6 +83,7 @@ __all__ = [
     "fetch",
     "left_behind",
     "off_the_loop",
+    "read_group",
     "recover",
     "version_of",
     "why_away",

@@ -192,6 +192,7 @@ class Archive:
                 end_cause=cause,
                 document=document.model_dump_json(),
                 warnings=document.warnings,
+                group_id=document.group_id,
             )
             outbox.append(connection, [*untold, ended], self._sinks)
 

@@ -25,6 +25,7 @@ from siprec_bridge.store import (
     JobRow,
     SessionRow,
     deposits,
+    groups,
     jobs,
     outbox,
     recordings,
@@ -110,6 +111,10 @@ class Completion:
             text, whole = conversation.text, conversation.model_dump_json()
             if transcripts.save(connection, row.id, version, job.id, text, whole, now):
                 outbox.append(connection, events, self._sinks)
+                # After them: from there on no other node tells of another session of the group.
+                outbox.append(
+                    connection, self._of_group(connection, document, row, now), self._sinks
+                )
             summary = row.audio
             if audio is not None:
                 summary = AUDIO.dump_json(audio).decode()
@@ -130,6 +135,26 @@ class Completion:
             run_seconds=round(facts.duration, 3),
         )
         self._deliver()
+
+    def _of_group(
+        self, connection: Connection, document: SessionDocument, row: SessionRow, now: datetime
+    ) -> list[outbox.Event]:
+        """That all sessions of the group have a transcript now, if they have."""
+        if document.group_id is None:
+            return []
+        sessions = groups.transcribed(connection, document.group_id)
+        if not sessions:
+            return []
+        return [
+            envelope.group_transcribed(
+                row.id,
+                row.sip_call_id,
+                group_id=document.group_id,
+                call_ids=document.call_ids,
+                sessions=sessions,
+                at=now,
+            )
+        ]
 
     async def failed(self, job: JobRow, error: ProviderError, facts: RunFacts | None) -> None:
         """Park the job and tell the consumers that no transcript comes, until someone retries."""

@@ -283,6 +283,7 @@ class Recorder:
             document=document.model_dump_json(),
             warnings=document.warnings,
             node=self._desk.database.node,
+            group_id=document.group_id,
         )
         started = envelope.session_started(facts_of(document, self.dialog.call_id, at))
 
@@ -557,6 +558,7 @@ class Recorder:
                 self.session_id,
                 document=document.model_dump_json(),
                 warnings=document.warnings,
+                group_id=document.group_id,
             )
             outbox.append(connection, events, self._desk.sinks)
 

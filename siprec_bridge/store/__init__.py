@@ -7,6 +7,7 @@ values and get frozen rows. Audio itself lies in files beside the database.
 from siprec_bridge.store import (
     deposits,
     erasure,
+    groups,
     jobs,
     ladder,
     outbox,
@@ -44,6 +45,7 @@ __all__ = [
     "Waiting",
     "deposits",
     "erasure",
+    "groups",
     "jobs",
     "ladder",
     "node_id",

@@ -19,7 +19,7 @@ class SessionRow:
     """One recording session as stored. `document` and `audio` are JSON texts of their owners.
 
     `held`: who keeps it from being deleted, and why, as JSON. `audio_bytes`: of its whole folder.
-    `node`: that recorded it, where several share the database.
+    `node`: that recorded it, where several share the database. `group_id` joins sessions.
     """
 
     id: str
@@ -38,6 +38,7 @@ class SessionRow:
     held: str | None = None
     assurance: str | None = None
     node: str | None = None
+    group_id: str | None = None
 
 
 # Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
@@ -46,6 +47,7 @@ _UPDATE = sessions.update().where(sessions.c.id == sa.bindparam("this"))
 _GET = sa.select(*(sessions.c[name] for name in SessionRow.__slots__)).where(
     sessions.c.id == sa.bindparam("this")
 )
+_LONGEST_GROUP = 500  # characters: an index takes no more, and an SRC may send anything
 _WARNINGS = SessionRow.__slots__.index("warnings")
 
 
@@ -62,12 +64,14 @@ class SessionFields(TypedDict, total=False):
     warnings: tuple[str, ...]
     held: str | None
     assurance: str | None
+    group_id: str | None
 
 
 def insert(connection: Connection, row: SessionRow) -> None:
     """Add a session. An id that exists ends in a StoreError."""
     values = {name: getattr(row, name) for name in SessionRow.__slots__}
-    connection.execute(_INSERT, values | {"warnings": json.dumps(row.warnings)})
+    values |= {"warnings": json.dumps(row.warnings), "group_id": _joining(row.group_id)}
+    connection.execute(_INSERT, values)
 
 
 def update(connection: Connection, session_id: str, **fields: Unpack[SessionFields]) -> bool:
@@ -75,6 +79,8 @@ def update(connection: Connection, session_id: str, **fields: Unpack[SessionFiel
     values: dict[str, Any] = dict(fields)
     if "warnings" in fields:
         values["warnings"] = json.dumps(fields["warnings"])
+    if "group_id" in fields:
+        values["group_id"] = _joining(fields["group_id"])
     return connection.execute(_UPDATE, values | {"this": session_id}).rowcount == 1
 
 
@@ -123,6 +129,7 @@ def listing(
     state: SessionState | None = None,
     sip_call_id: str | None = None,
     assurance: str | None = None,
+    group_id: str | None = None,
 ) -> list[SessionRow]:
     """Sessions, latest first. `before` = (started_at, id) of the last row of the page before."""
     query = sessions.select()
@@ -140,10 +147,16 @@ def listing(
         query = query.where(sessions.c.sip_call_id == sip_call_id)
     if assurance is not None:
         query = query.where(sessions.c.assurance == assurance)
+    if group_id is not None:
+        query = query.where(sessions.c.group_id == group_id)
     return _rows(
         connection,
         query.order_by(sessions.c.started_at.desc(), sessions.c.id.desc()).limit(limit),
     )
+
+
+def _joining(group_id: str | None) -> str | None:
+    return group_id if group_id and len(group_id) <= _LONGEST_GROUP else None
 
 
 def _rows(connection: Connection, query: sa.Select[Any]) -> list[SessionRow]:

@@ -102,6 +102,10 @@ sessions = Table(
     Column("held", Text),  # who keeps it from being deleted, and why, as JSON
     Column("assurance", String),  # the verdict, once there is one
     Column("node", String),  # that recorded it; null: the only one
+    Column(
+        "group_id", String
+    ),  # by which sessions are joined; null: none, or one beyond all measure
+    Index("ix_sessions_group_id_started_at_id", "group_id", "started_at", "id"),
     Index("ix_sessions_started_at_id", "started_at", "id"),
     Index("ix_sessions_state_started_at_id", "state", "started_at", "id"),
     Index("ix_sessions_sip_call_id", "sip_call_id"),

@@ -5,6 +5,7 @@ entry point group `siprec_bridge.providers`.
 """
 
 from siprec_bridge.transcription.guard import Guard, GuardPolicy
+from siprec_bridge.transcription.join import JoinedConversation, JoinedSession, join
 from siprec_bridge.transcription.merge import RecordedLeg, merge
 from siprec_bridge.transcription.packing import PackingPolicy
 from siprec_bridge.transcription.prepare import Preparation
@@ -27,6 +28,8 @@ __all__ = [
     "Choice",
     "Guard",
     "GuardPolicy",
+    "JoinedConversation",
+    "JoinedSession",
     "PackingPolicy",
     "Preparation",
     "RecordedLeg",
@@ -37,6 +40,7 @@ __all__ = [
     "Wish",
     "address_of",
     "facts_of_call",
+    "join",
     "load_provider",
     "load_providers",
     "load_rules",

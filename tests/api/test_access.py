@@ -38,6 +38,8 @@ SCOPES = {
     "POST /api/tickets": "listen",
     "GET /api/sessions": "read",
     "GET /api/sessions/{id}": "read",
+    "GET /api/groups/{id}": "read",
+    "GET /api/groups/{id}/transcript": "read",
     "DELETE /api/sessions/{id}": "operate",
     "PUT /api/sessions/{id}/hold": "operate",
     "DELETE /api/sessions/{id}/hold": "operate",
@@ -78,6 +80,7 @@ def session(id: str, number: int, domain: str) -> SessionRow:
         id, f"{id}@pbx", "finished", NOW + timedelta(minutes=number), "udp:192.0.2.1:5060", "/none",
         json.dumps({"session_id": id, "participants": people}), ended_at=NOW,
         audio=AUDIO.dump_json(FinishedAudio((leg,))).decode(),
+        group_id=id,
     )  # fmt: skip
 
 
@@ -213,6 +216,8 @@ async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other
     assert {status for status, _ in others.values()} == {404}
     assert own == {
         "GET /api/sessions/{id}": 200,
+        "GET /api/groups/{id}": 200,  # of its own name
+        "GET /api/groups/{id}/transcript": 404,
         "PUT /api/sessions/{id}/hold": 200,
         "DELETE /api/sessions/{id}/hold": 200,
         "GET /api/sessions/{id}/transcript": 404,  # there is none

@@ -219,6 +219,8 @@ def test_what_was_there_before_is_found_after_the_migration(tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "a.db") as connection:
         connection.executescript(
             "DROP TABLE passages_fts; DROP TABLE passages; DROP TABLE audit; DROP TABLE deposits;"
+            "DROP INDEX ix_sessions_group_id_started_at_id;"
+            "ALTER TABLE sessions DROP COLUMN group_id;"
             "ALTER TABLE sessions DROP COLUMN node; ALTER TABLE jobs DROP COLUMN node;"
             "ALTER TABLE jobs DROP COLUMN runner; ALTER TABLE jobs DROP COLUMN lease_until;"
             "DROP INDEX ix_jobs_state_order_at_id; DROP INDEX ix_jobs_line;"
