@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Calls per second of one core: INVITE, 200, ACK, BYE by SIPp, with media allocated.
 
-    benchmarks/calls.py [--calls 2000] [--rate 100] [--hold 1000] [--watch 10] [--set NAME=VALUE]
+    benchmarks/calls.py [--calls 2000] [--rate 100] [--hold 1000] [--watch 10] [--record-only]
+        [--set NAME=VALUE]
 
 CPU seconds are those of the bridge and all of its processes, from the first call to the moment
 when the last session is archived and the last job is done; SIPp's are not counted. A core does
 calls / CPU seconds. Some calls go ahead, after which all processes run and all is imported.
+Signalling with media allocated is the bridge's own process and its media workers, with
+`--record-only`: jobs are queued, and no recogniser is asked.
 """
 
 import argparse
@@ -46,10 +49,17 @@ def descendants(pid: int) -> list[int]:
 def cpu_seconds(pid: int) -> dict[str, float]:
     """User and system time by process, ended children of each included."""
     times = {}
-    for number, one in enumerate(descendants(pid)):
+    for one in descendants(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        times[f"{number}:{one}"] = sum(map(int, fields[11:15])) / _TICK
+        times[f"{_role(one)} {one}"] = sum(map(int, fields[11:15])) / _TICK
     return times
+
+
+def _role(pid: int) -> str:
+    """What a process of the bridge does, by its command line."""
+    line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    known = {"\0serve": "bridge", "receiver.worker": "media", "resource_tracker": "tracker"}
+    return next((role for part, role in known.items() if part in line), "finisher")
 
 
 def footprint(pid: int) -> tuple[float, int]:
@@ -103,12 +113,13 @@ async def watch(pid: int, every: float) -> None:
 async def measure(folder: Path, options: argparse.Namespace) -> None:
     environment = {
         "WHISPER_BINARY_PATH": str(recogniser(folder, "is_silent")),
+        "WHISPER_ENABLED": str(not options.record_only).lower(),
         **dict(one.split("=", 1) for one in options.set),
     }
     async with running_bridge(folder / "data", **environment) as bridge:
         pid = bridge.process.pid
         await load(bridge, folder, options, _AHEAD)
-        await _all_done(folder)
+        await _all_done(folder, jobs=not options.record_only)
         before, start = cpu_seconds(pid), time.monotonic()
         memory, files = footprint(pid)
         watching = asyncio.create_task(watch(pid, options.watch)) if options.watch else None
@@ -116,7 +127,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
         if watching is not None:
             watching.cancel()
         loaded = time.monotonic() - start
-        left = await _all_done(folder)
+        left = await _all_done(folder, jobs=not options.record_only)
         took = time.monotonic() - start
         after = cpu_seconds(pid)
         spent = sum(after.values()) - sum(before.values())
@@ -125,36 +136,44 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
             print(f"ATTENTION   {left} sessions or jobs are not at their end")
         print(f"time        {loaded:.1f} s of calls, {took - loaded:.1f} s until all were archived")
         for name, value in after.items():
-            print(
-                f"CPU         {name:12} {1000 * (value - before.get(name, 0)) / options.calls:.2f} ms a call"
+            each = 1000 * (value - before.get(name, 0)) / options.calls
+            print(f"CPU         {name:16} {each:.2f} ms a call")
+        each = 1000 * spent / options.calls
+        print(f"CPU         {each:.2f} ms a call: {options.calls / spent:.0f} calls/s a core")
+        if options.record_only:
+            answering = sum(
+                value - before.get(name, 0)
+                for name, value in after.items()
+                if name.startswith(("bridge", "media"))
             )
-        print(
-            f"CPU         {1000 * spent / options.calls:.2f} ms a call: {options.calls / spent:.0f} calls/s a core"
-        )
+            print(
+                f"signalling  {1000 * answering / options.calls:.2f} ms a call, media allocated: "
+                f"{options.calls / answering:.0f} calls/s a core"
+            )
         now_memory, now_files = footprint(pid)
         print(f"memory      {memory:.0f} MB before, {now_memory:.0f} MB after")
         print(f"descriptors {files} before, {now_files} after")
 
 
-async def _all_done(folder: Path) -> int:
+async def _all_done(folder: Path, *, jobs: bool) -> int:
     """Wait until nothing is unfinished, or for so long; returns what is."""
-    begun, left = time.monotonic(), _unfinished(folder)
+    begun, left = time.monotonic(), _unfinished(folder, jobs=jobs)
     while left and time.monotonic() - begun < _PATIENCE_S:
         await asyncio.sleep(0.1)
-        left = _unfinished(folder)
+        left = _unfinished(folder, jobs=jobs)
     return left
 
 
-def _unfinished(folder: Path) -> int:
-    """Sessions and jobs that are not at their end."""
+def _unfinished(folder: Path, *, jobs: bool) -> int:
+    """Sessions, and if wanted jobs, that are not at their end."""
     with contextlib.closing(sqlite3.connect(folder / "data" / "siprec-bridge.db")) as database:
         (sessions,) = database.execute(
             "SELECT count(*) FROM sessions WHERE state != 'finished'"
         ).fetchone()
-        (jobs,) = database.execute(
+        (waiting,) = database.execute(
             "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
         ).fetchone()
-    return int(sessions + jobs)
+    return int(sessions + (waiting if jobs else 0))
 
 
 def main() -> None:
@@ -166,6 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--watch", type=float, default=0, help="print the footprint every N seconds"
     )
+    parser.add_argument("--record-only", action="store_true", help="no job is run")
     parser.add_argument("--set", action="append", default=[], help="NAME=VALUE of the bridge")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
