@@ -6,15 +6,9 @@ Bytes and time in, outputs out. Refuses to know sockets, clocks, SDP and what a 
 from siprec_bridge.sip.dialog import DialogId
 from siprec_bridge.sip.digest import DigestAuthority, answer_challenge
 from siprec_bridge.sip.errors import MalformedMessage, Refused
-from siprec_bridge.sip.framing import BrokenStream, KeepAlive, StreamFramer
-from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, readable, split_params
-from siprec_bridge.sip.message import Request, Response, parse, serialize
-from siprec_bridge.sip.peer import Peer
-from siprec_bridge.sip.server import (
+from siprec_bridge.sip.events import (
     AckReceived,
     AliasAsked,
-    AnswerContent,
-    Content,
     DialogEnded,
     InviteCancelled,
     InviteReceived,
@@ -26,9 +20,13 @@ from siprec_bridge.sip.server import (
     RequestSeen,
     ResponseSent,
     Send,
-    SipServer,
     UpdateReceived,
 )
+from siprec_bridge.sip.framing import BrokenStream, KeepAlive, StreamFramer
+from siprec_bridge.sip.headers import Headers, NameAddr, parse_name_addr, readable, split_params
+from siprec_bridge.sip.message import Request, Response, parse, serialize
+from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.server import AnswerContent, Content, SipServer
 from siprec_bridge.sip.transaction import Timers
 from siprec_bridge.sip.uri import Uri, parse_uri
 

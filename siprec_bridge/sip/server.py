@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import TypedDict
 
 from siprec_bridge.sip.dialog import (
@@ -20,20 +19,28 @@ from siprec_bridge.sip.dialog import (
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
 from siprec_bridge.sip.errors import MalformedMessage, Refused
-from siprec_bridge.sip.framing import BrokenStream
-from siprec_bridge.sip.headers import (
-    Headers,
-    Via,
-    parse_name_addr,
-    split_first,
-    split_list,
+from siprec_bridge.sip.events import (
+    AckReceived,
+    AliasAsked,
+    DialogEnded,
+    InviteCancelled,
+    InviteReceived,
+    Malformed,
+    Output,
+    RequestAnswered,
+    RequestId,
+    RequestReceived,
+    RequestSeen,
+    ResponseSent,
+    Send,
+    UpdateReceived,
 )
+from siprec_bridge.sip.framing import BrokenStream
+from siprec_bridge.sip.headers import Headers
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.routing import here, next_hop, note_source
 from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
-from siprec_bridge.sip.uri import parse_uri
-
-RequestId = str
 
 ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
 _NOT_FOR_US = ("PRACK", "PUBLISH", "REFER", "REGISTER", "SUBSCRIBE")
@@ -43,140 +50,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*+):")
 _SCHEMES = ("sip", "sips", "tel")
 _MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
 _CHANGES = ("INVITE", "UPDATE")
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Bytes for the wire."""
-
-    data: bytes
-    peer: Peer
-
-
-@dataclass(frozen=True, slots=True)
-class InviteReceived:
-    """An INVITE to be answered with `respond`; `initial` False: a re-INVITE.
-
-    Those of one dialog come one at a time, in order, each after the answer to the one before.
-    """
-
-    id: RequestId
-    dialog: DialogId
-    request: Request
-    peer: Peer
-    initial: bool
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateReceived:
-    """An UPDATE to be answered with `respond`; takes its turn among the re-INVITEs."""
-
-    id: RequestId
-    dialog: DialogId
-    request: Request
-    peer: Peer
-
-
-@dataclass(frozen=True, slots=True)
-class AckReceived:
-    """The first ACK for a 2xx. Its body may be the answer to our offer."""
-
-    dialog: DialogId
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class InviteCancelled:
-    """The INVITE was cancelled before its answer; 487 has been sent."""
-
-    id: RequestId
-    dialog: DialogId
-
-
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
-    """OPTIONS, or INFO and the like in a dialog: to be answered with `respond`."""
-
-    id: RequestId
-    dialog: DialogId | None
-    request: Request
-    peer: Peer
-
-
-@dataclass(frozen=True, slots=True)
-class DialogEnded:
-    """The dialog is over; its BYE, if one came, has been answered.
-
-    Causes: bye, terminated (we hung up), ack_timeout, session_expired, peer_gone (it answered
-    481 to a request of ours).
-    """
-
-    dialog: DialogId
-    cause: str
-    request: Request | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestAnswered:
-    """The final answer to a request of ours; a 408 without headers: none came.
-
-    What an unanswered request means for the dialog is its sender's to say.
-    """
-
-    dialog: DialogId
-    method: str
-    response: Response
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSeen:
-    """A request that was parsed, retransmissions left out: for counting."""
-
-    transport: str
-    method: str
-
-
-@dataclass(frozen=True, slots=True)
-class AliasAsked:
-    """Over its TLS connection a peer asks for requests that are meant for this port of its host.
-
-    Who hands them over it has to look at the peer's certificate. RFC 5923 §5.
-    """
-
-    peer: Peer
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseSent:
-    """A final response that was sent, retransmissions left out: for counting."""
-
-    method: str
-    status: int
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Bytes that were no SIP message; answered with 400 where the sender could be told."""
-
-    peer: Peer
-    reason: str
-
-
-Output = (
-    Send
-    | InviteReceived
-    | UpdateReceived
-    | AckReceived
-    | InviteCancelled
-    | RequestReceived
-    | DialogEnded
-    | RequestAnswered
-    | RequestSeen
-    | AliasAsked
-    | ResponseSent
-    | Malformed
-)
 
 
 class Content(TypedDict, total=False):
@@ -278,7 +151,7 @@ class SipServer:
             return self._reject(error, peer)
         if isinstance(message, Response):
             return self._take_response(message, now)
-        reply_to = _note_source(message, peer)
+        reply_to = note_source(message, peer)
         key = _transaction_key(message)
         known = self._pending.get(key)
         if known is not None:
@@ -302,10 +175,10 @@ class SipServer:
             request = parse(data)
             if isinstance(request, Response) or request.method == "ACK":
                 return []
-            reply_to = _note_source(request, peer)
+            reply_to = note_source(request, peer)
         except MalformedMessage:
             return []
-        return self._answer_statelessly(request, 403, REASONS[403], _here(reply_to))
+        return self._answer_statelessly(request, 403, REASONS[403], here(reply_to))
 
     def refuse(self, broken: BrokenStream, peer: Peer) -> list[Output]:
         """Answer the message that broke a stream, where its head can be read; remember nothing."""
@@ -617,13 +490,13 @@ class SipServer:
         if request is None or request.method == "ACK":
             return out
         try:
-            reply_to = _note_source(request, peer)
+            reply_to = note_source(request, peer)
         except MalformedMessage:
             return out
         # What cannot be read cannot be matched to a transaction either.
         # RFC 3261 §21.4.1: a 400 says what is wrong.
         reason = error.reason if error.status == 400 else REASONS[error.status]
-        return out + self._answer_statelessly(request, error.status, reason, _here(reply_to))
+        return out + self._answer_statelessly(request, error.status, reason, here(reply_to))
 
     def _answer_statelessly(
         self, request: Request, status: int, reason: str, reply_to: Peer
@@ -652,7 +525,7 @@ class SipServer:
         # Where its last request came from: behind a NAT its Contact leads nowhere.
         peer = dialog.peer
         if peer.reliable:
-            peer = replace(peer, elsewhere=_next_hop(dialog))
+            peer = replace(peer, elsewhere=next_hop(dialog))
         branch = f"{_MAGIC}{self._token()}"
         host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
         target, routes = dialog.path()
@@ -791,77 +664,6 @@ class SipServer:
                 return self._asked.get(owner.branch) is owner
             case Dialog():
                 return self._dialogs.get(owner.id) is owner
-
-
-def _note_source(request: Request, peer: Peer) -> Peer:
-    """Write `received` and `rport` into the top Via; returns where answers go.
-
-    RFC 3261 §18.2.1 and §18.2.2, RFC 3581 §4.
-    """
-    via = request.via
-    first, others = split_first(request.headers.get("Via") or "")
-    marks = ""
-    if "rport" in via.params:
-        parts = [
-            f"rport={peer.port}" if part.partition("=")[0].strip().lower() == "rport" else part
-            for part in split_list(first, ";")
-        ]
-        first = ";".join(parts)
-    if (via.host != peer.host or "rport" in via.params) and "received" not in via.params:
-        marks = f";received={peer.host}"
-    request.headers.replace_first("Via", first + marks + others)
-    params = {**via.params, "rport": str(peer.port)} if "rport" in via.params else via.params
-    params = {**params, "received": peer.host} if marks else params
-    request.__dict__["via"] = Via(via.transport, via.host, via.port, params)
-    if peer.reliable:
-        return replace(peer, elsewhere=(peer.host, via.port or peer.default_port))
-    if "rport" in via.params:
-        return peer
-    port = via.port or peer.default_port
-    host = peer.host
-    if "maddr" in via.params:
-        host = _address(via.params["maddr"], like=host)
-    return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
-
-
-def _next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
-    """Host and port that requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1.
-
-    No port for a name that has none. None where there is none to be read, or where it wants TLS that the dialog does not have.
-    """
-    try:
-        route = next(iter(dialog.route_set), None)
-        uri = parse_uri(parse_name_addr(route).uri if route else dialog.remote_target)
-    except MalformedMessage:
-        return None
-    wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
-    if not uri.host or (wants_tls and dialog.peer.transport != "tls"):
-        return None
-    if uri.port is None and not _is_literal(uri.host):
-        return uri.host, None
-    return uri.host, uri.port or dialog.peer.default_port
-
-
-def _here(peer: Peer) -> Peer:
-    """The peer for an answer that is not worth a new connection."""
-    return replace(peer, elsewhere=None)
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _address(maddr: str, *, like: str) -> str:
-    """The address of a maddr, or else `like`: we look no names up, nor change the family."""
-    try:
-        found, known = ip_address(maddr.strip("[]")), ip_address(like)
-    except ValueError:
-        return like
-    return str(found) if found.version == known.version and "%" not in str(found) else like
 
 
 def _transaction_key(request: Request) -> tuple[str, ...]:
