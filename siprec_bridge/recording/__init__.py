@@ -9,6 +9,7 @@ from siprec_bridge.recording.archive import Archive
 from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.custodian import Custodian
+from siprec_bridge.recording.desk import Certificate, Desk, Media, Signalling
 from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
 from siprec_bridge.recording.fetching import fetch
 from siprec_bridge.recording.joining import read_group
@@ -24,14 +25,7 @@ from siprec_bridge.recording.orders import (
     version_of,
     why_away,
 )
-from siprec_bridge.recording.recorder import (
-    Certificate,
-    Desk,
-    Media,
-    NotRecording,
-    Recorder,
-    Signalling,
-)
+from siprec_bridge.recording.recorder import NotRecording, Recorder
 from siprec_bridge.recording.recovery import left_behind, recover
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.recording.retention import Elsewhere, InUse, Keep, Retention, UnderHold

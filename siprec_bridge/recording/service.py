@@ -9,7 +9,8 @@ import structlog
 
 from siprec_bridge.media import MediaEvent
 from siprec_bridge.recording.capacity import Capacity
-from siprec_bridge.recording.recorder import Desk, NotRecording, Recorder
+from siprec_bridge.recording.desk import Desk
+from siprec_bridge.recording.recorder import NotRecording, Recorder
 from siprec_bridge.sip import (
     AckReceived,
     DialogEnded,
