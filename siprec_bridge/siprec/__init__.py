@@ -28,8 +28,9 @@ from siprec_bridge.siprec.metadata import (
     Metadata,
     parse_metadata,
 )
+from siprec_bridge.siprec.negotiated import Changes, StreamToRecord
 from siprec_bridge.siprec.pauses import PauseOrder
-from siprec_bridge.siprec.session import Changes, RecordingSession, StreamToRecord
+from siprec_bridge.siprec.session import RecordingSession
 
 __all__ = [
     "ACCEPT",

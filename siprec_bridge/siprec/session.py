@@ -5,14 +5,12 @@ side could not follow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 
 from siprec_bridge import sdp
 from siprec_bridge.sdp import (
     SUITES,
-    Codec,
-    DtlsParameters,
     Fingerprint,
     MalformedSdp,
     MediaPolicy,
@@ -24,149 +22,29 @@ from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.described import described
 from siprec_bridge.siprec.document import (
-    CommunicationSession,
-    Pause,
     Presence,
     SessionDocument,
-    Span,
     StreamDocument,
     StreamQuality,
-    StreamState,
 )
 from siprec_bridge.siprec.forks import Fork
 from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
+from siprec_bridge.siprec.negotiated import (
+    Changes,
+    Negotiated,
+    Stream,
+    StreamToRecord,
+    leave,
+    to_record,
+)
 from siprec_bridge.siprec.pauses import PauseOrder, follow
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
 _MAX_SESSION_IDS = 500  # the newest ones of a recording session that never ends
-_MAX_SPANS = 1000  # the newest ones of a stream
 _LONGEST_WARNING = 512
 _LONGEST_WORD = 20
 _TLS_ID_OCTETS = 15  # 120 bits of chance. RFC 8842 §4
-
-
-@dataclass(frozen=True, slots=True)
-class StreamToRecord:
-    """What the media side needs to know of a stream."""
-
-    index: int
-    label: str
-    codecs: tuple[Codec, ...]
-    keys: StreamKeys | None = None  # with no fingerprint either: plain RTP
-    fingerprints: tuple[Fingerprint, ...] = ()  # of the certificate that its keys are made with
-    rtcp: tuple[str, int] | None = None  # where the SRC receives it; None: not known yet
-    rtcp_mux: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What an offer or an order asks of the media side, and whether the answer carries SDP.
-
-    `opened` need a port each before `answer` is called.
-    """
-
-    opened: tuple[StreamToRecord, ...] = ()
-    changed: tuple[StreamToRecord, ...] = ()
-    closed: tuple[int, ...] = ()
-    paused: tuple[int, ...] = ()
-    resumed: tuple[int, ...] = ()
-    pauses_changed: bool = False  # also of streams that were paused already
-    metadata_changed: bool = False
-    needs_answer: bool = False
-
-    @property
-    def any(self) -> bool:
-        """Whether there is anything to tell a listener."""
-        return bool(self.opened or self.closed or self.pauses_changed or self.metadata_changed)
-
-
-@dataclass(slots=True)
-class _Stream:
-    index: int
-    label: str
-    codecs: tuple[Codec, ...]
-    state: StreamState
-    opened_at: datetime
-    signalled: str  # the label that metadata knows it by: another one once its slot was reused
-    closed_at: datetime | None = None
-    on_hold: bool = False
-    presences: list[Presence] = field(default_factory=list)
-    pauses: list[Pause] = field(default_factory=list)
-    active: list[Span] = field(default_factory=list)
-    keys: StreamKeys | None = None
-    dtls: DtlsParameters | None = None
-    tls_id: str | None = None  # ours
-    rtcp: tuple[str, int] | None = None
-    rtcp_mux: bool = False
-    quality: StreamQuality | None = None
-    record: str | None = None
-    recordpref: str | None = None
-
-    def turn(self, state: StreamState, at: datetime) -> None:
-        """Note that it is in this state from now on."""
-        self.state = state
-        going_on = bool(self.active) and self.active[-1].until is None
-        if state == "active" and not going_on:
-            self.active = [*self.active[-_MAX_SPANS:], Span(since=at)]
-        elif state != "active" and going_on:
-            self.active[-1] = self.active[-1].model_copy(update={"until": at})
-
-
-@dataclass(slots=True)
-class _Negotiated:
-    """What `withdraw` has to bring back."""
-
-    offer: SessionDescription | None = None
-    plans: tuple[StreamPlan, ...] = ()
-    streams: dict[int, _Stream] = field(default_factory=dict)
-    participants: dict[str, Participant] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)  # stream id of the metadata -> its label
-    sends: dict[str, tuple[str, ...]] = field(default_factory=dict)  # participant -> stream ids
-    stream_sessions: dict[str, str] = field(default_factory=dict)  # stream id -> session id
-    content_types: dict[str, str] = field(default_factory=dict)  # label -> content type
-    described: tuple[str, ...] = ()  # participants in the order in which they were described
-    groups: tuple[str, ...] = ()
-    sessions: dict[str, CommunicationSession] = field(default_factory=dict)  # by their ids
-    sip_session_ids: tuple[str, ...] = ()
-    call_ids: dict[str, str] = field(default_factory=dict)
-    extensions: tuple[str, ...] = ()
-    late: bool = False  # the peer has made no offer yet: what we send is ours
-    awaits_answer: bool = False  # an offer of ours is out: the ACK brings the answer
-    metadata_lost: bool = False  # what we know is not all that the SRC has told
-    warnings: list[str] = field(default_factory=list)
-
-    def copy(self) -> "_Negotiated":
-        """What changes in place is copied, what is replaced is shared."""
-        return replace(
-            self,
-            streams={
-                index: replace(
-                    one,
-                    presences=list(one.presences),
-                    pauses=list(one.pauses),
-                    active=list(one.active),
-                )
-                for index, one in self.streams.items()
-            },
-            participants=dict(self.participants),
-            labels=dict(self.labels),
-            sends=dict(self.sends),
-            stream_sessions=dict(self.stream_sessions),
-            content_types=dict(self.content_types),
-            call_ids=dict(self.call_ids),
-            warnings=list(self.warnings),
-        )
-
-    def same_people(self, other: "_Negotiated") -> bool:
-        """Whether the metadata of both says the same."""
-        return all(
-            getattr(self, name) == getattr(other, name)
-            for name in (
-                "participants", "labels", "sends", "groups", "sessions", "sip_session_ids",
-                "content_types", "call_ids", "extensions",
-            )
-        )  # fmt: skip
 
 
 class RecordingSession:
@@ -197,8 +75,8 @@ class RecordingSession:
         self._over_tls = over_tls
         self._sdp_session_id = sdp_session_id
         self._fork = fork or Fork()
-        self._now = _Negotiated(call_ids=dict(self._fork.call_ids))
-        self._before = _Negotiated()
+        self._now = Negotiated(call_ids=dict(self._fork.call_ids))
+        self._before = Negotiated()
         self._orders: dict[tuple[str | None, str | None], PauseOrder] = {}  # by their targets
         self._version = 0
         self._answer: SessionDescription | None = None
@@ -401,12 +279,12 @@ class RecordingSession:
                 continue
             if stream is None or stream.state == "closed":
                 stream = self._open(plan, at, stream)
-                opened.append(_to_record(stream))
+                opened.append(to_record(stream))
             else:
-                before = _to_record(stream)
+                before = to_record(stream)
                 self._take_keys(stream, plan)
                 stream.codecs, stream.rtcp, stream.rtcp_mux = plan.codecs, plan.rtcp, plan.rtcp_mux
-                if (now := _to_record(stream)) != before:
+                if (now := to_record(stream)) != before:
                     changed.append(now)
             stream.on_hold = plan.paused
             line = offer.media[plan.index]
@@ -419,7 +297,7 @@ class RecordingSession:
                 closed.append(index)
         return Changes(tuple(opened), tuple(changed), tuple(closed), needs_answer=True)
 
-    def _open(self, plan: StreamPlan, at: datetime, old: _Stream | None) -> _Stream:
+    def _open(self, plan: StreamPlan, at: datetime, old: Stream | None) -> Stream:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
             old.signalled = readable(plan.label) if plan.label else old.signalled
@@ -433,13 +311,13 @@ class RecordingSession:
             self._warn(f"m-line {plan.index + 1} has no label")
         elif label != wanted:
             self._warn(f"label {wanted} is on two m-lines")
-        stream = _Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
+        stream = Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
         self._take_keys(stream, plan)
         stream.rtcp, stream.rtcp_mux = plan.rtcp, plan.rtcp_mux
         self._now.streams[plan.index] = stream
         return stream
 
-    def _take_keys(self, stream: _Stream, plan: StreamPlan) -> None:
+    def _take_keys(self, stream: Stream, plan: StreamPlan) -> None:
         """Follow where the keys of a stream come from.
 
         Ours stays while the suite does: its packets are counted on. Our name for an association
@@ -456,13 +334,13 @@ class RecordingSession:
         elif before != plan.dtls or stream.tls_id is None:
             stream.tls_id = self._new_key(_TLS_ID_OCTETS).hex()
 
-    def _close(self, stream: _Stream, at: datetime) -> None:
+    def _close(self, stream: Stream, at: datetime) -> None:
         if stream.state == "closed":
             return
         stream.turn("closed", at)
         stream.closed_at = at
         stream.pauses = follow(stream.pauses, on_hold=False, orders=(), at=at)
-        _leave(stream, {one.participant_id for one in stream.presences}, at)
+        leave(stream, {one.participant_id for one in stream.presences}, at)
 
     def _with_pauses(self, changes: Changes, at: datetime) -> Changes:
         """These changes, and the streams that are to be recorded no longer, or again."""
@@ -498,9 +376,9 @@ class RecordingSession:
         opened: list[StreamToRecord] = []
         for index, media in enumerate(ours.media):
             label = str(index + 1)
-            stream = _Stream(index, label, media.codecs, "active", at, signalled=label)
+            stream = Stream(index, label, media.codecs, "active", at, signalled=label)
             self._now.streams[index] = stream
-            opened.append(_to_record(stream))
+            opened.append(to_record(stream))
         return Changes(opened=tuple(opened), needs_answer=True)
 
     def _build_offer(
@@ -602,7 +480,7 @@ class RecordingSession:
                 continue
             wanted = senders.get(stream.signalled, {})
             there = {one.participant_id for one in stream.presences if one.until is None}
-            _leave(stream, there - set(wanted), at)
+            leave(stream, there - set(wanted), at)
             stream.presences += [
                 Presence(participant_id=id, since=at) for id in wanted if id not in there
             ]
@@ -669,27 +547,6 @@ def _word(value: str | None) -> str | None:
 
 def _quotable(text: str) -> str:
     return text[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
-
-
-def _to_record(stream: _Stream) -> StreamToRecord:
-    return StreamToRecord(
-        stream.index,
-        stream.label,
-        stream.codecs,
-        stream.keys,
-        stream.dtls.fingerprints if stream.dtls is not None else (),
-        stream.rtcp,
-        stream.rtcp_mux,
-    )
-
-
-def _leave(stream: _Stream, ids: set[str], at: datetime) -> None:
-    stream.presences[:] = [
-        one.model_copy(update={"until": at})
-        if one.participant_id in ids and one.until is None
-        else one
-        for one in stream.presences
-    ]
 
 
 def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
