@@ -50,6 +50,7 @@ from siprec_bridge.recording import (
     Eraser,
     Keep,
     LadderKeeper,
+    LateRedaction,
     Orders,
     RecordingService,
     Retention,
@@ -310,19 +311,18 @@ class Bridge:
             clock=_now,
             node=None if settings.recordings_shared else self.database.node,
         )
-        eraser = Eraser(
+        stored = StoredAudio(
             self.database,
-            metrics,
-            self.retention,
-            StoredAudio(
-                self.database,
-                self.stores,
-                clock=_now,
-                place=keeping.store.place if keeping.store is not None else None,
-            ),
-            sinks=sinks,
+            self.stores,
             clock=_now,
-            node=None if settings.recordings_shared else self.database.node,
+            place=keeping.store.place if keeping.store is not None else None,
+        )
+        node = None if settings.recordings_shared else self.database.node
+        eraser = Eraser(
+            self.database, metrics, self.retention, stored, sinks=sinks, clock=_now, node=node
+        )
+        late = LateRedaction(
+            self.database, metrics, redactor, stored, sinks=sinks, clock=_now, node=node
         )
         self.api = Api(
             self.database,
@@ -334,6 +334,7 @@ class Bridge:
             self.orders,
             self.scheduler,
             eraser,
+            late,
             self.stores,
             self.relays,
             open_metrics=settings.http_open_metrics,

@@ -18,12 +18,20 @@ from siprec_bridge.api.jobs import Jobs
 from siprec_bridge.api.logins import Logins
 from siprec_bridge.api.pausing import Pausing
 from siprec_bridge.api.playback import Playback
+from siprec_bridge.api.redactions import Redactions
 from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
 from siprec_bridge.api.vcons import SessionVcons
 from siprec_bridge.delivery import Relay
-from siprec_bridge.recording import Eraser, Orders, RecordingService, Retention, Stores
+from siprec_bridge.recording import (
+    Eraser,
+    LateRedaction,
+    Orders,
+    RecordingService,
+    Retention,
+    Stores,
+)
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Health, Metrics
 from siprec_bridge.transcription import Scheduler
@@ -50,6 +58,7 @@ class Api:
         orders: Orders,
         scheduler: Scheduler,
         eraser: Eraser,
+        late: LateRedaction,
         stores: Stores,
         relays: Sequence[Relay] = (),
         *,
@@ -74,6 +83,7 @@ class Api:
             ),
             Custody(database, retention),
             Erasures(database, eraser),
+            Redactions(database, late),
             Pausing(database, calls),
             Transcriptions(database, orders, scheduler),
             Jobs(database, scheduler),

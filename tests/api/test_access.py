@@ -18,8 +18,18 @@ from harness.tokens import Given, given
 from siprec_bridge.access import COOKIE, Gate
 from siprec_bridge.api import Api, seeing
 from siprec_bridge.media import FinishedAudio, FinishedLeg
-from siprec_bridge.recording import Eraser, Keep, Orders, Retention, StoredAudio, Stores
+from siprec_bridge.recording import (
+    Eraser,
+    Keep,
+    LateRedaction,
+    Orders,
+    Redactor,
+    Retention,
+    StoredAudio,
+    Stores,
+)
 from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.redaction import KINDS, Policy
 from siprec_bridge.store import Event, JobRow, SessionRow, jobs, outbox, recordings, search
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcription import Scheduler
@@ -52,6 +62,7 @@ SCOPES = {
     "POST /api/sessions/{id}/pause": "operate",
     "POST /api/sessions/{id}/resume": "operate",
     "GET /api/sessions/{id}/export": "read",
+    "POST /api/sessions/{id}/redaction": "erase",
     "GET /api/erasures": "erase",
     "POST /api/erasures": "erase",
     "GET /api/search": "read",
@@ -70,7 +81,7 @@ OF_A_SESSION = sorted(
 )
 EVERYTHING = given("root", "read,listen,operate,erase,metrics")
 TOKENS = {scope: given(scope, scope) for scope in ("read", "listen", "operate", "erase", "metrics")}
-SALES = given("sales", "read,listen,operate", "participant=sip:*@sales.example.com")
+SALES = given("sales", "read,listen,operate,erase", "participant=sip:*@sales.example.com")
 
 
 def session(id: str, number: int, domain: str) -> SessionRow:
@@ -116,13 +127,17 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
             place.database, [ScriptedProvider()], place.metrics,
             load=_nothing_runs, on_done=_nothing_runs, on_failed=_nothing_runs, clock=lambda: NOW,
         )  # fmt: skip
+        stored = StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW)
+        orders = Orders("scripted", ("scripted",))
+        redactor = Redactor(Policy(frozenset(KINDS)), orders, place.metrics)
         api = Api(
             place.database, place.metrics, Health(), place.service, retention, gate,
-            Orders("scripted", ("scripted",)), scheduler,
+            orders, scheduler,
             Eraser(
-                place.database, place.metrics, retention,
-                StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW),
-                sinks=[], clock=lambda: NOW,
+                place.database, place.metrics, retention, stored, sinks=[], clock=lambda: NOW
+            ),
+            LateRedaction(
+                place.database, place.metrics, redactor, stored, sinks=[], clock=lambda: NOW
             ),
             Stores(None, {}),
         )  # fmt: skip
@@ -224,6 +239,7 @@ async def test_a_limited_token_sees_its_own_sessions_on_every_route_and_no_other
         "GET /api/sessions/{id}/transcriptions": 200,
         "POST /api/sessions/{id}/transcriptions": 202,
         "GET /api/sessions/{id}/ladder": 200,
+        "POST /api/sessions/{id}/redaction": 200,
         "GET /api/sessions/{id}/export": 200,
         "GET /api/sessions/{id}/audio/{name}": 404,  # nor that
         "GET /api/sessions/{id}/vcon": 200,
@@ -305,7 +321,7 @@ async def test_a_login_gives_a_cookie_that_scripts_cannot_read(tmp_path: Path) -
     assert attributes == {COOKIE, "HttpOnly", "Max-Age", "Path", "SameSite"}
     assert "SameSite=Strict" in cookie
     assert SALES.secret not in cookie
-    assert body == {"client": "sales", "scopes": ["listen", "operate", "read"]}
+    assert body == {"client": "sales", "scopes": ["erase", "listen", "operate", "read"]}
     assert who == body | {"restricted": True, "open": False}
     assert [read[0], held[0], out[0], after[0]] == [200, 200, 204, 401]
     assert foreign == (403, {"error": "this origin is not allowed: see HTTP_ORIGINS"})

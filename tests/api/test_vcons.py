@@ -23,8 +23,18 @@ from harness.vcons import checked, self_signed
 from siprec_bridge.access import Gate
 from siprec_bridge.api import Api
 from siprec_bridge.media import FinishedAudio, FinishedFile, FinishedLeg
-from siprec_bridge.recording import Eraser, Keep, Orders, Retention, StoredAudio, Stores
+from siprec_bridge.recording import (
+    Eraser,
+    Keep,
+    LateRedaction,
+    Orders,
+    Redactor,
+    Retention,
+    StoredAudio,
+    Stores,
+)
 from siprec_bridge.recording.orders import AUDIO
+from siprec_bridge.redaction import KINDS, Policy
 from siprec_bridge.store import SessionRow, deposits, recordings, schema, transcripts
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcript import Conversation
@@ -102,13 +112,17 @@ async def desk(folder: Path, **options: Any) -> AsyncIterator[Desk]:
             place.database, [ScriptedProvider()], place.metrics,
             load=_nothing_runs, on_done=_nothing_runs, on_failed=_nothing_runs, clock=lambda: NOW,
         )  # fmt: skip
+        stored = StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW)
+        orders = Orders("scripted", ("scripted",))
+        redactor = Redactor(Policy(frozenset(KINDS)), orders, place.metrics)
         api = Api(
             place.database, place.metrics, Health(), place.service, retention,
-            Gate([], place.metrics), Orders("scripted", ("scripted",)), scheduler,
+            Gate([], place.metrics), orders, scheduler,
             Eraser(
-                place.database, place.metrics, retention,
-                StoredAudio(place.database, Stores(None, {}), clock=lambda: NOW),
-                sinks=[], clock=lambda: NOW,
+                place.database, place.metrics, retention, stored, sinks=[], clock=lambda: NOW
+            ),
+            LateRedaction(
+                place.database, place.metrics, redactor, stored, sinks=[], clock=lambda: NOW
             ),
             Stores(None, {}), **options,
         )  # fmt: skip
