@@ -23,13 +23,13 @@ async def serve(settings: Settings, options: Mapping[str, str]) -> None:
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as parts:
         bridge = Bridge(settings, options)
+        gc.collect()
         await bridge.start(parts)
-        await tell_choices(bridge)
         # What is there by now stays there. To look through it each time takes 0.1 s, in which nobody
         # gets an answer; and most of what a call makes goes without being looked for.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
+        await tell_choices(bridge)
         await stop.wait()
         log.info("bridge.stopping", calls=bridge.service.active)
     log.info("bridge.stopped")

@@ -29,7 +29,8 @@ class Capacity:
         if self.free_disk is not None and self.free_disk < self.min_free_disk:
             return "disk"
         # Late answers are asked for again, and again: who takes on more gets slower still.
-        late = self.lag > _MOST_LAG_S or waiting > _MOST_WAIT_S
+        # But to turn away the only call would relieve nobody.
+        late = (calls > 0 and self.lag > _MOST_LAG_S) or waiting > _MOST_WAIT_S
         return "overload" if late else None
 
     def too_fast(self, source: str, now: float) -> bool:

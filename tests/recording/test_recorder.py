@@ -468,8 +468,8 @@ async def test_a_full_service_sends_new_calls_elsewhere_and_takes_them_again(
     tmp_path: Path, capacity: Capacity, reason: str
 ) -> None:
     async with office(tmp_path, capacity=capacity) as here:
-        if reason == "capacity":
-            here.service.on_sip(invite())
+        if reason != "disk":
+            here.service.on_sip(invite())  # the only call is never too much for a busy machine
             assert await answered(here) == 200
         other = DialogId("call-2", "ours", "src")
         late = message("INVITE", multipart())
