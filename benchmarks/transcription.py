@@ -2,18 +2,20 @@
 """The same calls through (a) one process a leg and (b) the scheduler: audio hours per CPU hour, WER.
 
     benchmarks/transcription.py [--binary PATH] [--model M] [--load SECONDS] [--lengths 20,60,300]
-                                [--batch 8] [--rounds 1] [--write build/bench/transcription.json]
+                                [--window SECONDS] [--extra ARGUMENTS] [--batch 8] [--rounds 1]
+                                [--write build/bench/transcription.json]
 
 The parties of a call take turns, so that each leg is about half silence: the bundled sample's lines,
 through G.711, over the noise of a line. (a) runs the recogniser once for each leg, as it was
 recorded. (b) has a `Scheduler` on a database of its own, with the voice detector, up to
-WHISPER_BATCH files a run, and the guard. CPU is that of this process and of all its children, user
+WHISPER_BATCH files a run, and the guard, with each TRANSCRIPTION_PACKING in turn. CPU is that of this process and of all its children, user
 and system; (a) and (b) take turns, and the least of each counts.
 
 Without --binary the recogniser is the bundled stand-in. It skips silence itself and starts within
 half a second, so that there is little to save. --load burns so much CPU at each start of the
-recogniser, as a model takes to load: it shows what that does and measures no model. A Whisper
-computes 30 s windows, full or not: what (b) saves of it is starts, and windows of longer calls.
+recogniser, as a model takes to load, --window for each begun 30 s of a file, as Whisper computes them
+full or not: they show what that does and measure no model. On a machine that others use, too, set
+OMP_NUM_THREADS=1: threads that spin, not the work, would be what is measured.
 """
 
 import argparse

@@ -184,14 +184,20 @@ def vocabulary_of(text: str) -> tuple[list[bytes], tuple[int, ...]]:
     return [*tokens, b""], ids
 
 
-def scripted(words: Sequence[int], end_s: float = 2.0) -> Model:
+def scripted(
+    words: Sequence[int], end_s: float = 2.0, later: Sequence[int] = (), later_s: float = 14.5
+) -> Model:
     """The model that says these tokens, from 0 to `end_s` seconds (a multiple of 0.02).
 
-    Raises ValueError when a token comes twice.
+    Then it says `later`, for half a second from `later_s` on. Raises ValueError when a token comes
+    twice.
     """
-    if len(set(words)) != len(words) or not words:
+    said = [*words, *later]
+    if len(set(said)) != len(said) or not words:
         raise ValueError("each token may come once: use other words")
     start, end = special("<|0.00|>"), special(f"<|{end_s:.2f}|>")
+    again, last = special(f"<|{later_s:.2f}|>"), special(f"<|{later_s + 0.5:.2f}|>")
+    rest = [end, again, *later, last] if later else [end]
     chain = [
         (special("<|startoftranscript|>"), special("<|en|>")),
         (special("<|en|>"), special("<|transcribe|>")),
@@ -201,7 +207,8 @@ def scripted(words: Sequence[int], end_s: float = 2.0) -> Model:
         (start, words[0]),
         *itertools.pairwise(words),
         (words[-1], end),
-        (end, special("<|endoftext|>")),
+        *itertools.pairwise(rest),
+        (rest[-1], special("<|endoftext|>")),
     ]
     tokens = list(dict.fromkeys(token for link in chain for token in link))
     state = -(-max(len(tokens), 16) // 16) * 16
@@ -216,7 +223,7 @@ def scripted(words: Sequence[int], end_s: float = 2.0) -> Model:
     weights["decoder.blocks.0.mlp.0.bias"][detect] = -8.0 * peak / 2
     for token, following in chain:
         weights["decoder.blocks.0.mlp.2.weight"][place[following], place[token]] = 12.0
-    return Model(tuple(words), state, weights)
+    return Model(tuple(said), state, weights)
 
 
 def _silent(state: int) -> dict[str, Array]:
@@ -426,13 +433,15 @@ def _visible(token: bytes) -> str:
     return "".join(letters[octet] for octet in token)
 
 
-def write_openai(text: str, path: Path, end_s: float) -> None:
+def write_openai(text: str, path: Path, end_s: float, later: str = "") -> None:
     """A checkpoint of openai-whisper, whose own vocabulary it must use. Needs torch, whisper."""
     import torch
     from whisper.tokenizer import get_tokenizer
 
-    words = get_tokenizer(True, num_languages=len(_LANGUAGES)).encode(f" {text}")
-    model = scripted(words, end_s)
+    tokenizer = get_tokenizer(True, num_languages=len(_LANGUAGES))
+    model = scripted(
+        tokenizer.encode(f" {text}"), end_s, tokenizer.encode(f" {later}") if later else ()
+    )
     state = {name: torch.from_numpy(tensor) for name, tensor in model.weights.items()}
     torch.save({"dims": model.dimensions, "model_state_dict": state}, path)
 
@@ -444,6 +453,7 @@ def main() -> int:
     )
     parser.add_argument("text", help="what the model says")
     parser.add_argument("--end", type=float, default=2.0, help="when the text ends, seconds")
+    parser.add_argument("--later", default="", help="what it says at 14.5 s (only --pt)")
     parser.add_argument("--ggml", type=Path, help="file for whisper.cpp")
     parser.add_argument("--ct2", type=Path, help="folder for CTranslate2 and faster-whisper")
     parser.add_argument("--pt", type=Path, help="file for openai-whisper")
@@ -452,7 +462,7 @@ def main() -> int:
     try:
         model = scripted(words, wanted.end)
         if wanted.pt is not None:
-            write_openai(wanted.text, wanted.pt, wanted.end)
+            write_openai(wanted.text, wanted.pt, wanted.end, wanted.later)
     except ValueError as error:
         parser.error(str(error))
     if wanted.ggml is not None:
