@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final, Literal
 
+import structlog
+
 from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, Run
 from siprec_bridge.transcript import Segment, Transcript, Word
 from siprec_bridge.transcription.guard import doubtful
 from siprec_bridge.transcription.speech import texts_of
+
+log = structlog.get_logger()
 
 PackingPolicy = Literal["off", "call", "calls"]
 
@@ -45,13 +49,18 @@ async def transcribe_packed(
 ) -> tuple[Run, int, int]:
     """As `provider.transcribe`, with legs side by side; and how many were so, and how many again alone.
 
-    `jobs` agree on language, model and prompt. `join` writes the files. Raises OSError.
+    `jobs` agree on language, model and prompt. `join` writes the files; where it cannot, each leg is
+    sent alone.
     """
     files = seat(jobs, policy)
     shared = [file for file in files if len(file) > 1]
     if not shared:
         return await provider.transcribe(jobs), 0, 0
-    sent = _Sent(jobs, files, await join(shared))
+    try:
+        sent = _Sent(jobs, files, await join(shared))
+    except OSError as error:
+        log.warning("jobs.not_packed", cause=str(error), effect="each leg has a file of its own")
+        return await provider.transcribe(jobs), 0, 0
     run = await provider.transcribe(sent.jobs)
     outcomes, torn = sent.take_apart(run)
     again = [

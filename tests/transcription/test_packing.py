@@ -174,6 +174,20 @@ async def test_the_error_of_a_shared_file_is_that_of_all_in_it() -> None:
     assert again == 0
 
 
+async def test_where_no_file_can_be_written_each_leg_is_sent_as_it_is() -> None:
+    async def full(files: Sequence[Sequence[Seat]]) -> list[AudioFile]:
+        raise OSError(28, "No space left on device")
+
+    provider = ScriptedProvider()
+
+    run, packed, _ = await transcribe_packed(provider, [call("a", 9.0, 8.0)], "call", full)
+
+    outcome = run.outcomes["a"]
+    assert not isinstance(outcome, ProviderError)
+    assert {key: one.text for key, one in outcome.items()} == {"1": "hello", "2": "hello"}
+    assert packed == 0
+
+
 async def test_a_file_holds_each_leg_where_it_is_said_to_be(tmp_path: Path) -> None:
     legs = []
     for number, (seconds, level) in enumerate(((1.0, 500), (2.5, -700))):
