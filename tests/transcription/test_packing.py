@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.provider import Outcome, ScriptedProvider
 from siprec_bridge.provider import AudioFile, Job, ProviderError
@@ -207,3 +209,35 @@ async def test_a_file_holds_each_leg_where_it_is_said_to_be(tmp_path: Path) -> N
         part = pcm[round(one.start * 8000) : round(one.end * 8000)]
         assert set(part) == {500 if one.audio.key == "0" else -700}
     assert not pcm[round(2.5 * 8000) : round(3.5 * 8000)].any()
+
+
+_TIMES = st.floats(-1.0, 25.0).map(lambda seconds: round(seconds, 2))
+
+
+@given(st.lists(st.lists(st.tuples(_TIMES, _TIMES), max_size=5), max_size=6))
+def test_whatever_times_words_have_no_leg_gets_what_may_be_anothers(
+    told: list[list[tuple[float, float]]],
+) -> None:
+    segments = []
+    for number, times in enumerate(told):
+        words = [(f"w{number}x{place}", *pair) for place, pair in enumerate(times)]
+        text = " ".join(word for word, *_ in words)
+        start = min((min(pair) for pair in times), default=0.0)
+        segments.append(said(text, start, max((max(pair) for pair in times), default=1.0), *words))
+    seam = 10.0 + SEAM_S / 2
+    sides = {
+        f"w{number}x{place}": (min(pair) <= seam, max(pair) > seam)
+        for number, times in enumerate(told)
+        for place, pair in enumerate(times)
+    }
+
+    parts = take_apart(FILE, Transcript(segments=tuple(segments)))
+
+    for place, part in enumerate(parts):
+        for segment in part.segments if part is not None else ():
+            assert segment.text.split() == [word.text for word in segment.words]
+            assert min(segment.start, segment.end) >= 0
+            assert max(segment.start, segment.end) <= 10.0
+            for word in segment.words:
+                assert sides[word.text][place]
+                assert not sides[word.text][1 - place]
