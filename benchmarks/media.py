@@ -2,12 +2,16 @@
 """What receiving costs: CPU of a media worker for each RTP packet, beside C that only stores it.
 
     benchmarks/media.py [--streams 200 1000 2000 4000] [--seconds 6] [--rounds 3] [--payload 160]
+                        [--rtpengine]
 
 A real worker process receives 50 packets a second on each stream from rtp_load.c and does all that
 it does in a call: checks, counts, jitter, loss, spool. A first second, in which it learns each
 stream's source, is not counted. Then rtp_load.c sweeps and stores the same
 load, and so on in turn; the median of the rounds counts. Packets sent and received are compared,
-and each spool is read back and compared octet by octet. Writes build/bench/media.json.
+and each spool is read back and compared octet by octet. Where packets may be captured, a worker with a
+ring takes its turn; with --rtpengine rtpengine does, which forwards and records the same load. On
+loopback the kernel's part of receiving is paid by the sender: "sender us". Writes
+build/bench/media.json.
 """
 
 import argparse
@@ -18,8 +22,11 @@ import re
 import statistics
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import rtpengine
 
 from siprec_bridge.media import MediaEngine, StreamSpec
 from siprec_bridge.receiver import descriptors
@@ -36,6 +43,7 @@ _WARM_UP = 50  # packets of each stream
 _LAST_SWEEPS_S = 0.6
 _GOAL_US, _GOAL_RATIO = 1.8, 1.6
 _GOAL_RING_US, _GOAL_RING_RATIO = 0.9, 0.62
+_GOAL_RTPENGINE = 0.5
 _RING = 1 << 27
 _CLOSED_AT_ONCE = 200
 
@@ -60,7 +68,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--payload", type=int, default=160, help="octets a packet")
+    parser.add_argument("--rtpengine", action="store_true", help="beside it, if it is installed")
     options = parser.parse_args()
+    if options.rtpengine and not rtpengine.is_there():
+        parser.error("rtpengine is not installed (Debian: rtpengine-daemon)")
     descriptors.allow(max(options.streams))
     BUILD.mkdir(parents=True, exist_ok=True)
     load = BUILD / "rtp_load"
@@ -80,6 +91,10 @@ def main() -> None:
                     asyncio.run(_worker(load, streams, packets, options.payload, ring))
                 )
             costs["C"].append(_yardstick(load, streams, packets, options.payload))
+            if options.rtpengine:
+                costs.setdefault("rtpengine", []).append(
+                    _rtpengine(load, streams, packets, options.payload)
+                )
         least = statistics.median(one.cpu_us for one in costs["C"])
         sender = statistics.median(one.sender_us for one in costs["C"])
         for way in ways:
@@ -108,6 +123,21 @@ def main() -> None:
                         "unit": unit, "goal": goal, "ok": value <= goal, "how": how,
                     }
                 )  # fmt: skip
+        if options.rtpengine:
+            theirs = costs["rtpengine"]
+            cost = statistics.median(one.cpu_us for one in theirs)
+            lost = sum(one.sent - one.received for one in theirs)
+            own = statistics.median(one.cpu_us for one in costs["sockets"])
+            print(
+                f"{streams:7}  rtpengine {cost:7.2f} us, not recorded {lost}; ours {own / cost:.2f}"
+            )
+            results.append(
+                {
+                    "name": f"media.ratio_to_rtpengine.{streams}", "value": round(own / cost, 3),
+                    "unit": "", "goal": _GOAL_RTPENGINE, "ok": own / cost <= _GOAL_RTPENGINE,
+                    "how": f"benchmarks/media.py --rtpengine --streams {streams}",
+                }
+            )  # fmt: skip
         if (late := max(one.late_ms for way in ways for one in costs[way])) > 100:
             print(f"         the sender was late by {late} ms: the machine has other work")
     (BUILD / "media.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -178,6 +208,21 @@ def _yardstick(load: Path, streams: int, packets: int, payload: int) -> Cost:
         last, _ = sweep.communicate()
         received, cpu, drops = map(int, re.findall(r"\d+", last))
         return Cost(sent, received, cpu / received, drops, late, sender / sent)
+
+
+def _rtpengine(load: Path, streams: int, packets: int, payload: int) -> Cost:
+    """Have rtpengine forward and record the load."""
+    with tempfile.TemporaryDirectory(dir=BUILD) as place:
+        folder = Path(place)
+        with rtpengine.recorder(streams, folder) as other:
+            _send(load, other.ports, 0, _WARM_UP, payload)
+            time.sleep(_LAST_SWEEPS_S)
+            before = _cpu_seconds(other.pid)
+            sent, sender, late = _send(load, other.ports, _WARM_UP, packets, payload)
+            time.sleep(_LAST_SWEEPS_S)
+            spent = _cpu_seconds(other.pid) - before
+        received = rtpengine.recorded(folder, 12 + payload) - _WARM_UP * streams
+    return Cost(sent, received, spent / sent * 1e6, 0, late, sender / sent)
 
 
 def _send(
