@@ -32,9 +32,9 @@ class Recorder:
 
 def recorded(folder: Path, octets: int) -> int:
     """Packets of so many octets of RTP in what was recorded, once it has ended."""
-    # An Ethernet, IP and UDP header each, and 16 of the file's own.
+    # Headers of IP and UDP each, and 16 of the file's own.
     size = sum(one.stat().st_size - 24 for one in folder.glob("pcaps/*.pcap"))
-    return size // (16 + 14 + 28 + octets)
+    return size // (16 + 28 + octets)
 
 
 def is_there() -> bool:
