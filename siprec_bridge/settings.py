@@ -324,7 +324,7 @@ class Settings(BaseModel):
     media_capture_interfaces: Annotated[tuple[str, ...], BeforeValidator(_hosts)] = Field(
         (), description="where the ring listens, such as eth0,lo; none given: everywhere"
     )
-    media_ring_mb: Annotated[int, Field(ge=1, le=2048)] = Field(
+    media_ring_mb: Annotated[int, Field(ge=16, le=2048)] = Field(
         128, description="MiB of a worker's ring; 64 hold a second of 4,000 streams of G.711"
     )
 

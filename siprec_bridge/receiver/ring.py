@@ -40,7 +40,7 @@ _SOL_PACKET = 263
 _RX_RING, _STATISTICS, _VERSION, _VNET_HEADER, _IGNORE_OUTGOING = 5, 6, 10, 15, 23
 _V3 = 2
 _ALL_PROTOCOLS = 0x0003
-_BLOCK = 1 << 17  # octets; a merged datagram has up to 64 Ki
+_BLOCK = 1 << 18  # octets; a merged datagram has up to 64 Ki
 _FRAME = 1 << 11
 _RETIRE_MS = 4
 _FLUSH_S = 0.012  # after it every block with a packet was handed over, with timers of 250 Hz
@@ -109,6 +109,7 @@ class Ring:
         self._blocks, self._next = blocks, 0
         self._words = memoryview(self._map).cast("I")
         self._data: npt.NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
+        self._nexts = strings(self._data, 4)
         self._tables: dict[IPv4Address | IPv6Address, npt.NDArray[np.int32]] = {}  # by port
         self._dissector = Dissector()
 
@@ -170,12 +171,12 @@ class Ring:
             return np.zeros(0, np.int64)
         # Each tells where the next one is: as far away as from the first to the second, mostly.
         step = words[at // 4]
-        places = at + step * np.arange(count)
-        if count == 1 or (
-            places[-1] < begin + _BLOCK
-            and bool((strings(self._data, 4)[places[:-1]].view(np.uint32) == step).all())
-        ):
-            return places
+        if not step or at + step * (count - 1) >= begin + _BLOCK:
+            places = np.full(count, at)
+        else:
+            places = np.arange(at, at + step * count, step)
+            if bool((self._nexts[places[:-1]].view(np.uint32) == step).all()):
+                return places
         for index in range(count):
             places[index] = at
             at += words[at // 4]
@@ -213,8 +214,10 @@ class Ring:
             sources[is_six] = six["source"][is_six]
 
         index = np.flatnonzero(plain & (rows != NO_ROW))
-        rows, sources, arrivals_ns_of = rows[index], sources[index], arrivals_ns[index]
-        offsets, lengths = (networks + header)[index], lengths[index]
+        arrivals_ns_of, offsets = arrivals_ns, networks + header
+        if len(index) != len(places):
+            rows, sources, arrivals_ns_of = rows[index], sources[index], arrivals_ns[index]
+            offsets, lengths = offsets[index], lengths[index]
         odd = [
             one
             for at in np.flatnonzero(~plain).tolist()
