@@ -1,5 +1,7 @@
 """The ring: what comes out of it is what would come out of sockets."""
 
+import os
+import signal
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -206,3 +208,20 @@ async def test_what_the_ring_dropped_is_in_the_metrics(tmp_path: Path) -> None:
             lambda: (metrics.registry.get_sample_value("siprec_rtp_kernel_drops_total") or 0) > 0,
             "drops in the metrics",
         )
+
+
+@with_ring
+async def test_a_worker_that_is_started_again_goes_on_with_its_ring(tmp_path: Path) -> None:
+    stream = spec(tmp_path)
+    async with engine(ring=SIZE) as (media, events, metrics):
+        port = (await media.open(stream)).rtp_port
+        send(VOICE[:50], port)
+        await received(metrics, 50)
+        os.kill(media.pids[0], signal.SIGKILL)
+        await eventually(lambda: "interrupted" in [one.name for one in events], "interrupted")
+        send(VOICE[50:], port)
+        (report,) = await media.close([stream.stream_id])
+
+        assert media.receiver == "Ring"
+    assert spooled(stream.spool) == VOICE
+    assert report.packets == 50
