@@ -61,6 +61,8 @@ class Changes:
 
 @dataclass(slots=True)
 class Stream:
+    """A stream of the recording session, as it is now."""
+
     index: int
     label: str
     codecs: tuple[Codec, ...]
