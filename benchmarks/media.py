@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.rtpengine and not rtpengine.is_there():
         parser.error("rtpengine is not installed (Debian: rtpengine-daemon)")
-    descriptors.allow(max(options.streams))
+    room = descriptors.allow(max(options.streams))
     BUILD.mkdir(parents=True, exist_ok=True)
     load = BUILD / "rtp_load"
     subprocess.run(["gcc", "-O2", "-Wall", "-o", load, HERE / "rtp_load.c"], check=True)
@@ -83,6 +83,9 @@ def main() -> None:
     )
     results: list[dict[str, object]] = []
     for streams in options.streams:
+        if streams > room:
+            print(f"{streams:7}  no: the limit of open files leaves room for {room}")
+            continue
         costs: dict[str, list[Cost]] = {way: [] for way in (*ways, "C")}
         for _ in range(options.rounds):
             for way in ways:
