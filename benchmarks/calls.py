@@ -122,6 +122,7 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
         await _all_done(folder, jobs=not options.record_only)
         before, start = cpu_seconds(pid), time.monotonic()
         memory, files = footprint(pid)
+        stored = _database_octets(folder)
         watching = asyncio.create_task(watch(pid, options.watch)) if options.watch else None
         said = await load(bridge, folder, options, options.calls)
         if watching is not None:
@@ -153,6 +154,18 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
         now_memory, now_files = footprint(pid)
         print(f"memory      {memory:.0f} MB before, {now_memory:.0f} MB after")
         print(f"descriptors {files} before, {now_files} after")
+        grown = (_database_octets(folder) - stored) / 1000 / options.calls
+        print(f"database    {grown:.1f} kB a call")
+
+
+def _database_octets(folder: Path) -> int:
+    """Of the pages that are in use; the file itself grows in steps."""
+    with contextlib.closing(sqlite3.connect(folder / "data" / "siprec-bridge.db")) as database:
+        (octets,) = database.execute(
+            "SELECT (page_count - freelist_count) * page_size"
+            " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        ).fetchone()
+    return int(octets)
 
 
 async def _all_done(folder: Path, *, jobs: bool) -> int:

@@ -5,6 +5,7 @@ signalling -> recording -> media -> archive -> transcription -> completion -> de
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import time
@@ -179,7 +180,10 @@ class Bridge:
         # People type card numbers, too: where anything is taken out, keys are not kept.
         masked = settings.dtmf_events == "keep" and bool(redactor.kinds)
         self.finisher = Finisher(
-            dtmf="mask" if masked else settings.dtmf_events, form=settings.recording_format
+            # The other half is for whoever waits: calls, and recognisers.
+            max(1, len(os.sched_getaffinity(0)) // 2),
+            dtmf="mask" if masked else settings.dtmf_events,
+            form=settings.recording_format,
         )
         keeping = safekeeping_of(settings)
         self.stores = Stores(keeping.store, settings.archive_options)
