@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 import structlog
 
@@ -15,6 +14,7 @@ from siprec_bridge.signalling.admission import domains_of
 from siprec_bridge.signalling.complaints import Complaints
 from siprec_bridge.signalling.locate import Locator
 from siprec_bridge.signalling.stream import StreamConnection
+from siprec_bridge.sip import is_address
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -258,12 +258,4 @@ def _stands_for(connection: StreamConnection, host: str) -> bool:
 
 def _is_for(connection: StreamConnection, host: str) -> bool:
     """Whether the certificate is for this host. Addresses are in few."""
-    return _is_literal(host) or host.lower().rstrip(".") in domains_of(connection.certificate)
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return is_address(host) or host.lower().rstrip(".") in domains_of(connection.certificate)

@@ -28,7 +28,7 @@ from siprec_bridge.sip.message import Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.server import AnswerContent, Content, SipServer
 from siprec_bridge.sip.transaction import Timers
-from siprec_bridge.sip.uri import Uri, parse_uri
+from siprec_bridge.sip.uri import Uri, is_address, parse_uri
 
 __all__ = [
     "AckReceived",
@@ -63,6 +63,7 @@ __all__ = [
     "UpdateReceived",
     "Uri",
     "answer_challenge",
+    "is_address",
     "parse",
     "parse_name_addr",
     "parse_uri",

@@ -8,7 +8,7 @@ from siprec_bridge.sip.errors import MalformedMessage
 from siprec_bridge.sip.headers import Via, parse_name_addr, split_first, split_list
 from siprec_bridge.sip.message import Request
 from siprec_bridge.sip.peer import Peer
-from siprec_bridge.sip.uri import parse_uri
+from siprec_bridge.sip.uri import is_address, parse_uri
 
 
 def note_source(request: Request, peer: Peer) -> Peer:
@@ -55,7 +55,7 @@ def next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
     wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
     if not uri.host or (wants_tls and dialog.peer.transport != "tls"):
         return None
-    if uri.port is None and not _is_literal(uri.host):
+    if uri.port is None and not is_address(uri.host):
         return uri.host, None
     return uri.host, uri.port or dialog.peer.default_port
 
@@ -63,14 +63,6 @@ def next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
 def here(peer: Peer) -> Peer:
     """The peer for an answer that is not worth a new connection."""
     return replace(peer, elsewhere=None)
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _address(maddr: str, *, like: str) -> str:

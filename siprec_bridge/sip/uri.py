@@ -1,6 +1,7 @@
 """SIP and tel URIs, as far as a recorder reads them. RFC 3261 §19.1, RFC 3966."""
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import unquote
 
 from siprec_bridge.sip.errors import MalformedMessage
@@ -42,3 +43,12 @@ def parse_uri(text: str) -> Uri:
     if not host:
         raise MalformedMessage("URI without a host")
     return Uri(scheme, unquote(userinfo.partition(":")[0]) if at else "", host, port, params)
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address, an IPv6 one without its brackets, and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
