@@ -192,10 +192,14 @@ class Intake:
         arena, used = self._arena, len(of)
         lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
         dropped = {}
-        for index, stream in enumerate(taken):
-            if stream.secure:
+        secure = [index for index, stream in enumerate(taken) if stream.secure]
+        if secure:
+            places, sizes = arena.offsets[:used].tolist(), lengths.tolist()
+            for index in secure:
                 start = int(starts[index])
-                dropped[start] = self._decrypt(stream, start, start + int(counts[index]))
+                slots = slice(start, start + int(counts[index]))
+                dropped[start] = self._decrypt(taken[index], slots, places, sizes)
+            lengths[:] = sizes
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
         for start, count in self._sources.turn_away(taken, starts, of, batch).items():
             dropped[start] = dropped.get(start, 0) + count
@@ -245,37 +249,46 @@ class Intake:
         counters.duplicates += stream.sequence.duplicates - before
         return slots
 
-    def _decrypt(self, stream: LiveStream, start: int, stop: int) -> int:
+    def _decrypt(
+        self, stream: LiveStream, slots: slice, places: Sequence[int], sizes: list[int]
+    ) -> int:
         """Put RTP in the place of SRTP; what is none is emptied. Returns how many these were.
 
-        DTLS among it is dealt with, and what comes ahead of the keys is lost. What is no RTP at all
-        stays, and so does RTCP. The order of arrival is kept, and a paused stream is decrypted too:
-        roll-over counters follow what is sent, not what is recorded.
+        `places` and `sizes` are those of all slots of the arena. DTLS among it is dealt with, and what
+        comes ahead of the keys is lost. What is no RTP at all stays, and so does RTCP. The order of
+        arrival is kept, and a paused stream is decrypted too: roll-over counters follow what is sent,
+        not what is recorded.
         """
-        arena, view = self._arena, self._arena.view
-        lengths = arena.lengths[start:stop].tolist()
+        view = self._arena.view
+        offsets = places[slots]
+        packets = [
+            bytes(view[at : at + size]) for at, size in zip(offsets, sizes[slots], strict=True)
+        ]
         by_dtls, srtp = stream.spec.dtls is not None, stream.srtp
         repeated = early = unauthenticated = handshake = 0
-        for slot, at, length in zip(
-            range(start, stop), arena.offsets[start:stop].tolist(), lengths, strict=True
-        ):
-            if by_dtls and is_dtls(view[at : at + length]):
+        run = srtp.unprotect_run(packets) if srtp is not None else []
+        for at, plain in zip(offsets, run, strict=False):
+            view[at : at + len(plain)] = plain
+        done = len(run)
+        sizes[slots.start : slots.start + done] = map(len, run)
+        for slot in range(slots.start + done, slots.stop):
+            at, packet = places[slot], packets[slot - slots.start]
+            if by_dtls and is_dtls(packet):
                 handshake += 1
-                arena.lengths[slot] = 0
-                source = (int(arena.sources[slot, 0]), int(arena.sources[slot, 1]))
-                if self._sources.takes(stream, source):
-                    data = bytes(view[at : at + length])
-                    self._handshakes.take(stream, data, self._receiver.address(slot))
+                sizes[slot] = 0
+                high, low = self._arena.sources[slot].tolist()
+                if self._sources.takes(stream, (high, low)):
+                    self._handshakes.take(stream, packet, self._receiver.address(slot))
                     srtp = stream.srtp
                 continue
-            if length < HEADER_SIZE or view[at] >> 6 != 2 or 192 <= view[at + 1] <= 223:
+            if len(packet) < HEADER_SIZE or packet[0] >> 6 != 2 or 192 <= packet[1] <= 223:
                 continue
             if srtp is None:
                 early += 1
-                arena.lengths[slot] = 0
+                sizes[slot] = 0
                 continue
             try:
-                plain = srtp.unprotect(bytes(view[at : at + length]))
+                plain = srtp.unprotect(packet)
             except Replayed:
                 repeated += 1
                 plain = b""
@@ -283,7 +296,7 @@ class Intake:
                 unauthenticated += 1
                 plain = b""
             view[at : at + len(plain)] = plain
-            arena.lengths[slot] = len(plain)
+            sizes[slot] = len(plain)
         if srtp is not None:
             for ssrc, rollovers in srtp.turned:
                 self._uplink.tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)

@@ -5,7 +5,7 @@ packets under the previous key while a new one takes over.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pylibsrtp import Error, Policy, Session
@@ -98,6 +98,34 @@ class SrtpReceiver:
                 continue
         return self._unprotect(last, packet, ssrc, sequence)
 
+    def unprotect_run(self, packets: Sequence[bytes]) -> list[bytes]:
+        """The RTP packets in the first of these, as far as they are the usual ones.
+
+        That is from one source that is known, under one key, without an MKI; the first that is not,
+        or cannot be opened, is left to `unprotect`, with all after it.
+        """
+        context, *others = self._contexts
+        ssrc = packets[0][8:_SHORTEST] if packets else b""
+        number = int.from_bytes(ssrc)
+        highest = context.highest.get(number)
+        if others or context.mki_length or highest is None or len(ssrc) != 4:
+            return []
+        plain: list[bytes] = []
+        unprotect, add = context.session.unprotect, plain.append
+        try:
+            for packet in packets:
+                if packet[8:_SHORTEST] != ssrc:
+                    break
+                add(unprotect(packet))
+        except (Error, ValueError):
+            pass
+        if plain:
+            steps = [
+                ((one[2] << 8 | one[3]) - highest + 0x8000) % 0x10000 - 0x8000 for one in plain
+            ]
+            self._advance(context, number, highest, max(steps))
+        return plain
+
     def unprotect_rtcp(self, packet: bytes) -> bytes:
         """The RTCP packet in an SRTCP packet. Raises NotAuthentic, Replayed."""
         for context in self._contexts:
@@ -118,12 +146,15 @@ class SrtpReceiver:
         if highest is None:
             return self._begin(context, packet, ssrc, sequence)
         plain = _open(context.session, packet)
-        step = (sequence - highest + 0x8000) % 0x10000 - 0x8000
+        self._advance(context, ssrc, highest, (sequence - highest + 0x8000) % 0x10000 - 0x8000)
+        return plain
+
+    def _advance(self, context: _Context, ssrc: int, highest: int, step: int) -> None:
+        """Note how far a source has come: `step` packets from the highest so far."""
         if step > 0:
             context.highest[ssrc] = highest + step
             if (highest + step) >> 16 != highest >> 16:
                 self.turned.append((ssrc, (highest + step) >> 16))
-        return plain
 
     def _begin(self, context: _Context, packet: bytes, ssrc: int, sequence: int) -> bytes:
         """The first packet of a source: find out where its roll-over counter stands.

@@ -149,3 +149,26 @@ def test_a_wrong_memory_of_the_counter_is_given_up() -> None:
 def test_no_repr_shows_a_key() -> None:
     assert KEY[:8] not in repr(receiver()).encode()
     assert repr(receiver()) == f"SrtpReceiver({CM80})"
+
+
+@pytest.mark.parametrize("suite", available_suites())
+def test_a_run_of_packets_is_opened_as_each_by_itself_would_be(suite: str) -> None:
+    alone, together = receiver(suite), receiver(suite)
+    indices = range(0x10000 - 10, 0x10000 + 30)
+    source = sender(suite)
+    packets = sent(indices, one=source)
+    packets[9], packets[10] = packets[10], packets[9]  # out of order where the numbers begin anew
+    assert together.unprotect_run(packets[:1]) == []  # a source that is not known yet
+    assert together.unprotect(packets[0]) == alone.unprotect(packets[0]) == rtp(indices[0])
+    broken = packets[20][:-1] + bytes([packets[20][-1] ^ 1])
+
+    run = together.unprotect_run([*packets[1:20], broken, *packets[21:]])
+
+    assert run == [alone.unprotect(one) for one in packets[1:20]]
+    assert together.turned == alone.turned == [(1, 1)]
+    with pytest.raises(NotAuthentic):
+        together.unprotect(broken)
+    other = sent(range(5), ssrc=2)[0]
+    assert together.unprotect_run([packets[21], other, packets[22]]) == [rtp(indices[21])]
+    with pytest.raises(Replayed):
+        together.unprotect(packets[5])
