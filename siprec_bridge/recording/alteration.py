@@ -116,12 +116,11 @@ class StoredAudio:
 
         Raises InUse, OSError, StoreError, and ValueError: nobody here can change them.
         """
-        folder = Path(row.folder)
         kept = await self._database.read(partial(deposits.get, session_id=row.id))
         if row.audio_deleted_at is not None:
             yield Altered(None, None, lambda _: None)
         elif kept is None:
-            audio = await asyncio.to_thread(_here, folder, wish.change)
+            audio = await asyncio.to_thread(_here, row, wish.change)
 
             def note(connection: Connection) -> None:
                 if audio is not None:  # it may have been entered meanwhile
@@ -187,11 +186,12 @@ class StoredAudio:
                 f"the archive has it at {kept.place}, which is not ARCHIVE_URL: it cannot be "
                 "replaced there; name that store, or delete the session"
             )
+        offered = False
         try:
             if away:
                 await self._fetch(kept, folder, manifest)
             if manifest is None or not sealed:
-                audio = await asyncio.to_thread(_here, folder, wish.change)
+                audio = await asyncio.to_thread(_here, row, wish.change)
                 note = self._note(row, kept, runner, None)
                 found = Altered(audio, "silenced" if audio is not None else None, note)
             elif keys.identities is not None and wish.needed:
@@ -204,11 +204,12 @@ class StoredAudio:
                 audio, left = await asyncio.to_thread(_deleted, row, manifest, wish, self._clock())
                 note = self._note(row, kept, runner, left)
                 found = Altered(audio, "deleted" if wish.needed else None, note)
+            offered = True
             yield replace(found, replaces=kept.place)
-        except StoreError:  # what is known is in doubt: the files stay, whichever it is
-            raise
-        except BaseException:
-            if away:  # nobody counts on what is here
+        except BaseException as error:
+            # A commit that failed or was cancelled may have been made: then the files are all there is.
+            in_doubt = offered and isinstance(error, StoreError | asyncio.CancelledError)
+            if away and not in_doubt:  # nobody counts on what is here
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             raise
 
@@ -241,8 +242,14 @@ class StoredAudio:
         return note
 
 
-def _here(folder: Path, change: Change) -> FinishedAudio | None:
-    return change(folder) if folder.is_dir() else None
+def _here(row: SessionRow, change: Change) -> FinishedAudio | None:
+    folder = Path(row.folder)
+    if folder.is_dir():
+        return change(folder)
+    if row.audio is not None and AUDIO.validate_json(row.audio).legs:
+        # A disk that is not mounted, perhaps: with it all would come back that is to go.
+        raise FileNotFoundError(f"{folder}: is not there")
+    return None
 
 
 def _sealed_again(

@@ -164,7 +164,11 @@ class Eraser:
         `keys`: for audio that is encrypted. Raises StoreError.
         """
         done: list[Affected] = []
-        for row, people in await self._sessions_of(whom):
+        for id, people in [(row.id, people) for row, people in await self._sessions_of(whom)]:
+            # Not as it was found, before the others were done: there may be a hold on it by now.
+            row = await self._database.read(partial(recordings.get, session_id=id))
+            if row is None:
+                continue
             found = await self._judged(row, people)
             if found.outcome == "due":
                 try:

@@ -226,14 +226,16 @@ class LateRedaction:
         await self._database.write(erasure.compact_index)
         await self._database.shorten_log()
 
-    async def _plan(self, row: SessionRow) -> tuple[_Plan, Outcome | None]:
+    async def _plan(self, given: SessionRow) -> tuple[_Plan, Outcome | None]:
         """What is to be done, and why it cannot be now."""
 
-        def look(connection: Connection) -> tuple[bool, list[TranscriptRow]]:
-            busy = retention.has_open_jobs(connection, row.id)
-            return busy, list(erasure.transcripts_of(connection, row.id))
+        def look(connection: Connection) -> tuple[SessionRow, bool, list[TranscriptRow]]:
+            # What we were given may be hours old: there may be a hold on it by now.
+            there = recordings.get(connection, given.id) or given
+            busy = retention.has_open_jobs(connection, given.id)
+            return there, busy, list(erasure.transcripts_of(connection, given.id))
 
-        busy, stored = await self._database.read(look)
+        row, busy, stored = await self._database.read(look)
         document = SessionDocument.model_validate_json(row.document)
         policy = self._redactor.policy_of(document, row.peer)
         plan = await asyncio.to_thread(

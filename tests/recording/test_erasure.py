@@ -1,5 +1,6 @@
 """One person out of what is stored; what others said, and what is under hold, stays."""
 
+import asyncio
 import io
 import json
 import sqlite3
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from siprec_bridge.recording import (
     Vcons,
     fetch,
 )
+from siprec_bridge.recording.alteration import Alteration, Altered
 from siprec_bridge.recording.export import gather, zipped
 from siprec_bridge.recording.integrity import verify
 from siprec_bridge.recording.orders import AUDIO
@@ -589,6 +592,71 @@ async def test_what_cannot_be_fetched_is_told_and_nothing_of_it_is_left_here(
     assert not Path(row.folder).exists()
     assert kept is not None
     assert (kept.runner, kept.state) == (None, "done")
+
+
+async def test_cancelled_while_it_is_committed_nothing_of_the_audio_is_lost(
+    tmp_path: Path,
+) -> None:
+    hour = timedelta(hours=1)
+    wish = Alteration(lambda folder: None, frozenset({"0"}), needed=True, originals=True)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        await here.keep(keep_local=hour)
+
+        async def alter() -> None:
+            async with here.eraser._audio.altered(row, wish, Keys()) as altered:
+                await here.database.write(altered.note)
+                raise asyncio.CancelledError  # of the write, whose commit nobody could stop
+
+        with pytest.raises(asyncio.CancelledError):
+            await alter()
+        after = await here.keep(keep_local=hour)
+        await fetch(
+            here.database, Stores(here.store, {}), "s-1", out=tmp_path / "out", clock=lambda: START
+        )
+
+    assert after.local_gone_at is not None
+    assert loud(tmp_path / "out" / "s-1-1.wav") == list(range(10))
+
+
+async def test_cancelled_while_it_is_fetched_nothing_of_it_is_left_here(tmp_path: Path) -> None:
+    def cut_off(folder: Path) -> None:
+        raise asyncio.CancelledError
+
+    wish = Alteration(cut_off, frozenset({"0"}), needed=True, originals=True)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        await here.keep(keep_local=timedelta(hours=1))
+
+        with pytest.raises(asyncio.CancelledError):
+            async with here.eraser._audio.altered(row, wish, Keys()):
+                pass
+
+    assert not Path(row.folder).exists()
+
+
+async def test_a_hold_that_comes_while_other_sessions_are_done_keeps_the_audio(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.add("s-2")
+        change = here.eraser._audio.altered
+
+        @asynccontextmanager
+        async def while_others_are_done(*given: Any) -> AsyncIterator[Altered]:
+            hold = partial(recordings.update, session_id="s-2", held="{}")
+            await here.database.write(hold)
+            async with change(*given) as altered:
+                yield altered
+
+        here.eraser._audio.altered = while_others_are_done  # type: ignore[assignment, method-assign]
+
+        done = await here.eraser.erase(WHOM, by=None, reason=None)
+
+    assert [one.outcome for one in done] == ["erased", "held"]
+    assert loud(tmp_path / "recordings" / "s-2" / "s-2-0.wav") == list(range(10))
 
 
 @pytest.fixture

@@ -611,6 +611,34 @@ async def test_what_must_not_be_changed_now_is_told_and_stays(tmp_path: Path, st
     assert "4242 four" in transcript.text
 
 
+async def test_a_hold_that_comes_while_other_sessions_are_done_keeps_the_audio(
+    tmp_path: Path,
+) -> None:
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        page = [row async for row in late.sessions()]
+        await here.database.write(lambda c: recordings.update(c, "s-1", held="{}"))
+
+        done = [await late.redact(row) for row in page]
+
+    assert [one.outcome for one in done] == ["held"]
+    assert silent(here.folder / "s-1-1.wav") is None
+
+
+async def test_what_is_on_a_disk_that_is_not_mounted_is_not_told_to_be_redacted(
+    tmp_path: Path,
+) -> None:
+    async with before_it_was_wanted(tmp_path) as (here, late):
+        away = here.folder.rename(here.folder.with_name("unmounted"))
+
+        refused = await late.redact(await here.session())
+        away.rename(here.folder)
+        done = await late.redact(await here.session())
+
+    assert (refused.outcome, refused.cause) == ("failed", f"{here.folder}: is not there")
+    assert done.outcome == "redacted"
+    assert silent(here.folder / "s-1-1.wav") is not None
+
+
 async def test_audio_that_nobody_has_transcribed_is_withheld_until_somebody_does(
     tmp_path: Path,
 ) -> None:
