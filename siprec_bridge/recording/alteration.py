@@ -29,7 +29,15 @@ from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import InUse
 from siprec_bridge.recording.safekeeping import Stores
 from siprec_bridge.siprec import SessionDocument
-from siprec_bridge.store import Database, DepositRow, SessionRow, StoreError, deposits, retention
+from siprec_bridge.store import (
+    Database,
+    DepositRow,
+    SessionRow,
+    StoreError,
+    deposits,
+    recordings,
+    retention,
+)
 from siprec_bridge.vault import (
     Identities,
     KeptFile,
@@ -48,6 +56,7 @@ Treatment = Literal["silenced", "sealed_again", "deleted"]
 Change = Callable[[Path], FinishedAudio | None]
 
 _ROOM = ".altering"
+_RUNNER = "altering-"
 _RENEW_S = 20.0
 
 
@@ -137,7 +146,7 @@ class StoredAudio:
     @asynccontextmanager
     async def _alone(self, session_id: str) -> AsyncIterator[tuple[DepositRow, str]]:
         """Have the files to ourselves: no custodian sends or deletes them meanwhile."""
-        runner = f"altering-{secrets.token_hex(4)}"
+        runner = _RUNNER + secrets.token_hex(4)
         take = partial(deposits.take, session_id=session_id, runner=runner, now=self._clock())
         row = await self._database.write(take)
         if row is None:
@@ -240,6 +249,33 @@ class StoredAudio:
                 deposits.remeasure(connection, row.id, None)
 
         return note
+
+
+async def clear_up(
+    database: Database, *, clock: Callable[[], datetime], node: str | None, shared: bool
+) -> None:
+    """Delete what changes that were killed have left: audio in the clear, and copies from the archive.
+
+    Their leases tell of them. Whoever asks for the change once more begins anew. Raises StoreError.
+    """
+    runner = _RUNNER + secrets.token_hex(4)
+    find = partial(deposits.cut_off, runners=f"{_RUNNER}%", now=clock(), node=node, shared=shared)
+    for id in await database.read(find):
+        take = partial(deposits.take, session_id=id, runner=runner, now=clock())
+        kept = await database.write(take)
+        row = await database.read(partial(recordings.get, session_id=id))
+        if kept is None or row is None:
+            continue
+        folder = Path(row.folder)
+        away = kept.local_gone_at is not None and kept.dropping is None
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(shutil.rmtree, folder if away else folder / _ROOM)
+        except OSError as error:  # its lease stays, and tells of it the next time
+            log.error("archive.change_cut_off", session_id=id, cause=str(error))
+            continue
+        log.warning("archive.change_cut_off", session_id=id, effect="nothing, until asked again")
+        await database.write(partial(deposits.release, node=runner, session_id=id))
 
 
 def _here(row: SessionRow, change: Change) -> FinishedAudio | None:

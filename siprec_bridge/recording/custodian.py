@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 from sqlalchemy import Connection
 
+from siprec_bridge.recording.alteration import clear_up
 from siprec_bridge.recording.custody import Custody, Lost
 from siprec_bridge.recording.safekeeping import Safekeeping, Stores
 from siprec_bridge.store import (
@@ -69,10 +70,17 @@ class Custodian:
         await self._until_stored(partial(deposits.release, node=self._node))
         measured = renewed = asyncio.get_running_loop().time() - _MEASURE_S
         entered = not self._keeping.wanted
+        # Again once the leases of those are over that were killed just before.
+        clearings = [measured, measured + _MEASURE_S + 2 * deposits.LEASE.total_seconds()]
         try:
             while True:
                 now = asyncio.get_running_loop().time()
                 try:
+                    if clearings and now >= clearings[0]:
+                        await clear_up(
+                            self._database, clock=self._clock, node=self._node, shared=self._shared
+                        )
+                        del clearings[0]
                     if not entered:
                         entered = await self._enter_older()
                     if now - measured >= _MEASURE_S:

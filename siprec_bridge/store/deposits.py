@@ -331,6 +331,17 @@ def take(connection: Connection, session_id: str, runner: str, now: datetime) ->
     return next(map(_row, taken), None)
 
 
+def cut_off(
+    connection: Connection, runners: str, now: datetime, *, node: str | None, shared: bool
+) -> list[str]:
+    """Sessions whose files are here (`shared`: or anywhere) and that a runner LIKE this had when it died."""
+    over = deposits.c.runner.like(runners) & (deposits.c.lease_until < common_time(connection, now))
+    query = sa.select(deposits.c.session_id).where(over)
+    if not shared:
+        query = query.where(sa.or_(deposits.c.node.is_(None), deposits.c.node == node))
+    return list(connection.scalars(query))
+
+
 def altered(
     connection: Connection,
     row: DepositRow,

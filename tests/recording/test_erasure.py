@@ -743,6 +743,44 @@ async def test_cut_off_before_the_rows_were_changed_the_same_request_does_the_re
     assert not (Path(row.folder) / ".altering").exists()
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["here", "in the archive alone"])
+async def test_what_one_that_was_killed_had_opened_is_gone_when_the_bridge_is_back(
+    tmp_path: Path, key: Path, away: bool
+) -> None:
+    how: dict[str, Any] = {"recipients": recipients_of(key)}
+    if away:
+        how["keep_local"] = timedelta(hours=1)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        folder = Path(row.folder)
+        await here.keep(**how)
+        kept_here = {one.name for one in folder.glob("*")}
+        at = START + timedelta(hours=7)
+        await here.database.write(lambda c: deposits.take(c, "s-1", "altering-1", at))
+        (folder / ".altering").mkdir(parents=True)
+        (folder / ".altering" / "s-1-0.wav").write_bytes(b"zanzibar")
+
+        async def bridge(clock: datetime) -> str | None:
+            custodian = Custodian(
+                here.database, here.metrics, Safekeeping(store=here.store, **how),
+                Stores(here.store, {}), clock=lambda: clock,
+            )  # fmt: skip
+            running = asyncio.create_task(custodian.run())
+            await asyncio.wait([running], timeout=0.3)
+            running.cancel()
+            await asyncio.wait([running])
+            kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+            return kept.runner if kept is not None else None
+
+        assert await bridge(at) == "altering-1"  # it may be alive
+        assert (folder / ".altering").exists()
+        assert await bridge(at + timedelta(minutes=2)) is None
+
+    assert {one.name for one in folder.glob("*")} == kept_here
+    assert folder.exists() == (not away)
+
+
 async def test_without_the_key_nothing_is_done_to_encrypted_audio_but_what_is_chosen(
     tmp_path: Path, key: Path
 ) -> None:
