@@ -223,12 +223,9 @@ class Eraser:
             detail=erasure.detail(ids),
         )
 
-        def store(connection: Connection) -> None:
-            erasure.note(connection, line)
-            if "erased" in ids:
-                erasure.compact_index(connection)
-
-        await self._database.write(store)
+        await self._database.write(partial(erasure.note, row=line))
+        if "erased" in ids:
+            await erasure.compact_index(self._database)
         await self._database.shorten_log()
 
     async def _sessions_of(self, whom: Identifier) -> list[tuple[SessionRow, list[Participant]]]:

@@ -223,7 +223,7 @@ class LateRedaction:
 
     async def finish(self) -> None:
         """Leave nothing of what was taken out in the database's own corners. Raises StoreError."""
-        await self._database.write(erasure.compact_index)
+        await erasure.compact_index(self._database)
         await self._database.shorten_log()
 
     async def _plan(self, given: SessionRow) -> tuple[_Plan, Outcome | None]:

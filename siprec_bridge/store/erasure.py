@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -17,6 +18,9 @@ from siprec_bridge.store.recordings import SessionRow, row_of
 from siprec_bridge.store.schema import audit, events, jobs, sessions, sip_messages, values_of
 from siprec_bridge.store.schema import transcripts as transcripts_table
 from siprec_bridge.store.transcripts import TranscriptRow
+
+if TYPE_CHECKING:
+    from siprec_bridge.store.database import Database
 
 _BATCH = 200
 
@@ -126,10 +130,28 @@ def lines(connection: Connection, limit: int) -> list[AuditRow]:
     return [AuditRow(**values_of(row)) for row in connection.execute(query).mappings()]
 
 
-def compact_index(connection: Connection) -> None:
-    """Drop words from SQLite's index that are marked as deleted only; others' vacuum does it."""
-    if connection.dialect.name == "sqlite":
-        connection.execute(sa.text("INSERT INTO passages_fts (passages_fts) VALUES ('optimize')"))
+async def compact_index(database: "Database", pages: int = 500) -> None:
+    """Drop words from SQLite's index that are marked as deleted only; others' vacuum does it.
+
+    In short transactions of so many pages of 4 KiB: as one it would keep calls from being written down, for longer than
+    they wait where the index is large. Raises StoreError.
+    """
+    more = await database.write(partial(_merge, pages=-pages))  # negative: all of it, from now on
+    while more:
+        more = await database.write(partial(_merge, pages=pages))
+
+
+def _merge(connection: Connection, pages: int) -> bool:
+    """Write so many pages of the index anew. False: that was all. sqlite.org/fts5.html §6.8."""
+    if connection.dialect.name != "sqlite":
+        return False
+    changes = sa.text("SELECT total_changes()")
+    before = connection.execute(changes).scalar_one()
+    connection.execute(
+        sa.text("INSERT INTO passages_fts (passages_fts, rank) VALUES ('merge', :pages)"),
+        {"pages": pages},
+    )
+    return bool(connection.execute(changes).scalar_one() - before >= 2)
 
 
 def detail(values: Mapping[str, Any]) -> str:

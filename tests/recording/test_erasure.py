@@ -506,6 +506,40 @@ async def test_the_index_keeps_no_word_of_what_was_erased(tmp_path: Path) -> Non
     assert not {"zanzibar", "quux"} & terms
 
 
+async def test_a_large_index_is_compacted_a_little_at_a_time(tmp_path: Path) -> None:
+    waits: list[str] = []
+    async with desk(tmp_path) as here:
+        await here.add("s-2")
+        for part in range(6):
+
+            def store(connection: Connection, part: int = part) -> None:
+                for one in range(400):
+                    letters = f"{part}{one}".translate(str.maketrans("0123456789", "abcdefghij"))
+                    words = [f"{'gone' if part == 3 else 'kept'}{letters}", letters * 20]
+                    id = "s-2" if part == 3 else "s-1"
+                    row = {"session_id": id, "started_at": START, "words": words, "who": ()}
+                    connection.execute(schema.passages.insert().values(row))
+
+            await here.database.write(store)
+        gone = schema.passages.delete().where(schema.passages.c.session_id == "s-2")
+        await here.database.write(lambda c: c.execute(gone))
+
+        compacting = asyncio.create_task(erasure.compact_index(here.database, pages=1))
+        while not compacting.done():
+            # As calls are written down meanwhile: each gets its turn.
+            await here.database.write(lambda c: waits.append("a turn"))
+        await compacting
+    with closing(sqlite3.connect(tmp_path / "bridge.db")) as connection:
+        connection.execute(
+            "CREATE VIRTUAL TABLE temp.terms USING fts5vocab(main, passages_fts, 'row')"
+        )
+        terms = {term for (term,) in connection.execute("SELECT term FROM terms")}
+
+    assert len(waits) > 5
+    assert len([one for one in terms if one.startswith("kept")]) == 5 * 400
+    assert not [one for one in terms if one.startswith("gone")]
+
+
 @pytest.mark.parametrize(
     ("where", "outcome", "cause"),
     [
