@@ -34,13 +34,14 @@ class Signer:
         """PEM of certificates, ours first, and of our private key. Raises ValueError."""
         # Only now: a bridge that signs nothing does not load it.
         from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
         certificates = x509.load_pem_x509_certificates(chain)
         try:
             private = serialization.load_pem_private_key(key, None)
-        except TypeError as error:  # it has a passphrase
+        except (TypeError, UnsupportedAlgorithm) as error:  # it has a passphrase, or an odd curve
             raise ValueError(str(error)) from error
         alg: Literal["RS256", "ES256"]
         if isinstance(private, rsa.RSAPrivateKey) and private.key_size >= _SMALLEST_RSA:

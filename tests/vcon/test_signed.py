@@ -82,6 +82,7 @@ def test_a_chain_comes_along_with_ours_first(tmp_path: Path) -> None:
         (("rsa:1024",), "2048 bits or more"),
         (("ec", "-pkeyopt", "ec_paramgen_curve:P-384"), "of curve P-256"),
         (("ed25519",), "of curve P-256"),
+        (("ec", "-pkeyopt", "ec_paramgen_curve:sect163k1"), "is not supported"),
     ],
 )
 def test_a_key_that_readers_may_not_know_is_refused(
