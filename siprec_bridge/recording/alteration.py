@@ -23,7 +23,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.media import FinishedAudio, write_atomically
-from siprec_bridge.recording.fetching import bring
+from siprec_bridge.recording.fetching import RUNNER, alone, bring
 from siprec_bridge.recording.off_the_loop import off_the_loop
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import InUse
@@ -56,8 +56,6 @@ Treatment = Literal["silenced", "sealed_again", "deleted"]
 Change = Callable[[Path], FinishedAudio | None]
 
 _ROOM = ".altering"
-_RUNNER = "altering-"
-_RENEW_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,35 +136,10 @@ class StoredAudio:
             yield Altered(audio, "silenced" if audio is not None else None, note)
         else:
             async with (
-                self._alone(row.id) as (taken, runner),
+                alone(self._database, row.id, self._clock) as (taken, runner),
                 self._kept(row, taken, runner, wish, keys) as found,
             ):
                 yield found
-
-    @asynccontextmanager
-    async def _alone(self, session_id: str) -> AsyncIterator[tuple[DepositRow, str]]:
-        """Have the files to ourselves: no custodian sends or deletes them meanwhile."""
-        runner = _RUNNER + secrets.token_hex(4)
-        take = partial(deposits.take, session_id=session_id, runner=runner, now=self._clock())
-        row = await self._database.write(take)
-        if row is None:
-            raise InUse
-        renewal = asyncio.create_task(self._renew(session_id, runner))
-        try:
-            yield row, runner
-        finally:
-            renewal.cancel()
-            await asyncio.gather(renewal, return_exceptions=True)
-            with contextlib.suppress(StoreError):  # then the lease ends by itself
-                release = partial(deposits.release, node=runner, session_id=session_id)
-                await self._database.write(release)
-
-    async def _renew(self, session_id: str, runner: str) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            with contextlib.suppress(StoreError):
-                renew = partial(deposits.renew, ids=[session_id], now=self._clock(), node=runner)
-                await self._database.write(renew)
 
     @asynccontextmanager
     async def _kept(
@@ -258,8 +231,8 @@ async def clear_up(
 
     Their leases tell of them. Whoever asks for the change once more begins anew. Raises StoreError.
     """
-    runner = _RUNNER + secrets.token_hex(4)
-    find = partial(deposits.cut_off, runners=f"{_RUNNER}%", now=clock(), node=node, shared=shared)
+    runner = RUNNER + secrets.token_hex(4)
+    find = partial(deposits.cut_off, runners=f"{RUNNER}%", now=clock(), node=node, shared=shared)
     for id in await database.read(find):
         take = partial(deposits.take, session_id=id, runner=runner, now=clock())
         kept = await database.write(take)

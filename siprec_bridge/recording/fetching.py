@@ -1,10 +1,14 @@
 """A session's files back from the store, whole and proven."""
 
+import asyncio
+import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,8 +16,9 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from siprec_bridge.recording.off_the_loop import off_the_loop
+from siprec_bridge.recording.retention import InUse
 from siprec_bridge.recording.safekeeping import NotInStore, Stores
-from siprec_bridge.store import Database, DepositRow, SessionRow, deposits, recordings
+from siprec_bridge.store import Database, DepositRow, SessionRow, StoreError, deposits, recordings
 from siprec_bridge.vault import (
     Damaged,
     Interrupted,
@@ -23,7 +28,42 @@ from siprec_bridge.vault import (
     manifest_name,
 )
 
+RUNNER = "altering-"  # by which those are known that a custodian has to clear up after
+
 _CHUNK = 1 << 22
+_RENEW_S = 20.0
+
+
+@asynccontextmanager
+async def alone(
+    database: Database, session_id: str, clock: Callable[[], datetime]
+) -> AsyncIterator[tuple[DepositRow, str]]:
+    """Have a session's files to ourselves, as a runner: nobody sends, changes or deletes them meanwhile.
+
+    Raises InUse, StoreError.
+    """
+    runner = RUNNER + secrets.token_hex(4)
+    take = partial(deposits.take, session_id=session_id, runner=runner, now=clock())
+    row = await database.write(take)
+    if row is None:
+        raise InUse
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            with contextlib.suppress(StoreError):
+                await database.write(
+                    partial(deposits.renew, ids=[session_id], now=clock(), node=runner)
+                )
+
+    renewal = asyncio.create_task(renew())
+    try:
+        yield row, runner
+    finally:
+        renewal.cancel()
+        await asyncio.gather(renewal, return_exceptions=True)
+        with contextlib.suppress(StoreError):  # then the lease ends by itself
+            await database.write(partial(deposits.release, node=runner, session_id=session_id))
 
 
 async def fetch(
@@ -64,15 +104,22 @@ async def fetch(
     else:
         store = stores.at(kept.place)
     folder = out or here
-    made = await off_the_loop(partial(bring, store, kept.prefix, here, folder, manifest))
-    if out is None:
-        now = clock()
-        until = now + keep_local if keep_local is not None else None
-        back = partial(deposits.brought_back, session_id=session_id, not_before=until)
-        if not await database.write(back):
-            shutil.rmtree(here, ignore_errors=True)
-            raise NotInStore(f"{session_id} is being deleted")
-        await database.write(partial(deposits.remeasure, session_id=session_id, octets=None))
+    work = partial(bring, store, kept.prefix, here, folder, manifest)
+    if out is not None:
+        return await off_the_loop(work)
+    try:
+        async with alone(database, session_id, clock) as (taken, _):
+            if (taken.manifest, taken.local_gone_at) != (kept.manifest, kept.local_gone_at):
+                raise InUse  # a moment ago
+            made = await off_the_loop(work)
+            until = clock() + keep_local if keep_local is not None else None
+            back = partial(deposits.brought_back, session_id=session_id, not_before=until)
+            if not await database.write(back):
+                shutil.rmtree(here, ignore_errors=True)
+                raise NotInStore(f"{session_id} is being deleted")
+    except InUse:
+        raise NotInStore(f"somebody works at the files of {session_id}: ask again") from None
+    await database.write(partial(deposits.remeasure, session_id=session_id, octets=None))
     return made
 
 

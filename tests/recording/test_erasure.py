@@ -28,6 +28,7 @@ from siprec_bridge.recording import (
     Identifier,
     Keep,
     Keys,
+    NotInStore,
     Retention,
     Safekeeping,
     StoredAudio,
@@ -775,6 +776,31 @@ async def test_cut_off_before_the_rows_were_changed_the_same_request_does_the_re
     assert row is not None
     assert verify(row, kept).troubles == ()
     assert not (Path(row.folder) / ".altering").exists()
+
+
+async def test_what_is_fetched_meanwhile_does_not_take_the_place_of_what_was_silenced(
+    tmp_path: Path,
+) -> None:
+    hour = timedelta(hours=1)
+    wish = Alteration(lambda folder: None, frozenset({"0"}), needed=True, originals=True)
+    async with desk(tmp_path) as here:
+        row = await here.row("s-1")
+        assert row is not None
+        await here.keep(keep_local=hour)
+        stores = Stores(here.store, {})
+
+        async with here.eraser._audio.altered(row, wish, Keys()):
+            silenced = Path(row.folder) / "s-1-0.wav"
+            silenced.write_bytes(b"silence")
+            with pytest.raises(NotInStore, match="somebody works at the files of s-1"):
+                await fetch(here.database, stores, "s-1", clock=lambda: START)
+            assert silenced.read_bytes() == b"silence"
+        back = await fetch(here.database, stores, "s-1", clock=lambda: START)
+        kept = await here.database.read(lambda c: deposits.get(c, "s-1"))
+
+    assert {one.parent for one in back} == {Path(row.folder)}
+    assert kept is not None
+    assert (kept.local_gone_at, kept.runner) == (None, None)
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["here", "in the archive alone"])
