@@ -327,17 +327,26 @@ def _filter(first: int, last: int, interfaces: Sequence[str]) -> bytes:
         lines.append((label, code, k, yes, no))
 
     load, load_half, load_octet, same, end = 0x20, 0x28, 0x30, 0x15, 0x06
+    # A bridge can have more ports than the 255 lines that a jump goes at most: none goes far up here.
+    over = "the next line"
     add(load, 0xFFFFF004)  # kind of packet: to this host
-    add(same, 0, no="drop")
+    add(same, 0, yes=over)
+    add(end, 0)
     add(load_octet, 0xFFFFF030)  # whether there is a tag
-    add(same, 0, no="drop")
-    add(load, 0xFFFFF008)  # number of the interface
+    add(same, 0, yes="untagged")
+    add(load, 0xFFFFF02C)  # network 0: no network, the tag tells a priority only
+    add(0x54, 0x0FFF)
+    add(same, 0, yes=over)
+    add(end, 0)
+    add(load, 0xFFFFF008, label="untagged")  # number of the interface
     for number in numbers:
-        add(same, number, yes="ip")
+        add(same, number, no=over)
+        add(0x05, 0, yes="ip")
     if numbers:
-        add(0x05, 0, yes="drop")
+        add(end, 0)
     for number in below:
-        add(same, number, yes="drop")
+        add(same, number, no=over)
+        add(end, 0)
     add(load_octet, _NETWORK, label="ip")
     add(0x54, 0xF0)
     add(same, 0x60, yes="six")
@@ -365,6 +374,7 @@ def _filter(first: int, last: int, interfaces: Sequence[str]) -> bytes:
     at = {label: number for number, (label, *_) in enumerate(lines) if label}
     out = b""
     for number, (_, code, k, yes, no) in enumerate(lines):
+        at[over] = number + 2
         to_yes, to_no = (at[one] - number - 1 if one else 0 for one in (yes, no))
         if code == 0x05:  # a jump has its way in k
             k, to_yes = to_yes, 0

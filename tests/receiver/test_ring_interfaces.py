@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FAR = """
-import socket
+import socket, struct
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 one.settimeout(0.05)
 while True:  # until the way is there
@@ -24,6 +24,15 @@ for number in range(20):
 one.sendto(bytes(2000), ("10.99.0.1", 20000))
 one.setsockopt(socket.IPPROTO_UDP, 103, 172)  # UDP_SEGMENT
 one.sendto(bytes(10 * 172), ("10.99.0.1", 20000))
+# With the tag of VLAN 0: a priority, and no network of its own.
+ends = bytes([10, 99, 0, 2]) + bytes([10, 99, 0, 1])
+udp = struct.pack("!4H", 5555, 20000, 8 + 160, 0) + bytes(160)
+words = [0x4500, 20 + len(udp), 0, 0, 0x4011, 0, *struct.unpack("!4H", ends)]
+words[5] = 0xFFFF - sum(words) % 0xFFFF
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+    raw.bind(("vb", 0))
+    frame = bytes.fromhex("020000000001") + raw.getsockname()[4] + bytes.fromhex("8100a0000800")
+    raw.send(frame + struct.pack("!10H", *words) + udp)
 """
 NEAR = """
 import json, socket, subprocess, sys
@@ -52,11 +61,18 @@ SET_UP = """
 set -e
 mount --make-rprivate / && mount -t tmpfs none /run && mount -t sysfs none /sys
 ip netns add far
-ip link add va type veth peer name vb && ip link set vb netns far
-ip link add br0 type bridge
+ip link add va address 02:00:00:00:00:01 type veth peer name vb && ip link set vb netns far
+ip link add br0 address 02:00:00:00:00:01 type bridge
 ip link set va master br0 up
 ip address add 10.99.0.1/24 dev br0 && ip link set br0 up
 ip -n far address add 10.99.0.2/24 dev vb && ip -n far link set vb up
+"""
+MANY_PORTS = """
+for number in $(seq 130); do
+    echo link add x$number type veth peer name y$number
+    echo link set x$number master br0
+    echo link set y$number master br0
+done | ip -batch -
 """
 ALONE = ("unshare", "--net", "--mount", "sh", "-c")
 
@@ -68,13 +84,14 @@ def _refusal() -> str | None:
     return done.stderr.strip() or None if done.returncode else None
 
 
-def test_each_packet_comes_once_at_a_bridge_whole_and_in_its_place() -> None:
+@pytest.mark.parametrize("more", ["", MANY_PORTS], ids=["two ports", "hundreds of ports"])
+def test_each_packet_comes_once_at_a_bridge_whole_and_in_its_place(more: str) -> None:
     if refusal := _refusal():
         pytest.skip(refusal)
 
     done = subprocess.run(
-        [*ALONE, f'{SET_UP}exec "$0" "$@"', sys.executable, "-c", NEAR, FAR],
+        [*ALONE, f'{SET_UP}{more}exec "$0" "$@"', sys.executable, "-c", NEAR, FAR],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
 
-    assert json.loads(done.stdout) == 3 * [20 * [172] + [2000] + 10 * [172]]
+    assert json.loads(done.stdout) == 3 * [20 * [172] + [2000] + 10 * [172] + [160]]
