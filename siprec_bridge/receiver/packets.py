@@ -19,6 +19,7 @@ _FRAGMENT, _AUTHENTICATION = 44, 51
 _OPTIONS = (0, 43, 60)  # hop-by-hop, routing, destination
 _MOST_REASSEMBLIES = 1024
 _LONGEST_DATAGRAM = 65_535
+_MOST_PIECES = 128  # of a datagram: the longest in those of 576 octets. RFC 791
 _FRAGMENT_LIFE_NS = 30_000_000_000
 
 CUT = "packets that the capture cut short (capture with tcpdump -s 0)"
@@ -196,6 +197,9 @@ class Dissector:
             self.ignored[_INCOMPLETE] += 1
             return None
         known = self._fragments.setdefault(key, _Pieces(at_ns))
+        if len(known.pieces) >= _MOST_PIECES:  # to look through more each time takes too long
+            self.ignored[_INCOMPLETE] += 1
+            return None
         known.pieces.setdefault(offset, body)
         if not more:
             known.total = offset + len(body)
