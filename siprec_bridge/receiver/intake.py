@@ -5,6 +5,7 @@ stream is a system call to receive and one to write. Only a stream in which some
 (lost, repeated, a new source, keys) gets more than that.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.stream import Ints
-from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock, shield, shut
+from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock, dropped, shield, shut
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     HEADER_SIZE,
@@ -125,6 +126,9 @@ class Intake:
             shut(stream.rtp)
         elif stream.by_ring and not wanted:
             shield(stream.rtp, stream.guests)
+            with contextlib.suppress(OSError):  # what it was shut for was taken by the ring
+                stream.drops = dropped(stream.rtp)
+                self._rows["drops"][stream.row] = stream.drops
             self.settle()
             self._ring.close(host, port)
             stream.by_ring = False

@@ -274,12 +274,12 @@ class Ring:
                         four["destination"] == int.from_bytes(host.packed, sys.byteorder)
                     )
                 ports = four["to"]
+            elif host.is_unspecified:  # its socket takes both
+                there, ports = is_six | is_four, np.where(is_six, six["to"], four["to"])
             else:
-                there = is_six
-                if not host.is_unspecified:
-                    high, low = struct.unpack("=QQ", host.packed)
-                    to = six["destination"]
-                    there = there & (to[:, 0] == high) & (to[:, 1] == low)
+                high, low = struct.unpack("=QQ", host.packed)
+                to = six["destination"]
+                there = is_six & (to[:, 0] == high) & (to[:, 1] == low)
                 ports = six["to"]
             if there.any():
                 found = table[ports]
@@ -294,7 +294,9 @@ class Ring:
         row = NO_ROW
         destination = ip_address(one.destination.host)
         for host, table in self._tables.items():
-            if host == destination or (host.is_unspecified and host.version == destination.version):
+            if host == destination or (
+                host.is_unspecified and host.version in (6, destination.version)
+            ):
                 row = max(row, int(table[one.destination.port]))
         if row == NO_ROW:
             return []

@@ -35,6 +35,7 @@ _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _END = 0x06  # of a filter's program: how many octets are taken
 _SO_TIMESTAMPNS = 35
 _SO_RXQ_OVFL = 40
+_SO_MEMINFO, _DROPS = 55, 8
 _MSG_TRUNC = 0x20
 _DONTWAIT = int(socket.MSG_DONTWAIT)  # an enum would be converted at each call
 _TRIES = 3  # an ICMP error of something sent comes once, ahead of what waits
@@ -243,6 +244,12 @@ def shield(one: socket.socket, sources: Iterable[Source]) -> bool:
 def shut(one: socket.socket) -> None:
     """Have the kernel drop all that comes to a socket. Raises OSError."""
     attach_filter(one, struct.pack("=HBBI", _END, 0, 0, 0))
+
+
+def dropped(one: socket.socket) -> int:
+    """How many datagrams the kernel has dropped at a socket, as SO_RXQ_OVFL counts. Raises OSError."""
+    told = one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_DROPS + 1))
+    return int(struct.unpack_from("=I", told, 4 * _DROPS)[0])
 
 
 def attach_filter(one: socket.socket, program: bytes) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from harness.capture import Sent, ip, udp
 from harness.media import engine, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
-from siprec_bridge.media import MediaUnavailable
+from siprec_bridge.dtls import Certificate
+from siprec_bridge.media import DtlsTask, MediaUnavailable
 from siprec_bridge.receiver.packets import Address
 from siprec_bridge.receiver.ring import Ring
 from siprec_bridge.receiver.sweep import LARGEST, SLOTS, Arena
@@ -70,6 +72,46 @@ async def test_what_came_is_in_the_spools_octet_by_octet(tmp_path: Path, host: s
         (100, 0, 0), (100, 0, 0), (1, 0, 0),
     ]  # fmt: skip
     assert {one.name for one in events} == {"started", "learned"}
+
+
+@with_ring
+async def test_a_stream_at_every_address_takes_both_families_as_its_socket_does(
+    tmp_path: Path,
+) -> None:
+    async with engine(ring=SIZE, rtp_source="any") as (media, _, metrics):
+        one = spec(tmp_path, host="::")
+        port = (await media.open(one)).rtp_port
+        send(VOICE[:30], port, "127.0.0.1")
+        send(VOICE[30:60], port, "::1")
+        whole = udp(Sent(0, Address("127.0.0.1", 4000), Address("127.0.0.1", port), VOICE[60]))
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            for at, more in ((0, 0x2000), (80, 0)):
+                piece = whole[at : at + 80] if more else whole[at:]
+                flags = more | at // 8
+                raw.sendto(
+                    ip("127.0.0.1", "127.0.0.1", 17, piece, fragment=flags), ("127.0.0.1", 0)
+                )
+        await received(metrics, 61)
+        await media.close([one.stream_id])
+
+    assert spooled(one.spool) == VOICE[:61]
+
+
+@with_ring
+async def test_what_the_ring_took_does_not_count_as_dropped_at_the_socket(tmp_path: Path) -> None:
+    """The stream goes on by DTLS, and so by its socket, which was shut until then."""
+    ours, theirs = Certificate.make(), Certificate.make()
+    async with engine(ring=SIZE, rtp_source="any") as (media, _, metrics):
+        plain = spec(tmp_path)
+        port = (await media.open(plain)).rtp_port
+        send(VOICE[:50], port)
+        await received(metrics, 50)
+        await media.update(replace(plain, dtls=DtlsTask((theirs.fingerprint,), ours.pem)))
+        send(VOICE[50:], port)  # without keys nobody knows whose they are
+
+        (report,) = await media.close([plain.stream_id])
+
+    assert (report.packets, report.unauthenticated, report.kernel_drops) == (50, 50, 0)
 
 
 @with_ring
