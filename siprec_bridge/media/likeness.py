@@ -73,7 +73,8 @@ def _above(levels: Cells) -> Cells:
 def _median(differences: npt.NDArray[np.int16]) -> float:
     """Of whole decibels, by counting them: the call may have millions."""
     counts = np.bincount(differences + 256, minlength=512)
-    return float(np.searchsorted(np.cumsum(counts), len(differences) / 2)) - 256
+    middle = (len(differences) - 1) // 2, len(differences) // 2
+    return float(np.searchsorted(np.cumsum(counts), middle, side="right").mean()) - 256
 
 
 def _best_lag(one: Cells, other: Cells, shift: int) -> tuple[float, int]:
