@@ -83,7 +83,11 @@ class LiveEngine:
 
     def _start(self, process: LiveSupervisor) -> None:
         if self._group is not None:  # else `run` does
-            self._group.create_task(process.run(), name=f"live process {process.number}")
+            work = process.run()
+            try:
+                self._group.create_task(work, name=f"live process {process.number}")
+            except RuntimeError:  # it has ended: who opens a stream must not fail by it, and `run`
+                work.close()  # starts all of them anew
 
     def _closed(self, name: str) -> None:
         self._at.pop(name, None)

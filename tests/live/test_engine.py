@@ -1,7 +1,9 @@
-"""Which of the live processes a stream is heard in. None of them runs here."""
+"""Which of the live processes a stream is heard in. None of them hears anything here."""
 
+import asyncio
 from pathlib import Path
 
+from harness.live_recogniser import until
 from siprec_bridge.live.control import LiveStream
 from siprec_bridge.live.engine import LiveEngine
 from siprec_bridge.live.recogniser import Wanted
@@ -38,3 +40,16 @@ def test_there_are_no_more_than_allowed_and_they_share_what_comes() -> None:
 
     assert made.processes == 2
     assert max(made.loads) - min(made.loads) < 0.01
+
+
+async def test_a_call_that_comes_while_they_are_started_anew_is_not_turned_away() -> None:
+    made, _ = engine(2, 100)
+    running = asyncio.create_task(made.run())
+    await until(lambda: bool(made.pids))
+    running.cancel()  # as by a failure
+    await asyncio.wait([running])
+    made.full = 0.0
+
+    made.open(LiveStream("one more", Path("more.spool"), Wanted("ws://127.0.0.1:1", 5.0)))
+
+    assert made.processes == 2

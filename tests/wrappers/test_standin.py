@@ -92,6 +92,19 @@ def test_a_file_that_is_no_audio_is_exit_code_1_with_its_name(tmp_path: Path) ->
 
 
 @pytest.mark.peer
+def test_a_disk_that_is_full_is_exit_code_1_with_the_cause(tmp_path: Path) -> None:
+    good = write_wav(tmp_path / "good.wav", np.zeros(1600, np.int16))
+    limited = 'ulimit -f 0; trap "" XFSZ; exec "$@"'  # as on a full disk, no octet can be written
+    full = subprocess.run(
+        ["bash", "-c", limited, "bash", STANDIN, good, "--output_dir", tmp_path],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+    assert full.returncode == 1
+    assert full.stderr == "whisper-standin: [Errno 27] File too large\n"
+
+
+@pytest.mark.peer
 def test_wrong_arguments_are_exit_code_2() -> None:
     assert run("a.wav", "--output_format", "docx").returncode == 2
     assert run().returncode == 2

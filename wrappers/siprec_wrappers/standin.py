@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"whisper-standin: {failure}", file=sys.stderr)
         return failure.code
     except OSError as error:
-        print(f"whisper-standin: {error.filename}: {error.strerror}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if error.filename else error
+        print(f"whisper-standin: {said}", file=sys.stderr)
         return 1
     return 0
 
