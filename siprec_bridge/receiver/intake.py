@@ -120,6 +120,9 @@ class Intake:
         host, port = stream.spec.host, stream.rtp.getsockname()[1]
         wanted = stream.spec.dtls is None
         if wanted and not stream.by_ring:
+            # What is there by now came to another stream, or to nobody while there was none at all:
+            # nobody sweeps then. What came to this one is at its socket as well.
+            self._sweep_ring(self._ring, alone=len(self._streams) == 1)
             self._ring.open(host, port, stream.row)
             self.sweep([stream])
             stream.by_ring = True
@@ -139,11 +142,13 @@ class Intake:
             self._ring.settle()
             self._sweep_ring(self._ring)
 
-    def _sweep_ring(self, ring: "Ring") -> None:
+    def _sweep_ring(self, ring: "Ring", *, alone: bool = False) -> None:
         for rows, counts in ring.take(self._arena):
             self._store([self._streams[row] for row in rows], counts)
         self._arena.use_slots()
-        self._uplink.counters.kernel_drops += ring.drops()
+        drops = ring.drops()
+        if not alone:
+            self._uplink.counters.kernel_drops += drops
 
     def sweep(self, streams: Sequence[LiveStream]) -> None:
         """Take everything that waits, in as many rounds as the arena needs."""

@@ -115,6 +115,31 @@ async def test_what_the_ring_took_does_not_count_as_dropped_at_the_socket(tmp_pa
 
 
 @with_ring
+async def test_what_came_before_a_stream_was_there_is_not_its_own(tmp_path: Path) -> None:
+    port = FIRST + FIRST % 2
+    watch = Ring(port, port + 1, ("lo",), 1 << 20)
+    async with engine(ring=1 << 20, ports=(port, port + 1), rtp_source="any") as (
+        media,
+        _,
+        metrics,
+    ):
+        before, after = spec(tmp_path), spec(tmp_path, session="s2")
+        await media.open(before)
+        await media.close([before.stream_id])
+        for _ in range(100):  # goes on after its end, for more than the ring holds
+            send(VOICE, port)
+        watch.settle()
+        await media.open(after)
+        send(VOICE[:3], port)
+        (report,) = await media.close([after.stream_id])
+        drops = metrics.registry.get_sample_value("siprec_rtp_kernel_drops_total")
+    watch.stop()
+
+    assert spooled(after.spool) == VOICE[:3]
+    assert (report.packets, drops) == (3, 0)
+
+
+@with_ring
 async def test_a_stranger_is_dropped_and_counted(tmp_path: Path) -> None:
     stream = spec(tmp_path, home="127.0.0.1")
     async with engine(ring=SIZE) as (media, events, metrics):
