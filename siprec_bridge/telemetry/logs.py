@@ -49,9 +49,9 @@ def configure_logs(
             colors=out.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
         if console
-        else structlog.processors.JSONRenderer(default=str)
+        else structlog.processors.JSONRenderer(default=str, skipkeys=True)
     )
-    # Not by way of the library's records, which cost as much again.
+    # Not by way of the library's records, which cost as much again, and let nothing raise here.
     structlog.configure(
         processors=[*shared, renderer],
         logger_factory=_Lines(out),

@@ -61,6 +61,14 @@ def test_a_line_is_json_with_its_fields(lines: io.StringIO) -> None:
     assert (second["event"], second["level"]) == ("careful now", "warning")
 
 
+def test_a_field_that_json_has_no_form_for_ends_nothing(lines: io.StringIO) -> None:
+    structlog.get_logger().info("a.thing", counts={("a", 1): 2, "all": 2}, when=Path("x"))
+
+    (line,) = logged(lines)
+
+    assert (line["counts"], line["when"]) == ({"all": 2}, "x")
+
+
 def test_what_a_library_warns_of_is_told_by_its_cause_and_what_fails_with_its_traceback(
     lines: io.StringIO,
 ) -> None:
