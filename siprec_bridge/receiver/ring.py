@@ -385,9 +385,10 @@ def _filter(first: int, last: int, interfaces: Sequence[str]) -> bytes:
 
 
 def _enslaved() -> list[int]:
-    """Numbers of the interfaces that are ports of a bridge or bond."""
+    """Numbers of the interfaces that are ports of a bridge or bond; those of a VRF are no such."""
     found = []
     for number, name in socket.if_nameindex():
-        if Path("/sys/class/net", name, "master").exists():
+        master = Path("/sys/class/net", name, "master")
+        if master.exists() and "DEVTYPE=vrf" not in (master / "uevent").read_text():
             found.append(number)
     return found

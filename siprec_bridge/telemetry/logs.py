@@ -21,6 +21,8 @@ _DIGEST = re.compile(r'((?:response|cnonce|nonce)=")[^"]*"', re.I)
 _OUR_SECRET = re.compile(r"siprec_[A-Za-z0-9_-]{43}")
 _WEBHOOK_SECRET = re.compile(r"whsec_[A-Za-z0-9+/=]+")
 _BEARER = re.compile(r"(bearer\s+)[^\s\"',]+", re.I)
+_HEAD_END = re.compile(r"\r?\n\r?\n")
+_KEYS = re.compile(r"^(?:content-type|c)[ \t]*:[ \t]*application/dtmf", re.I | re.M)  # pressed
 MASK = "***"
 
 
@@ -113,7 +115,7 @@ def mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def masked(text: str) -> str:
-    """The text without passwords in URLs, tokens, webhooks' secrets, SDES keys and digests."""
+    """The text without passwords in URLs, tokens, webhooks' secrets, SDES keys, digests, pressed keys."""
     lower = text.lower()  # a look for a word is a hundredth of a look for a pattern
     if "://" in text:
         text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
@@ -127,4 +129,8 @@ def masked(text: str) -> str:
         text = _BEARER.sub(rf"\1{MASK}", text)
     if 'nonce="' in lower or 'response="' in lower:
         text = _DIGEST.sub(rf'\1{MASK}"', text)
+    if "application/dtmf" in lower:  # of INFO: people type card numbers
+        head = _HEAD_END.search(text)
+        if head is not None and _KEYS.search(text, 0, head.start()):
+            text = text[: head.end()] + MASK
     return text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from siprec_bridge.telemetry import Health, Metrics, configure_logs
+from siprec_bridge.telemetry import Health, Metrics, configure_logs, masked
 from siprec_bridge.telemetry import health as health_module
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,7 @@ def test_what_a_library_warns_of_is_told_by_its_cause_and_what_fails_with_its_tr
         ({"path": f"/ws/transcripts?ticket=siprec_{'Ab-_' * 10}abc&final=true"}, "Ab-_"),
         ({"cause": "bad whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}, "MfKQ9r8"),
         ({"header": 'Digest response="6629fae49393a05397450978507c4ef1"'}, "6629fae"),
+        ({"sip": "INFO sip:a SIP/2.0\r\nc: application/dtmf-relay\r\n\r\nSignal=#\r\n"}, "#"),
     ],
 )
 def test_secrets_are_masked(lines: io.StringIO, fields: dict[str, str], secret: str) -> None:
@@ -106,6 +107,12 @@ def test_secrets_are_masked(lines: io.StringIO, fields: dict[str, str], secret: 
 
     assert secret not in lines.getvalue()
     assert "***" in lines.getvalue()
+
+
+def test_a_message_that_only_takes_pressed_keys_is_shown_whole() -> None:
+    message = "INVITE sip:a SIP/2.0\r\nAccept: application/dtmf-relay\r\n\r\nv=0\r\n"
+
+    assert masked(message) == message
 
 
 def test_an_exception_is_one_line(lines: io.StringIO) -> None:
