@@ -7,6 +7,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from harness.bridge import kill_what_is_left
 from harness.postgresql import Postgresql
 from harness.rabbitmq import RabbitMq
 from harness.s3 import S3
@@ -26,6 +27,13 @@ def _own_logs() -> Iterator[None]:
     """A test that sets up logging does so for itself alone."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def _no_bridges_left() -> Iterator[None]:
+    """A test that fails leaves nothing running."""
+    yield
+    kill_what_is_left()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,18 @@ class Bridge:
             return await self.process.wait()
 
 
+_started: list[asyncio.subprocess.Process] = []
+
+
+def kill_what_is_left() -> None:
+    """End the bridges of a test that failed before it could."""
+    for process in _started:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+    _started.clear()
+
+
 async def start_bridge(data: Path, **environment: str) -> Bridge:
     """Start `siprec-bridge serve` on a data folder and wait until it says that it is ready."""
     data.mkdir(parents=True, exist_ok=True)
@@ -123,6 +135,7 @@ async def start_bridge(data: Path, **environment: str) -> Bridge:
             sys.executable, "-m", "siprec_bridge", "serve",
             env=clean | settings | environment, stdout=sink, stderr=sink, cwd=data,
         )  # fmt: skip
+    _started.append(process)
     bridge = Bridge(process, log_file, data)
     ready = await bridge.wait_for_log("bridge.ready")
     bridge.ready = ready
