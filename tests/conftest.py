@@ -1,5 +1,6 @@
 """What several test folders share: a broker, a database server, and hypothesis without surprises."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,8 +26,12 @@ settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def _own_logs() -> Iterator[None]:
     """A test that sets up logging does so for itself alone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from siprec_bridge.cli.serve import serve
 from siprec_bridge.cli.vcon import sessions_vcon
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store import StoreError
+from siprec_bridge.telemetry import configure_logs
 
 app = typer.Typer(
     help="SIPREC recording server: calls in over SIP and RTP, who-said-what out.",
@@ -61,3 +62,4 @@ def _root(
     if version:
         print(f"siprec-bridge {__version__}")
         raise typer.Exit
+    configure_logs("warning", "auto")  # on stderr: what a command prints may be piped on

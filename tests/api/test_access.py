@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
             for number, (id, domain) in enumerate(
                 [("s1", "sales.example.com"), ("s2", "example.com"), ("s3", "sales.example.com")]
             ):
-                row = session(id, number, domain)
+                row = replace(session(id, number, domain), folder=str(folder))
                 recordings.insert(connection, row)
                 people = '{"participants": [{"name": "Caller"}]}'
                 search.index(connection, id, row.started_at, people)
