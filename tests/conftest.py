@@ -8,7 +8,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from harness.bridge import kill_what_is_left
+from harness.bridge import none_left
 from harness.postgresql import Postgresql
 from harness.rabbitmq import RabbitMq
 from harness.s3 import S3
@@ -36,9 +36,9 @@ def _own_logs() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_bridges_left() -> Iterator[None]:
-    """A test that fails leaves nothing running."""
-    yield
-    kill_what_is_left()
+    """A test that fails leaves nothing running; what several share was there before it."""
+    with none_left():
+        yield
 
 
 @pytest.fixture(scope="session")

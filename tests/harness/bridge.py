@@ -5,8 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,18 @@ class Bridge:
 _started: list[asyncio.subprocess.Process] = []
 
 
-def kill_what_is_left() -> None:
-    """End the bridges of a test that failed before it could."""
-    for process in _started:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-    _started.clear()
+@contextmanager
+def none_left() -> Iterator[None]:
+    """End the bridges that were started within, whatever has gone wrong there."""
+    before = len(_started)
+    try:
+        yield
+    finally:
+        for process in _started[before:]:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+        del _started[before:]
 
 
 async def start_bridge(data: Path, **environment: str) -> Bridge:
