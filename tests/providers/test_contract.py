@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -177,3 +178,22 @@ def test_the_kit_catches_a_process_that_outlives_its_run(tmp_path: Path) -> None
         for process in started:
             process.kill()
             process.wait()
+
+
+def test_what_another_process_starts_is_not_taken_for_the_providers(tmp_path: Path) -> None:
+    class Slow(Faulty):
+        async def transcribe(self, jobs: Sequence[Job]) -> Run:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    class SlowKit(Kit):
+        def load(self, options: Mapping[str, str]) -> Provider:
+            return Slow(Path(options["TMPDIR"]))
+
+    # A database server beside the tests starts helpers of its own whenever it likes.
+    server = subprocess.Popen(["sh", "-c", "while :; do sleep 0.02; done"])
+    time.sleep(0.05)  # so that it is older than the provider
+    try:
+        SlowKit().test_cancelled_it_leaves_no_process_and_no_file(tmp_path)
+    finally:
+        server.kill()
+        server.wait()
