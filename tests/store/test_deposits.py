@@ -1,27 +1,16 @@
 """Deposits where nodes share the database: one works at each, and who has lost it is not heard."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from sqlalchemy import Connection
 
+from harness.database import opened
 from siprec_bridge.store import Database, DepositRow, JobRow, SessionRow, deposits, jobs, recordings
 from siprec_bridge.store.jobs import JobState
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 LATER = timedelta(minutes=1)
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def lay_down(

@@ -3,25 +3,14 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from harness.database import opened
 from siprec_bridge.store import Database, SessionRow, groups, recordings, transcripts
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def add(database: Database, id: str, group: str | None, seconds: float = 0.0) -> None:

@@ -5,8 +5,7 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from harness.database import opened
 from harness.postgresql import Postgresql
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store import (
@@ -43,16 +43,6 @@ def insert(id: str) -> partial[None]:
 
 def event(id: str) -> Event:
     return Event(id, "s1", "session.started", NOW, "{}")
-
-
-@asynccontextmanager
-async def opened(url: str, wait: float = 0.0) -> AsyncIterator[Database]:
-    database = Database(url, wait=wait)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def ids(database: Database) -> set[str]:

@@ -2,8 +2,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
+from harness.database import opened
 from siprec_bridge.store import (
     Database,
     Found,
@@ -45,16 +44,6 @@ def document(id: str, *said: tuple[Participant, str]) -> str:
         session_id=id, sip_call_id="c", started_at=NOW, ended_at=NOW, duration=1.0,
         participants=people, utterances=utterances, provider="w", model="m",
     ).model_dump_json()  # fmt: skip
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def talk(

@@ -5,8 +5,6 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
+from harness.database import opened
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store import (
     Database,
@@ -44,16 +43,6 @@ def session(id: str, minutes: int = 0) -> SessionRow:
 
 def event(id: str) -> Event:
     return Event(id, "s1", "session.started", NOW, "{}")
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def with_session(database: Database) -> None:
