@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyrage import x25519
 from sqlalchemy import Connection
 
+from harness.age import recipients_of, secret_key
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
@@ -76,7 +76,6 @@ from siprec_bridge.vault import (
     Identities,
     Manifest,
     ObjectStore,
-    Recipients,
     decrypt_file,
     encrypt_bytes,
     open_store,
@@ -696,14 +695,7 @@ async def test_a_hold_that_comes_while_other_sessions_are_done_keeps_the_audio(
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """A secret key, as age-keygen writes it."""
-    file = tmp_path / "auditors.key"
-    file.write_text(str(x25519.Identity.generate()))
-    return file
-
-
-def recipients_of(key: Path) -> Recipients:
-    return Recipients((str(x25519.Identity.from_str(key.read_text()).to_public()),))
+    return secret_key(tmp_path)
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["here", "in the archive alone"])
@@ -849,8 +841,7 @@ async def test_without_the_key_nothing_is_done_to_encrypted_audio_but_what_is_ch
         assert row is not None
         folder = Path(row.folder)
         await here.keep(recipients=recipients_of(key))
-        other = tmp_path / "other.key"
-        other.write_text(str(x25519.Identity.generate()))
+        other = secret_key(tmp_path, "other.key")
         before = {one.name: one.read_bytes() for one in folder.iterdir()}
 
         (due,) = await here.eraser.find(WHOM)

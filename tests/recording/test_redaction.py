@@ -17,6 +17,7 @@ from pyrage import x25519
 from sqlalchemy import text as sql
 from typer.testing import CliRunner
 
+from harness.age import recipients_of, secret_key
 from harness.vcons import checked
 from siprec_bridge.cli import app
 from siprec_bridge.delivery import envelope
@@ -232,10 +233,8 @@ async def test_a_card_number_read_out_in_two_breaths_is_nowhere(tmp_path: Path) 
 async def test_the_original_is_kept_for_who_has_the_key_and_is_nowhere_in_the_clear(
     tmp_path: Path,
 ) -> None:
-    identity = x25519.Identity.generate()
-    key = tmp_path / "key.txt"
-    key.write_text(str(identity))
-    recipients = Recipients((str(identity.to_public()),))
+    key = secret_key(tmp_path)
+    recipients = recipients_of(key)
     async with desk(tmp_path / "data", originals=recipients) as here:
         await here.database.write(lambda c: deposits.add(c, "s-1", None, START))
         # As if it had been archived before it was transcribed.
@@ -495,10 +494,8 @@ async def test_what_was_stored_before_is_redacted_in_place_and_is_nowhere_then(
 async def test_in_the_archive_it_is_redacted_too_and_the_original_is_kept_sealed(
     tmp_path: Path,
 ) -> None:
-    identity = x25519.Identity.generate()
-    key = tmp_path / "key.txt"
-    key.write_text(str(identity))
-    recipients = Recipients((str(identity.to_public()),))
+    key = secret_key(tmp_path)
+    recipients = recipients_of(key)
     async with before_it_was_wanted(tmp_path, originals=recipients) as (here, late):
         await keep(here, keep_local=timedelta(hours=1))
         assert not here.folder.exists()
@@ -526,11 +523,9 @@ async def test_in_the_archive_it_is_redacted_too_and_the_original_is_kept_sealed
 async def test_encrypted_audio_takes_the_key_or_a_choice_and_text_can_go_alone(
     tmp_path: Path,
 ) -> None:
-    identity = x25519.Identity.generate()
-    key = tmp_path / "key.txt"
-    key.write_text(str(identity))
+    key = secret_key(tmp_path)
     async with before_it_was_wanted(tmp_path) as (here, late):
-        await keep(here, recipients=Recipients((str(identity.to_public()),)))
+        await keep(here, recipients=recipients_of(key))
         sealed = (here.folder / "s-1-1.wav.age").read_bytes()
 
         refused = await late.redact(await here.session())

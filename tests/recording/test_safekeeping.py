@@ -17,6 +17,7 @@ from pyrage import x25519
 from sqlalchemy import Connection
 from typer.testing import CliRunner
 
+from harness.age import recipients_of, secret_key
 from siprec_bridge.cli import app
 from siprec_bridge.cli.archive import _condition
 from siprec_bridge.media import FinishedAudio
@@ -388,9 +389,8 @@ async def test_what_the_store_has_lost_meanwhile_is_not_deleted_here_but_stored_
 async def test_encrypted_recordings_can_be_read_by_their_recipients_and_not_by_us(
     tmp_path: Path,
 ) -> None:
-    identity = x25519.Identity.generate()
-    (tmp_path / "key.txt").write_text(str(identity))
-    recipients = Recipients((str(identity.to_public()),))
+    key = secret_key(tmp_path)
+    recipients = recipients_of(key)
     async with house(tmp_path) as here:
         folder = await here.record(job="running")
         was = {name: (folder / name).read_bytes() for name in PLAIN}
@@ -409,9 +409,7 @@ async def test_encrypted_recordings_can_be_read_by_their_recipients_and_not_by_u
         found = verify(session, row)
         assert (found.files, found.troubles) == (4, ())
         for one in manifest.files:
-            decrypt_file(
-                folder / one.kept_name, tmp_path / one.name, Identities(tmp_path / "key.txt")
-            )
+            decrypt_file(folder / one.kept_name, tmp_path / one.name, Identities(key))
             assert (tmp_path / one.name).read_bytes() == was[one.name]
             assert hashlib.sha256(was[one.name]).hexdigest() == one.sha256
         with pytest.raises(AudioAway, match="encrypted"):
@@ -423,10 +421,8 @@ async def test_encrypted_recordings_can_be_read_by_their_recipients_and_not_by_u
 async def test_originals_go_where_the_other_files_go_and_are_opened_by_the_same_command(
     tmp_path: Path,
 ) -> None:
-    identity = x25519.Identity.generate()
-    key = tmp_path / "key.txt"
-    key.write_text(str(identity))
-    recipients = Recipients((str(identity.to_public()),))
+    key = secret_key(tmp_path)
+    recipients = recipients_of(key)
     async with house(tmp_path) as here:
         folder = await here.record()
         original = folder / original_name("s1", 1)

@@ -66,6 +66,14 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
+def zone(port: int) -> dict[tuple[str, str], list[str]]:
+    """The SBC is at this port, by its SRV record."""
+    return {
+        (f"_sips._tcp.{SBC}", "SRV"): [f"10 0 {port} a.example.com."],
+        ("a.example.com", "A"): ["127.0.0.1"],
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "alias", "off", "arrives"),
     [
@@ -80,11 +88,7 @@ async def test_a_bye_takes_the_connection_that_its_peer_has_opened_anew_and_asks
 ) -> None:
     authority = Authority(tmp_path / "ca")
     tls = TlsServerContext(TlsFiles(*authority.sign("localhost"), authority.ca))
-    zone = {
-        (f"_sips._tcp.{SBC}", "SRV"): [f"10 0 {port} a.example.com."],
-        ("a.example.com", "A"): ["127.0.0.1"],
-    }
-    async with name_server(zone) as names, Srs(tls=tls, nameservers=[names.place]) as srs:
+    async with name_server(zone(port)) as names, Srs(tls=tls, nameservers=[names.place]) as srs:
         async with connection(srs, authority, SBC) as (_, writer):
             invite = await call(srs, writer, port)
         await eventually(lambda: not srs.listener._connections, "the end of the connection")
@@ -107,11 +111,7 @@ async def test_a_bye_takes_the_connection_that_its_peer_has_opened_anew_and_asks
 async def test_who_shows_no_certificate_is_not_called_for_others(tmp_path: Path, port: int) -> None:
     authority = Authority(tmp_path / "ca")
     tls = TlsServerContext(TlsFiles(*authority.sign("localhost")))
-    zone = {
-        (f"_sips._tcp.{SBC}", "SRV"): [f"10 0 {port} a.example.com."],
-        ("a.example.com", "A"): ["127.0.0.1"],
-    }
-    async with name_server(zone) as names, Srs(tls=tls, nameservers=[names.place]) as srs:
+    async with name_server(zone(port)) as names, Srs(tls=tls, nameservers=[names.place]) as srs:
         async with connection(srs, authority, None) as (_, writer):
             invite = await call(srs, writer, port)
         await eventually(lambda: not srs.listener._connections, "the end of the connection")
