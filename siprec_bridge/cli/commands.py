@@ -62,4 +62,4 @@ def _root(
     if version:
         print(f"siprec-bridge {__version__}")
         raise typer.Exit
-    configure_logs("warning", "auto")  # on stderr: what a command prints may be piped on
+    configure_logs("error", "console")  # on stderr: what a command prints may be piped on

@@ -11,7 +11,6 @@ import typer
 from siprec_bridge.cli.arguments import AsJson, ConfigFile
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
-from siprec_bridge.telemetry import configure_logs
 
 if TYPE_CHECKING:
     from siprec_bridge.doctor import Finding
@@ -33,7 +32,6 @@ def doctor(
     from siprec_bridge.trial import try_provider
 
     settings, options = from_environment(config)
-    configure_logs("error", "console")
     if not provider:
         if vendor is not None:
             raise ConfigurationError("--vendor", "goes with --provider")

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siprec_bridge.cli.arguments import AsJson, ConfigFile
+from siprec_bridge.cli.arguments import AsJson, By, ConfigFile, DoIt, Reason
 from siprec_bridge.cli.audio import DeleteEncrypted, Identity, keys_of, stored_audio_of
 from siprec_bridge.cli.database import node_here, with_database
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
 from siprec_bridge.store import Database
-from siprec_bridge.telemetry import Metrics, configure_logs
+from siprec_bridge.telemetry import Metrics
 
 if TYPE_CHECKING:
     from siprec_bridge.recording import Affected
@@ -28,16 +28,14 @@ _AUDIO = {
 
 def erase(
     participant: Annotated[str, typer.Option(help="sip:user@host, tel:+number or +number")],
-    reason: Annotated[str | None, typer.Option(help="why, for the audit")] = None,
-    by: Annotated[str | None, typer.Option(help="who asks for it, for the audit")] = None,
+    reason: Reason = None,
+    by: By = None,
     whole: Annotated[
         bool, typer.Option("--whole-sessions", help="delete the sessions, not the person alone")
     ] = False,
     identity: Identity = None,
     delete_encrypted: DeleteEncrypted = False,
-    do_it: Annotated[
-        bool, typer.Option("--yes", help="do it; else it is only shown what would go")
-    ] = False,
+    do_it: DoIt = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
@@ -72,7 +70,6 @@ def erase(
             return await eraser.find(whom)
         return await eraser.erase(whom, by=by, reason=reason, whole=whole, keys=keys)
 
-    configure_logs("error", "console")
     found = with_database(settings, run)
     if as_json:
         print(json.dumps([shown(one) for one in found], indent=1))

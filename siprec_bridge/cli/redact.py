@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siprec_bridge.cli.arguments import AsJson, ConfigFile
+from siprec_bridge.cli.arguments import AsJson, By, ConfigFile, DoIt, Reason, Since, Until
 from siprec_bridge.cli.audio import DeleteEncrypted, Identity, keys_of, stored_audio_of
 from siprec_bridge.cli.database import node_here, refuse, with_database
 from siprec_bridge.cli.orders import orders_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
 from siprec_bridge.store import Database, recordings
-from siprec_bridge.telemetry import Metrics, configure_logs
+from siprec_bridge.telemetry import Metrics
 
 if TYPE_CHECKING:
     from siprec_bridge.recording import Redressed
@@ -23,22 +23,16 @@ if TYPE_CHECKING:
 def redact(
     session: Annotated[str | None, typer.Argument(help="id of a session")] = None,
     every: Annotated[bool, typer.Option("--all", help="all sessions")] = False,
-    since: Annotated[
-        datetime | None, typer.Option("--from", help="started then (UTC) or later")
-    ] = None,
-    until: Annotated[
-        datetime | None, typer.Option("--to", help="started before then (UTC)")
-    ] = None,
-    reason: Annotated[str | None, typer.Option(help="why, for the audit")] = None,
-    by: Annotated[str | None, typer.Option(help="who asks for it, for the audit")] = None,
+    since: Since = None,
+    until: Until = None,
+    reason: Reason = None,
+    by: By = None,
     identity: Identity = None,
     delete_encrypted: DeleteEncrypted = False,
     text_only: Annotated[
         bool, typer.Option("--text-only", help="leave the audio as it is; text and events alone")
     ] = False,
-    do_it: Annotated[
-        bool, typer.Option("--yes", help="do it; else it is only shown what would go")
-    ] = False,
+    do_it: DoIt = False,
     as_json: AsJson = False,
     config: ConfigFile = None,
 ) -> None:
@@ -95,7 +89,6 @@ def redact(
                 await late.finish()
         return counts
 
-    configure_logs("error", "console")
     counts = with_database(settings, run)
     if not as_json:
         said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from siprec_bridge.cli.arguments import AsJson, ConfigFile, Limit
+from siprec_bridge.cli.arguments import AsJson, ConfigFile, Limit, Since, Until
 from siprec_bridge.cli.database import with_database
 from siprec_bridge.settings import from_environment
 from siprec_bridge.store import search as store_search
@@ -21,12 +21,8 @@ def search(
     participant: Annotated[
         str, typer.Option(help="who took part: begin of name or address, or last digits")
     ] = "",
-    since: Annotated[
-        datetime | None, typer.Option("--from", help="started then (UTC) or later")
-    ] = None,
-    until: Annotated[
-        datetime | None, typer.Option("--to", help="started before then (UTC)")
-    ] = None,
+    since: Since = None,
+    until: Until = None,
     limit: Limit = 20,
     as_json: AsJson = False,
     config: ConfigFile = None,
