@@ -24,18 +24,18 @@ class Groups:
         ]
 
     async def _group(self, request: web.Request) -> web.Response:
-        found = await self._find(request)
+        found = await self._find(request, with_text=False)
         return _json(found, exclude={"utterances"})
 
     async def _transcript(self, request: web.Request) -> web.Response:
-        found = await self._find(request)
+        found = await self._find(request, with_text=True)
         if all(one.version is None for one in found.sessions):
             raise web.HTTPNotFound(text="there is no transcript yet")
         if request.query.get("format") == "text":
             return web.Response(text=found.text + "\n")
         return _json(found)
 
-    async def _find(self, request: web.Request) -> JoinedConversation:
+    async def _find(self, request: web.Request, *, with_text: bool) -> JoinedConversation:
         view = request[CLIENT].view
         try:
             found = await self._database.read(
@@ -43,6 +43,7 @@ class Groups:
                     read_group,
                     group_id=request.match_info["id"],
                     sees=lambda row: view.sees(row.peer, row.document),
+                    with_text=with_text,
                 )
             )
         except groups.TooLarge as error:

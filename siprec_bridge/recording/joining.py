@@ -14,16 +14,25 @@ _PEOPLE = TypeAdapter(tuple[Participant, ...])
 
 
 def read_group(
-    connection: Connection, group_id: str, sees: Callable[[SessionRow], bool]
+    connection: Connection,
+    group_id: str,
+    sees: Callable[[SessionRow], bool],
+    *,
+    with_text: bool = True,
 ) -> JoinedConversation | None:
     """What was said in a group's sessions that may be seen; None: there is none of these.
 
-    Raises groups.TooLarge.
+    Without text only the sessions are told, and which of them have a transcript. Raises
+    groups.TooLarge.
     """
     rows = [row for row in groups.sessions_of(connection, group_id) if sees(row)]
     if not rows:
         return None
-    found = groups.latest_transcripts(connection, [row.id for row in rows])
+    ids = [row.id for row in rows]
+    found = groups.latest_transcripts(connection, ids) if with_text else {}
+    versions = {id: one.version for id, one in found.items()}
+    if not with_text:
+        versions = groups.latest_versions(connection, ids)
     sessions = [
         JoinedSession(
             session_id=row.id,
@@ -31,7 +40,7 @@ def read_group(
             state=row.state,
             started_at=row.started_at,
             ended_at=row.ended_at,
-            version=found[row.id].version if row.id in found else None,
+            version=versions.get(row.id),
             participants=_PEOPLE.validate_python(json.loads(row.document).get("participants", ())),
         )
         for row in rows

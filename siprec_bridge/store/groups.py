@@ -32,6 +32,11 @@ _VERSIONS = (
 _LATEST = sa.select(sa.func.max(transcripts.c.version)).where(
     transcripts.c.session_id == sessions.c.id
 )
+_LATEST_VERSIONS = (
+    sa.select(transcripts.c.session_id, sa.func.max(transcripts.c.version))
+    .where(transcripts.c.session_id.in_(sa.bindparam("ids", expanding=True)))
+    .group_by(transcripts.c.session_id)
+)
 _TRANSCRIPTS = (
     sa.select(transcripts)
     .join(sessions, sessions.c.id == transcripts.c.session_id)
@@ -52,6 +57,12 @@ def sessions_of(connection: Connection, group_id: str) -> list[SessionRow]:
     if len(rows) > MOST_SESSIONS:
         raise TooLarge(f"more than {MOST_SESSIONS} sessions are in this group")
     return [row_of(row) for row in rows]
+
+
+def latest_versions(connection: Connection, session_ids: Collection[str]) -> dict[str, int]:
+    """The latest version of the transcript of each of these sessions that has any."""
+    rows = connection.execute(_LATEST_VERSIONS, {"ids": list(session_ids)})
+    return {id: version for id, version in rows}
 
 
 def latest_transcripts(
