@@ -303,6 +303,7 @@ class Bridge:
             siprec_only=settings.non_siprec_calls == "refuse",
         )
         self.ladder = LadderKeeper(self.database, session_of=self.service.session_of, clock=_now)
+        node = None if settings.recordings_shared else self.database.node
         self.retention = Retention(
             self.database,
             metrics,
@@ -313,7 +314,7 @@ class Bridge:
                 events=settings.keep_events,
             ),
             clock=_now,
-            node=None if settings.recordings_shared else self.database.node,
+            node=node,
         )
         stored = StoredAudio(
             self.database,
@@ -321,7 +322,6 @@ class Bridge:
             clock=_now,
             place=keeping.store.place if keeping.store is not None else None,
         )
-        node = None if settings.recordings_shared else self.database.node
         eraser = Eraser(
             self.database, metrics, self.retention, stored, sinks=sinks, clock=_now, node=node
         )

@@ -99,6 +99,12 @@ class Altered:
     replaces: str | None = None
 
 
+def marks_of(treatment: Treatment | None, replaces: str | None) -> list[str]:
+    """What an audit says of a session besides, whose audio became this: see Altered."""
+    marks = [f"audio_{treatment}"] if treatment in ("sealed_again", "deleted") else []
+    return marks + ["archive_replaced"] * (replaces is not None)
+
+
 class StoredAudio:
     """Changes it. `place`: of the store to which new files go; None: to none."""
 

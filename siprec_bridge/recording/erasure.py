@@ -21,9 +21,23 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, silence, write_atomically
-from siprec_bridge.recording.alteration import Alteration, Altered, Keys, StoredAudio, Treatment
+from siprec_bridge.recording.alteration import (
+    Alteration,
+    Altered,
+    Keys,
+    StoredAudio,
+    Treatment,
+    marks_of,
+)
 from siprec_bridge.recording.orders import AUDIO
-from siprec_bridge.recording.retention import Elsewhere, InUse, Retention, UnderHold
+from siprec_bridge.recording.retention import (
+    Elsewhere,
+    InUse,
+    Retention,
+    UnderHold,
+    still_free,
+    why_not,
+)
 from siprec_bridge.recording.scrub import Scrub, mentions_of, text_of
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
@@ -209,10 +223,8 @@ class Eraser:
         ids: dict[str, list[str]] = {}
         for one in done:
             ids.setdefault(one.outcome, []).append(one.session_id)
-            if one.outcome == "erased" and one.treatment in ("sealed_again", "deleted"):
-                ids.setdefault(f"audio_{one.treatment}", []).append(one.session_id)
-            if one.outcome == "erased" and one.replaces is not None:
-                ids.setdefault("archive_replaced", []).append(one.session_id)
+            for mark in marks_of(one.treatment, one.replaces) if one.outcome == "erased" else ():
+                ids.setdefault(mark, []).append(one.session_id)
         subject = await asyncio.to_thread(whom.hashed, secrets.token_bytes(16))
         line = erasure.AuditRow(
             at=self._clock(),
@@ -255,14 +267,7 @@ class Eraser:
 
         busy, kept, utterances = await self._database.read(look)
         audio = AUDIO.validate_json(row.audio) if row.audio else FinishedAudio(())
-        outcome: Outcome = "due"
-        cause = None
-        if row.held is not None:
-            outcome = "held"
-        elif busy or row.state not in ("finished", "failed"):
-            outcome = "in_use"
-        elif self._node is not None and row.node not in (None, self._node):
-            outcome, cause = "elsewhere", row.node
+        outcome: Outcome = why_not(row, busy, self._node) or "due"
         return Affected(
             session_id=row.id,
             started_at=row.started_at,
@@ -275,7 +280,7 @@ class Eraser:
             )
             if row.audio_deleted_at is None
             else 0.0,
-            cause=cause,
+            cause=row.node if outcome == "elsewhere" else None,
             kept=_how_kept(row, kept),
         )
 
@@ -312,13 +317,7 @@ class Eraser:
         audio = altered.audio
 
         def store(connection: Connection) -> None:
-            now = recordings.get(connection, session_id)
-            if now is None:
-                raise InUse
-            if now.held is not None:
-                raise UnderHold
-            if retention.has_open_jobs(connection, session_id):
-                raise InUse
+            now = still_free(connection, session_id)
             recordings.update(
                 connection,
                 session_id,

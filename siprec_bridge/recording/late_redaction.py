@@ -17,10 +17,17 @@ from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
 from siprec_bridge.media import FinishedAudio, silence, write_atomically
-from siprec_bridge.recording.alteration import Alteration, Altered, Keys, StoredAudio, Treatment
+from siprec_bridge.recording.alteration import (
+    Alteration,
+    Altered,
+    Keys,
+    StoredAudio,
+    Treatment,
+    marks_of,
+)
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.redactor import CoverMode, Redactor, spans_of
-from siprec_bridge.recording.retention import InUse, UnderHold
+from siprec_bridge.recording.retention import InUse, UnderHold, still_free, why_not
 from siprec_bridge.redaction import KINDS, Policy
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
@@ -170,7 +177,7 @@ class LateRedaction:
         `keys`: for audio that is encrypted; `text_only`: audio stays as it is. What cannot be done
         is told with its cause. Raises StoreError when the database does not answer.
         """
-        plan, why_not = await self._plan(row)
+        plan, barred = await self._plan(row)
         found: dict[str, int] = {}
         for one in plan.fresh:
             found[one.kind] = found.get(one.kind, 0) + 1
@@ -185,10 +192,8 @@ class LateRedaction:
         )
         if not plan.policy or not plan.is_due(text_only):
             return replace(told, outcome="clean")
-        if why_not is not None:
-            return replace(
-                told, outcome=why_not, cause=row.node if why_not == "elsewhere" else None
-            )
+        if barred is not None:
+            return replace(told, outcome=barred, cause=row.node if barred == "elsewhere" else None)
         if dry_run:
             return told
         try:
@@ -241,14 +246,7 @@ class LateRedaction:
         plan = await asyncio.to_thread(
             _planned, row, policy, stored, self._redactor.cover != "keep"
         )
-        why_not: Outcome | None = None
-        if row.held is not None:
-            why_not = "held"
-        elif busy or row.state not in ("finished", "failed"):
-            why_not = "in_use"
-        elif self._node is not None and row.node not in (None, self._node):
-            why_not = "elsewhere"
-        return plan, why_not
+        return plan, why_not(row, busy, self._node)
 
     async def _redact(
         self, plan: _Plan, keys: Keys, text_only: bool, by: str | None, reason: str | None
@@ -307,11 +305,7 @@ class LateRedaction:
         )
 
         def store(connection: Connection) -> None:
-            there = recordings.get(connection, row.id)
-            if there is None or retention.has_open_jobs(connection, row.id):
-                raise InUse
-            if there.held is not None:
-                raise UnderHold
+            still_free(connection, row.id)
             stored = list(erasure.transcripts_of(connection, row.id))
             if {one.version: one.document for one in stored} != plan.stored:
                 raise InUse  # somebody has changed it meanwhile
@@ -342,10 +336,7 @@ def as_json(found: Redressed) -> dict[str, object]:
 def _told(session_id: str, altered: Altered, audio: FinishedAudio | None) -> dict[str, list[str]]:
     """For the audit: what was done with which sessions."""
     told = {"redacted": [session_id]}
-    if altered.treatment in ("sealed_again", "deleted"):
-        told[f"audio_{altered.treatment}"] = [session_id]
-    if altered.replaces is not None:
-        told["archive_replaced"] = [session_id]
+    told |= {mark: [session_id] for mark in marks_of(altered.treatment, altered.replaces)}
     if audio is not None and audio.withheld:
         told["audio_withheld"] = [session_id]
     return told

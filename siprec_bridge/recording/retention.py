@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from sqlalchemy import Connection
@@ -36,6 +37,34 @@ class Elsewhere(Exception):
 
 class InUse(Exception):
     """The session is being recorded, finished or transcribed."""
+
+
+def why_not(
+    row: SessionRow, busy: bool, node: str | None
+) -> Literal["held", "in_use", "elsewhere"] | None:
+    """Why nothing of a stored session may be deleted or changed now; None: it may.
+
+    `busy`: it has open jobs. `node`: whose audio can be reached; None: everybody's.
+    """
+    if row.held is not None:
+        return "held"
+    if busy or row.state not in ("finished", "failed"):
+        return "in_use"
+    if node is not None and row.node not in (None, node):
+        return "elsewhere"
+    return None
+
+
+def still_free(connection: Connection, session_id: str) -> SessionRow:
+    """The session as it is in this transaction. Raises UnderHold, InUse: not any more."""
+    row = recordings.get(connection, session_id)
+    if row is None:
+        raise InUse
+    if row.held is not None:
+        raise UnderHold
+    if retention.has_open_jobs(connection, session_id):
+        raise InUse
+    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +143,15 @@ class Retention:
         row, busy = await self._database.read(find)
         if row is None:
             return False
-        if row.held is not None:
-            raise UnderHold
-        if busy or row.state not in ("finished", "failed"):
-            raise InUse
-        if self._node is not None and row.node not in (None, self._node):
-            raise Elsewhere(row.node)
+        match why_not(row, busy, self._node):
+            case "held":
+                raise UnderHold
+            case "in_use":
+                raise InUse
+            case "elsewhere":
+                raise Elsewhere(row.node)
+            case None:
+                pass
         await self._delete_sessions([row], "request")
         return True
 
