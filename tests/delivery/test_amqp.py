@@ -1,6 +1,5 @@
 """The AMQP sink and its relay at a real RabbitMQ: what arrives, and what the broker can refuse."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 
 from harness.bridge import eventually
 from harness.certificates import Authority
-from harness.deliveries import NOW, bound_queue, delivering, event, ids, take
+from harness.deliveries import NOW, bound_queue, delivering, drained, event, ids, take
 from harness.proxy import proxy_to
 from harness.rabbitmq import CERTIFIED, RabbitMq
 from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Unreachable, envelope
@@ -57,9 +56,7 @@ async def test_an_event_that_is_too_large_is_parked_and_its_neighbours_arrive(
 
         await eventually(lambda: delivery.count("parked") == 1, "the parking")
         await eventually(lambda: delivery.count("delivered") == 39, "the others' confirms")
-        async with asyncio.timeout(10):
-            while (await delivery.backlog()).pending:  # noqa: ASYNC110  the notes come later
-                await asyncio.sleep(0.02)
+        await drained(delivery)
         (parked,) = await delivery.parked()
     assert set(ids(heard)) == {one.id for one in small}
     assert parked.event.id == large.id

@@ -14,7 +14,7 @@ import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from harness.bridge import eventually
-from harness.deliveries import Delivery, Tally, bound_queue, delivering, event, take
+from harness.deliveries import Delivery, Tally, bound_queue, delivering, drained, event, take
 from harness.proxy import Proxy, proxy_to
 from harness.rabbitmq import RabbitMq
 from siprec_bridge.delivery import Brokers
@@ -29,13 +29,6 @@ def events(count: int, sessions: int = 20) -> list[Event]:
 
 def through(broker: RabbitMq, port: int, heartbeat_s: int = 15) -> Brokers:
     return Brokers(broker.url.replace(str(broker.port), str(port)), heartbeat_s=heartbeat_s)
-
-
-async def drained(delivery: Delivery, patience_s: float = 30.0) -> None:
-    """Wait until everything is confirmed, and noted."""
-    async with asyncio.timeout(patience_s):
-        while (await delivery.backlog()).pending:  # noqa: ASYNC110  it is in the database
-            await asyncio.sleep(0.02)
 
 
 async def everything_in(broker: RabbitMq, name: str) -> list[AbstractIncomingMessage]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
@@ -47,6 +48,19 @@ class Delivery:
         labels = {"sink": self.sink.name, "result": result}
         name = "siprec_deliveries_total"
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+class HasBacklog(Protocol):
+    """Whatever tells what has yet to be delivered."""
+
+    async def backlog(self) -> outbox.SinkBacklog: ...
+
+
+async def drained(delivery: HasBacklog, patience_s: float = 30.0) -> None:
+    """Wait until everything is confirmed, and noted: the note comes after the confirm."""
+    async with asyncio.timeout(patience_s):
+        while (await delivery.backlog()).pending:  # noqa: ASYNC110  it is in the database
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
