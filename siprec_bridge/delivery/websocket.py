@@ -287,8 +287,8 @@ class TranscriptSocket:
             here = self._sequence
         oldest = await self._database.read(outbox.first_seq)
         self._metrics.websocket_listeners.set(len(self._listeners))
-        peer = str(connection.remote_address)
-        log.info("websocket.listener", peer=peer, client=listener.client.name, since=since)
+        name = listener.client.name
+        log.info("websocket.listener", source=listener.source, client=name, since=since)
         talk = asyncio.current_task()
         assert talk is not None
         ear = asyncio.create_task(_hear(listener), name="websocket reader")
@@ -387,7 +387,12 @@ class TranscriptSocket:
     async def _cut_off(self, listener: _Listener) -> None:
         connection, missed = listener.connection, listener.missed
         self._metrics.websocket_events_missed_total.inc(missed)
-        log.warning("websocket.listener_lagged", peer=str(connection.remote_address), missed=missed)
+        log.warning(
+            "websocket.listener_lagged",
+            source=listener.source,
+            client=listener.client.name,
+            missed=missed,
+        )
         note = {"type": "listener.lagged", "missed": missed, "sequence": listener.last}
         await connection.send(json.dumps(note))
         await connection.close(_LAGGED, "read faster, or resume with since")
