@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
 
 Session = dict[str, Any]
 
+_LATE_S = 0.35  # that SIPp's media, or our look at the clock, may be late on a busy machine
 VOICES = {"alice": 440.0, "bob": 1000.0, "carol": 1600.0, "dave": 2200.0}
 
 
@@ -170,7 +171,7 @@ async def test_what_is_said_on_hold_is_not_recorded_and_the_hold_keeps_its_lengt
     assert paused["data"]["labels"] == resumed["data"]["labels"] == ["1"]
     (before, _), (quiet, hold), (after, _) = heard(bridge, session, legs(session)["1"])
     assert (before, quiet, after) == ("alice", "", "alice")
-    assert hold == pytest.approx(seconds(paused["time"], resumed["time"]), abs=0.1)
+    assert hold == pytest.approx(seconds(paused["time"], resumed["time"]), abs=_LATE_S)
     assert hold > 0.8
     ((other, length),) = heard(bridge, session, legs(session)["2"])
     assert (other, length > 2.2) == ("bob", True)
@@ -195,7 +196,7 @@ async def test_who_takes_a_stream_over_is_on_it_from_the_moment_that_he_is_heard
     (first, length), (second, _) = heard(bridge, session, leg)
     assert (first, second) == ("bob", "carol")
     heard_at = datetime.fromisoformat(leg["started_at"]) + timedelta(seconds=length)
-    assert abs((heard_at - datetime.fromisoformat(carol["since"])).total_seconds()) < 0.2
+    assert abs((heard_at - datetime.fromisoformat(carol["since"])).total_seconds()) < _LATE_S
 
 
 async def test_a_transfer_by_a_second_recording_session_keeps_the_group(
@@ -238,7 +239,8 @@ async def test_a_conference_gets_a_third_stream_and_its_slot_goes_to_the_next(
     assert (carol["participant_id"], dave["participant_id"]) == ("carol", "dave")
     (first, _), (nobody, gap), (second, _) = heard(bridge, session, legs(session)["3"])
     assert (first, nobody, second) == ("carol", "", "dave")
-    assert gap == pytest.approx(seconds(carol["until"], dave["since"]), abs=0.15)
+    assert gap == pytest.approx(seconds(carol["until"], dave["since"]), abs=_LATE_S)
+    assert gap > 0.2
 
 
 async def test_an_invite_without_an_offer_gets_ours(bridge: Bridge, tmp_path: Path) -> None:
