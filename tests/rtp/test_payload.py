@@ -130,3 +130,14 @@ def test_a_timestamp_is_located_by_its_source_or_else_by_its_arrival() -> None:
 
     assert by_source == 4800
     assert of_a_stranger == of_another_clock == out_of_its_mind == round(0.3 * 48000)
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 48 * 3600.0], ids=["back", "ahead"])
+def test_an_arrival_after_the_clock_was_set_lies_where_it_would_have_been(step_s: float) -> None:
+    line = Timeline(48000)
+    place(line, 5.0, 8000, 1000, 1)
+    place(line, 5.2 + step_s, 8000, 1000 + 1600, 11)
+
+    of_a_stranger = line.locate(77, 2, round((5.4 + step_s) * SECOND), 8000)
+
+    assert of_a_stranger == pytest.approx(0.4 * 48000, abs=0.03 * 48000)

@@ -221,6 +221,25 @@ def test_a_hundred_handovers_leave_the_call_its_length() -> None:
     assert line.end == pytest.approx(100 * 8000, abs=160)
 
 
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.integers(0, 15)), min_size=2, max_size=60))
+def test_sources_that_come_in_one_batch_are_told_apart(packets: list[tuple[int, int]]) -> None:
+    sources = np.array([ssrc for ssrc, _ in packets], np.uint32)
+    numbers = np.arange(len(packets))
+    arrivals = numbers * 20_000_000 + np.array([late for _, late in packets]) * 1_000_000
+
+    positions = Timeline(8000).place(
+        (numbers * 160 + sources * 999_983).astype(np.uint32),
+        numbers.astype(np.uint16),
+        sources,
+        arrivals,
+        np.full(len(packets), 160),
+    )
+
+    for ssrc in np.unique(sources):  # by its timestamps, however late a packet was
+        own = sources == ssrc
+        assert len(set(positions[own] - 160 * numbers[own])) == 1
+
+
 @pytest.mark.parametrize("step_s", [-7200.0, 48 * 3600.0], ids=["back", "ahead"])
 def test_a_clock_that_was_set_leaves_the_call_its_length(step_s: float) -> None:
     line = Timeline(8000)
