@@ -25,6 +25,7 @@ from siprec_bridge.sip import (
     Content,
     DialogId,
     Malformed,
+    NextServerWanted,
     Output,
     Peer,
     RequestId,
@@ -39,6 +40,8 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024
 _HANDSHAKE_TIMEOUT_S = 10.0
+_MOST_SEARCHES = 256  # at once, for servers of peers
+_SEARCH_S = 5.0
 _MOST_ALIASES = 16  # of one connection
 _SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
 
@@ -89,7 +92,8 @@ class Listener:
             alias=lambda address, port: self._aliases.get((address, port)),
             nameservers=nameservers,
         )
-        self._outgoing = Outgoing(self._dialler.connect, self._write, metrics)
+        self._outgoing = Outgoing(self._dialler.connect, self._write, self._take_back, metrics)
+        self._searches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
         self._strangers = Complaints(self._now, every=3600.0)
@@ -131,6 +135,9 @@ class Listener:
     async def stop(self) -> None:
         """Unbind and close the connections, once what waits for one of ours is on its way."""
         await self._outgoing.stop()
+        for search in self._searches:
+            search.cancel()
+        await asyncio.gather(*self._searches, return_exceptions=True)
         self._dialler.close()
         self._closed = True
         if self._alarm is not None:
@@ -306,6 +313,8 @@ class Listener:
                     ).inc()
                 case AliasAsked(peer, port):
                     self._note_alias(peer, port)
+                case NextServerWanted():
+                    self._search(output)
                 case ResponseSent(method, status):
                     self._metrics.sip_responses_total.labels(method=method, status=status).inc()
                 case Malformed(peer, reason):
@@ -335,9 +344,39 @@ class Listener:
             self._trace(data, peer, True)
             connection.send(data)
         elif peer.elsewhere is not None:
-            self._outgoing.send(data, Place(peer.transport, *peer.elsewhere, peer.local_host))
+            self._outgoing.send(data, _place(peer))
         else:
             self._metrics.sip_undelivered_total.labels(transport=peer.transport).inc()
+
+    def _search(self, wanted: NextServerWanted) -> None:
+        """Look for another server for a request; it goes nowhere where too many do that."""
+        if self._closed or len(self._searches) >= _MOST_SEARCHES:
+            return self._perform(self._server.redirect(wanted.branch, None, self._now()))
+        search = asyncio.create_task(self._find_server(wanted), name="search for a SIP server")
+        self._searches.add(search)
+        search.add_done_callback(self._searches.discard)
+        return None
+
+    async def _find_server(self, wanted: NextServerWanted) -> None:
+        place = _place(wanted.peer)
+        failed = wanted.failed | {self._outgoing.server_of(place)}
+        found: list[tuple[str, int]] = []
+        try:
+            async with asyncio.timeout(_SEARCH_S):
+                found = await self._dialler.servers(place)
+        except (OSError, ValueError) as error:  # TimeoutError is one; ValueError: no host name
+            log.info("sip.no_other_server", peer=str(place), cause=str(error))
+        server = next((one for one in found if one not in failed), None)
+        if server is not None:
+            log.info("sip.next_server", peer=str(place), server=f"{server[0]}:{server[1]}")
+        self._perform(self._server.redirect(wanted.branch, server, self._now()))
+
+    def _take_back(self, data: bytes) -> None:
+        """What was sent cannot get anywhere."""
+        try:
+            self._perform(self._server.undeliverable(data, self._now()))
+        except Exception:  # our fault, and this message's alone
+            log.exception("sip.message_not_handled")
 
     def _write(self, data: bytes, connection: StreamConnection) -> None:
         if connection.peer is not None:
@@ -361,6 +400,13 @@ class Listener:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _place(peer: Peer) -> Place:
+    """Where a message goes whose flow is gone. RFC 3263 §4."""
+    host, port = peer.elsewhere or (peer.host, peer.port)
+    server = None if peer.flow else (peer.host, peer.port)
+    return Place(peer.transport, host, port, peer.local_host, server)
 
 
 def _shown(peer: Peer) -> str:

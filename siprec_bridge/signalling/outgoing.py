@@ -34,17 +34,20 @@ _COMPLAIN_EVERY_S = 60.0
 class Place:
     """Where a message may go over a new connection, and the address of ours that it comes from.
 
-    `host` may be a name; without a port it is a domain that tells its servers.
+    `host` may be a name; without a port it is a domain that tells its servers. `server`: the one
+    of them that is wanted, address and port.
     """
 
     transport: str
     host: str
     port: int | None
     local_host: str
+    server: tuple[str, int] | None = None
 
     def __str__(self) -> str:
         port = f":{self.port}" if self.port is not None else ""
-        return f"{self.transport}:{self.host}{port}"
+        server = f" ({self.server[0]}:{self.server[1]})" if self.server is not None else ""
+        return f"{self.transport}:{self.host}{port}{server}"
 
 
 class Unreachable(OSError):
@@ -61,6 +64,7 @@ class Outgoing:
         self,
         connect: Callable[[Place], Awaitable[StreamConnection]],
         write: Callable[[bytes, StreamConnection], None],
+        lost: Callable[[bytes], None],
         metrics: Metrics,
         *,
         rest: float = _REST_S,
@@ -68,6 +72,7 @@ class Outgoing:
     ) -> None:
         self._connect = connect
         self._write = write
+        self._lost = lost
         self._metrics = metrics
         self._rest = rest
         self._patience = attempt
@@ -91,17 +96,23 @@ class Outgoing:
                 if len(waiting) < _MOST_WAITING:
                     waiting.append(data)
                 else:
-                    self._lose(place, 1)
+                    self._lose(place, [data])
             return
         now = asyncio.get_running_loop().time()
         rests = self._resting.get(place, now) > now
         if rests or self._closed or len(self._tasks) >= _MOST_ATTEMPTS:
-            self._lose(place, 1)
+            self._lose(place, [data])
             return
         self._waiting[place] = [data]
         task = asyncio.create_task(self._attempt(place), name=f"connection to {place}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def server_of(self, place: Place) -> tuple[str, int] | None:
+        """Which of its servers a place's connection is to, if it has one."""
+        connection = self._open.get(place)
+        peer = connection.peer if connection is not None else None
+        return (peer.host, peer.port) if peer is not None else None
 
     async def stop(self) -> None:
         """Let the attempts under way end, so that the last BYEs arrive; begin no other."""
@@ -133,7 +144,7 @@ class Outgoing:
         ).inc()
         if connection is None:
             self._leave_alone(place)
-            self._lose(place, len(waiting))
+            self._lose(place, waiting)
             if (unsaid := self._complaints.due((place.transport, place.host))) is not None:
                 log.warning(
                     "sip.peer_unreachable",
@@ -155,8 +166,11 @@ class Outgoing:
             self._resting = {one: until for one, until in self._resting.items() if until > now}
         self._resting[place] = now + self._rest
 
-    def _lose(self, place: Place, count: int) -> None:
-        self._metrics.sip_undelivered_total.labels(transport=place.transport).inc(count)
+    def _lose(self, place: Place, messages: Sequence[bytes]) -> None:
+        self._metrics.sip_undelivered_total.labels(transport=place.transport).inc(len(messages))
+        for data in messages:
+            # Later: who sends must not be told before he is done with sending.
+            asyncio.get_running_loop().call_soon(self._lost, data)
 
 
 class Dialler:
@@ -183,7 +197,7 @@ class Dialler:
 
     async def connect(self, place: Place) -> StreamConnection:
         """The first of its servers that answers. Raises OSError, ValueError, ConfigurationError."""
-        servers = [one for one in await self._servers(place) if self._admits(one[0])]
+        servers = [place.server] if place.server is not None else await self.servers(place)
         if not servers:
             raise Unreachable("is no address that may talk to us")
         if place.transport == "tls":
@@ -195,7 +209,6 @@ class Dialler:
         if place.transport == "tls":
             context = await asyncio.to_thread(self._tls)
         error: OSError = Unreachable("no address")
-        servers = servers[:_MOST_TRIED]
         for number, (address, port) in enumerate(servers, 1):
             try:
                 async with asyncio.timeout(_SERVER_S if number < len(servers) else None):
@@ -206,6 +219,14 @@ class Dialler:
                 continue
             return connection
         raise error
+
+    async def servers(self, place: Place) -> list[tuple[str, int]]:
+        """Addresses and ports to try, best first; none: it has none that may talk to us.
+
+        Raises OSError, ValueError.
+        """
+        found = [one for one in await self._servers(place) if self._admits(one[0])]
+        return found[:_MOST_TRIED]
 
     async def _open(
         self, place: Place, address: str, port: int, context: ssl.SSLContext | None

@@ -46,7 +46,7 @@ class Dialog:
     """One dialog. `local` and `remote` are the To and From of its INVITE, tags included."""
 
     id: DialogId
-    peer: Peer  # where its last request came from, which is where ours go
+    peer: Peer  # where answers to its last request go, and requests of ours
     local: str
     remote: str
     remote_target: str

@@ -93,6 +93,18 @@ class RequestAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class NextServerWanted:
+    """A request of ours was not served: `redirect` wants the next of the peer's servers.
+
+    `peer.elsewhere` is where they are looked up, `failed` the addresses that were tried.
+    """
+
+    branch: str
+    peer: Peer
+    failed: frozenset[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestSeen:
     """A request that was parsed, retransmissions left out: for counting."""
 
@@ -136,6 +148,7 @@ Output = (
     | RequestReceived
     | DialogEnded
     | RequestAnswered
+    | NextServerWanted
     | RequestSeen
     | AliasAsked
     | ResponseSent

@@ -8,7 +8,8 @@ class Peer:
     """An address as IP literal; `flow` is the listener (UDP) or connection that carries it.
 
     `elsewhere` is the host, which may be a name, and port that a new connection may be opened to
-    when that connection is gone; no port: the domain tells its servers. RFC 3263 §4.
+    when that connection is gone; no port: the domain tells its servers. RFC 3263 §4. With a `flow`
+    of 0 there has been none, and this address is the one of those servers that is wanted.
     """
 
     transport: str  # udp, tcp or tls

@@ -45,7 +45,8 @@ def note_source(request: Request, peer: Peer) -> Peer:
 def next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
     """Host and port that requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1.
 
-    No port for a name that has none. None where there is none to be read, or where it wants TLS that the dialog does not have.
+    No port for a name that has none. None where there is none to be read, or where it wants TLS
+    that the dialog does not have.
     """
     try:
         route = next(iter(dialog.route_set), None)
@@ -53,11 +54,12 @@ def next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
     except MalformedMessage:
         return None
     wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
-    if not uri.host or (wants_tls and dialog.peer.transport != "tls"):
+    host = uri.params.get("maddr", "").strip("[]") or uri.host  # RFC 3263 §4
+    if not host or (wants_tls and dialog.peer.transport != "tls"):
         return None
-    if uri.port is None and not is_address(uri.host):
-        return uri.host, None
-    return uri.host, uri.port or dialog.peer.default_port
+    if uri.port is None and not is_address(host):
+        return host, None
+    return host, uri.port or dialog.peer.default_port
 
 
 def here(peer: Peer) -> Peer:

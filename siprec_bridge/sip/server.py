@@ -7,9 +7,10 @@ import heapq
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypedDict
 
+from siprec_bridge.sip.asked import Asked, ask
 from siprec_bridge.sip.dialog import (
     Dialog,
     DialogId,
@@ -26,6 +27,7 @@ from siprec_bridge.sip.events import (
     InviteCancelled,
     InviteReceived,
     Malformed,
+    NextServerWanted,
     Output,
     RequestAnswered,
     RequestId,
@@ -39,7 +41,7 @@ from siprec_bridge.sip.framing import BrokenStream
 from siprec_bridge.sip.headers import Headers
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
-from siprec_bridge.sip.routing import here, next_hop, note_source
+from siprec_bridge.sip.routing import here, note_source
 from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
 
 ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
@@ -84,24 +86,7 @@ class _Pending:
         return self.transaction.deadline
 
 
-@dataclass(eq=False, slots=True)
-class _Asked:
-    """A client transaction of a request that we sent in a dialog."""
-
-    branch: str
-    method: str
-    dialog: DialogId
-    peer: Peer
-    transaction: Transaction
-    refresh: bool = False
-    scheduled: float | None = None
-
-    @property
-    def deadline(self) -> float | None:
-        return self.transaction.deadline
-
-
-_Timed = _Pending | _Asked | Dialog
+_Timed = _Pending | Asked | Dialog
 
 
 class SipServer:
@@ -132,7 +117,7 @@ class SipServer:
         self._pending: dict[tuple[str, ...], _Pending] = {}
         self._by_id: dict[RequestId, _Pending] = {}
         self._merged: dict[tuple[str, ...], tuple[str, ...]] = {}  # RFC 3261 §8.2.2.2
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, Asked] = {}
         self._dialogs: dict[DialogId, Dialog] = {}
         self._agenda: list[tuple[float, int, _Timed]] = []
 
@@ -150,14 +135,14 @@ class SipServer:
         except MalformedMessage as error:
             return self._reject(error, peer)
         if isinstance(message, Response):
-            return self._take_response(message, now)
+            return self._take_response(message, peer, now)
         reply_to = note_source(message, peer)
         key = _transaction_key(message)
         known = self._pending.get(key)
         if known is not None:
-            return self._take_again(known, message, peer, now)
+            return self._take_again(known, message, reply_to, now)
         if message.method == "ACK":
-            return self._take_ack(message, peer)
+            return self._take_ack(message, reply_to)
         out: list[Output] = [RequestSeen(peer.transport, _method(message))]
         if peer.transport == "tls" and "alias" in message.via.params:
             out.append(AliasAsked(peer, message.via.port or peer.default_port))
@@ -226,6 +211,32 @@ class SipServer:
             out += self._end(known, "terminated", None, now)
         return out
 
+    def redirect(self, branch: str, server: tuple[str, int] | None, now: float) -> list[Output]:
+        """Answer NextServerWanted: an address and port to try next; None: there is none."""
+        asked = self._asked.get(branch)
+        if asked is None or asked.failure is None:
+            return []
+        del self._asked[branch]
+        if server is None:
+            return self._answered(asked, asked.failure, now)
+        fresh = f"{_MAGIC}{self._token()}"
+        return self._send_asked(asked.at(server, fresh, self._timers, now))
+
+    def undeliverable(self, data: bytes, now: float) -> list[Output]:
+        """Take back a message for which there is no connection. RFC 3261 §8.1.3.1."""
+        try:
+            message = parse(data)
+        except MalformedMessage:
+            return []
+        asked = self._asked.get(message.via.branch) if isinstance(message, Request) else None
+        if asked is None or Action.FAIL not in asked.transaction.step(Input.EXPIRE, now):
+            return []
+        del self._asked[asked.branch]
+        failure = Response(408, REASONS[408])
+        if asked.peer.flow:  # all servers of its place have been tried
+            return self._answered(asked, failure, now)
+        return self._fail(asked, failure, None, now)
+
     def next_deadline(self) -> float | None:
         """When `advance` has something to do."""
         while self._agenda:
@@ -248,7 +259,7 @@ class SipServer:
             match owner:
                 case _Pending():
                     out += self._run_pending(owner, now)
-                case _Asked():
+                case Asked():
                     out += self._run_asked(owner, now)
                 case Dialog():
                     out += self._run_dialog(owner, now)
@@ -299,7 +310,7 @@ class SipServer:
         if self._merged.setdefault(merge, pending.key) != pending.key:
             raise Refused(482, REASONS[482])
         pending.interval = negotiate_timer(request, self._min_session_expires)
-        dialog = Dialog.from_invite(request, self._token(), peer)
+        dialog = Dialog.from_invite(request, self._token(), pending.peer)
         self._dialogs[dialog.id] = dialog
         pending.dialog = dialog
         dialog.busy = pending.id
@@ -317,7 +328,7 @@ class SipServer:
             out = self._answer(pending, 200, now)
             return out + self._end(dialog, "bye", request, now)
         if request.method not in _CHANGES:
-            dialog.peer = peer
+            dialog.peer = pending.peer
             return [RequestReceived(pending.id, dialog.id, request, peer)]
         if request.cseq.number < dialog.remote_seq and dialog.confirmed:
             raise Refused(500, REASONS[500])  # RFC 3261 §12.2.2
@@ -334,13 +345,13 @@ class SipServer:
         self, dialog: Dialog, id: RequestId, request: Request, peer: Peer
     ) -> list[Output]:
         dialog.busy = id
-        dialog.follow(request, peer)
+        dialog.follow(request, self._by_id[id].peer)
         if request.method == "UPDATE":
             return [UpdateReceived(id, dialog.id, request, peer)]
         return [InviteReceived(id, dialog.id, request, peer, False)]
 
     def _take_again(
-        self, known: _Pending, request: Request, peer: Peer, now: float
+        self, known: _Pending, request: Request, reply_to: Peer, now: float
     ) -> list[Output]:
         """A retransmission, or the ACK of a refusal."""
         what = Input.ACK if request.method == "ACK" else Input.REQUEST
@@ -349,16 +360,16 @@ class SipServer:
         if Action.RESEND in actions and known.transaction.message:
             out.append(Send(known.transaction.message, known.peer))
         if Action.PASS in actions:  # the ACK of a 2xx, with the INVITE's branch
-            out += self._take_ack(request, peer)
+            out += self._take_ack(request, reply_to)
         self._schedule(known)
         return out
 
-    def _take_ack(self, request: Request, peer: Peer) -> list[Output]:
+    def _take_ack(self, request: Request, reply_to: Peer) -> list[Output]:
         dialog = self._dialogs.get(_dialog_id(request))
         if dialog is None or not dialog.acknowledge(request.cseq.number):
             return []
-        dialog.peer = peer
-        return [RequestSeen(peer.transport, "ACK"), AckReceived(dialog.id, request)]
+        dialog.peer = reply_to
+        return [RequestSeen(reply_to.transport, "ACK"), AckReceived(dialog.id, request)]
 
     def _take_cancel(
         self, request: Request, reply_to: Peer, key: tuple[str, ...], now: float
@@ -521,44 +532,27 @@ class SipServer:
         *,
         refresh: bool = False,
     ) -> list[Output]:
-        dialog.local_seq += 1
-        # Where its last request came from: behind a NAT its Contact leads nowhere.
-        peer = dialog.peer
-        if peer.reliable:
-            peer = replace(peer, elsewhere=next_hop(dialog))
-        branch = f"{_MAGIC}{self._token()}"
-        host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
-        target, routes = dialog.path()
-        headers = Headers(
-            [
-                (
-                    "Via",
-                    f"SIP/2.0/{peer.transport.upper()} {host}:{peer.local_port};"
-                    f"branch={branch};rport",
-                ),
-                ("Max-Forwards", "70"),
-                *(("Route", route) for route in routes),
-                ("From", dialog.local),
-                ("To", dialog.remote),
-                ("Call-ID", dialog.id.call_id),
-                ("CSeq", f"{dialog.local_seq} {method}"),
-                ("Contact", self._contact(peer)),
-                ("User-Agent", self._user_agent),
-                *extra,
-            ]
+        asked = ask(
+            dialog,
+            method,
+            branch=f"{_MAGIC}{self._token()}",
+            contact=self._contact(dialog.peer),
+            user_agent=self._user_agent,
+            extra=extra,
+            content_type=content_type,
+            body=body,
+            refresh=refresh,
+            timers=self._timers,
+            now=now,
         )
-        if content_type is not None:
-            headers.add("Content-Type", content_type)
-        data = serialize(Request(method, target, headers, body))
-        transaction = Transaction.client(
-            data, invite=False, timers=self._timers, reliable=peer.reliable, now=now
-        )
-        asked = _Asked(branch, method, dialog.id, peer, transaction, refresh)
-        self._asked[branch] = asked
-        self._schedule(asked)
-        return [Send(data, peer)]
+        return self._send_asked(asked)
 
-    def _take_response(self, response: Response, now: float) -> list[Output]:
+    def _send_asked(self, asked: Asked) -> list[Output]:
+        self._asked[asked.branch] = asked
+        self._schedule(asked)
+        return [Send(asked.transaction.message, asked.peer)]
+
+    def _take_response(self, response: Response, peer: Peer, now: float) -> list[Output]:
         asked = self._asked.get(response.via.branch)
         if asked is None or response.cseq.method != asked.method:
             return []
@@ -566,9 +560,22 @@ class SipServer:
         self._schedule(asked)
         if Action.PASS not in actions or response.status < 200:
             return []
+        if response.status == 503:
+            return self._fail(asked, response, peer, now)
         return self._answered(asked, response, now)
 
-    def _answered(self, asked: _Asked, response: Response, now: float) -> list[Output]:
+    def _fail(
+        self, asked: Asked, failure: Response, source: Peer | None, now: float
+    ) -> list[Output]:
+        """A 503 or no answer: another server of the peer's may serve it. RFC 3263 §4.3."""
+        if not asked.may_go_elsewhere:
+            return self._answered(asked, failure, now)
+        asked.fail(failure, source, now)
+        self._asked[asked.branch] = asked
+        self._schedule(asked)
+        return [NextServerWanted(asked.branch, asked.peer, asked.failed)]
+
+    def _answered(self, asked: Asked, response: Response, now: float) -> list[Output]:
         out: list[Output] = [RequestAnswered(asked.dialog, asked.method, response)]
         dialog = self._dialogs.get(asked.dialog)
         if dialog is None:
@@ -595,14 +602,16 @@ class SipServer:
             if Action.RESEND in actions
         ]
 
-    def _run_asked(self, asked: _Asked, now: float) -> list[Output]:
+    def _run_asked(self, asked: Asked, now: float) -> list[Output]:
+        if asked.failure is not None:
+            return self.redirect(asked.branch, None, now)
         out: list[Output] = []
         for actions in asked.transaction.expired(now):
             if Action.RESEND in actions:
                 out.append(Send(asked.transaction.message, asked.peer))
             if Action.FAIL in actions:
-                out += self._answered(asked, Response(408, REASONS[408]), now)
-        if asked.transaction.terminated:
+                out += self._fail(asked, Response(408, REASONS[408]), None, now)
+        if asked.transaction.terminated and asked.failure is None:
             self._asked.pop(asked.branch, None)
         return out
 
@@ -660,7 +669,7 @@ class SipServer:
         match owner:
             case _Pending():
                 return self._pending.get(owner.key) is owner
-            case _Asked():
+            case Asked():
                 return self._asked.get(owner.branch) is owner
             case Dialog():
                 return self._dialogs.get(owner.id) is owner

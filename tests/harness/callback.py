@@ -21,9 +21,10 @@ from siprec_bridge.telemetry import Metrics
 
 
 class Src:
-    """An SRC that listens: what came, on how many connections; it answers requests with 200."""
+    """An SRC that listens: what came, on how many connections; it answers requests with `status`."""
 
     def __init__(self) -> None:
+        self.status = 200
         self.port = 0
         self.connections = 0
         self.got: list[Request | Response] = []
@@ -57,15 +58,15 @@ class Src:
                 message = parse(one)
                 self.got.append(message)
                 if isinstance(message, Request):
-                    writer.write(ok(message))
+                    writer.write(answer(message, self.status))
 
     def message(self, data: bytes) -> bytes:
         """The message with this SRC's address in Via and Contact."""
         return data.replace(b"192.0.2.10:5070", f"127.0.0.1:{self.port}".encode())
 
 
-def ok(asked: Request) -> bytes:
-    lines = ["SIP/2.0 200 OK"]
+def answer(asked: Request, status: int) -> bytes:
+    lines = [f"SIP/2.0 {status} Whatever"]
     lines += [
         f"{name}: {asked.headers.get(name)}" for name in ("Via", "From", "To", "Call-ID", "CSeq")
     ]

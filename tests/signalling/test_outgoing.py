@@ -169,7 +169,9 @@ async def test_an_attempt_ends_in_time_and_the_place_rests_for_a_while() -> None
         labels = {"transport": "tcp"}
         return metrics.registry.get_sample_value("siprec_sip_undelivered_total", labels) or 0
 
-    outgoing = Outgoing(connect, lambda data, one: None, metrics, rest=0.2, attempt=0.05)
+    outgoing = Outgoing(
+        connect, lambda data, one: None, lambda data: None, metrics, rest=0.2, attempt=0.05
+    )
     place = Place("tcp", "192.0.2.1", 5060, "192.0.2.2")
 
     outgoing.send(b"one", place)

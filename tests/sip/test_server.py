@@ -23,6 +23,7 @@ from siprec_bridge.sip import (
     InviteCancelled,
     InviteReceived,
     Malformed,
+    NextServerWanted,
     Output,
     Peer,
     Request,
@@ -565,7 +566,7 @@ def test_a_question_that_stays_unanswered_is_told_and_ends_nothing() -> None:
     told: list[Output] = []
 
     while (at := srs.next_deadline()) is not None and at < 120:
-        told += srs.advance(at)
+        told += srs.advance(at)  # nobody finds another server
 
     assert [one.response.status for one in told if isinstance(one, RequestAnswered)] == [408]
     assert ended(told) == []
@@ -605,10 +606,12 @@ def test_an_answer_over_a_stream_says_where_else_it_may_go(
         ("tcp", "sip:src@sbc.example.com;transport=TLS", "", None),
         ("tcp", "tel:+15551234", "", None),
         ("tcp", "sip:src@192.0.2.77", "<sip:p1:port;lr>", None),
-        ("udp", "sip:src@192.0.2.77", "", None),
+        ("udp", "sip:src@192.0.2.77", "", ("192.0.2.77", 5060)),
+        ("udp", "sip:src@sbc.example.com", "", ("sbc.example.com", None)),
+        ("udp", "sip:src@sbc.example.com;maddr=192.0.2.78", "", ("192.0.2.78", 5060)),
     ],
 )
-def test_a_request_over_a_stream_says_where_its_next_hop_is(
+def test_a_request_says_where_its_next_hop_is(
     transport: str, contact: str, route: str, elsewhere: tuple[str, int | None] | None
 ) -> None:
     peer = Peer(transport, "192.0.2.10", 40000, 7, "192.0.2.1", 5060)
@@ -623,6 +626,128 @@ def test_a_request_over_a_stream_says_where_its_next_hop_is(
               if one.data.startswith(b"BYE")]  # fmt: skip
 
     assert bye.peer.elsewhere == elsewhere
+
+
+def wanted(outputs: list[Output]) -> list[NextServerWanted]:
+    return [one for one in outputs if isinstance(one, NextServerWanted)]
+
+
+def until(srs: SipServer, end: float) -> list[Output]:
+    """What the passing of time brings."""
+    outputs: list[Output] = []
+    while (at := srs.next_deadline()) is not None and at <= end:
+        outputs += srs.advance(at)
+    return outputs
+
+
+def answered(outputs: list[Output]) -> list[int]:
+    return [one.response.status for one in outputs if isinstance(one, RequestAnswered)]
+
+
+def test_a_request_that_is_not_served_goes_to_the_next_server_with_another_branch() -> None:
+    srs = new_server()
+    dialog = in_call(srs)
+    ours = asked(srs, dialog, "BYE", 50.0)
+
+    (refused,) = wanted(srs.receive(answer_to(ours, 503), PEER, 50.1))
+    (second,) = requests(redirected := srs.redirect(refused.branch, ("192.0.2.98", 5062), 50.2))
+    (silent,) = wanted(until(srs, 82.3))
+    (third,) = requests(srs.redirect(silent.branch, ("192.0.2.99", 5063), 82.4))
+    done = srs.receive(answer_to(third, 200), PEER, 82.5)
+
+    (send,) = [one for one in redirected if isinstance(one, Send)]
+    assert (send.peer.host, send.peer.port, send.peer.flow) == ("192.0.2.98", 5062, PEER.flow)
+    assert refused.failed == {("192.0.2.10", 5070)}
+    assert silent.failed == {("192.0.2.10", 5070), ("192.0.2.98", 5062)}
+    assert len({one.via.branch for one in (ours, second, third)}) == 3
+    assert {str(one.cseq) for one in (ours, second, third)} == {"1 BYE"}
+    assert answered(done) == [200]
+    assert answered(until(srs, 200)) == []
+    assert len(srs._asked) == 0
+
+
+@pytest.mark.parametrize("status", [503, 408])
+def test_where_there_is_no_other_server_the_failure_is_told_once(status: int) -> None:
+    srs = new_server()
+    ours = asked(srs, in_call(srs), "OPTIONS", 50.0)
+    outputs = srs.receive(answer_to(ours, 503), PEER, 50.1) if status == 503 else until(srs, 82.1)
+
+    told = srs.redirect(wanted(outputs)[0].branch, None, 82.2)
+    again = srs.redirect(wanted(outputs)[0].branch, None, 82.3)
+
+    assert (answered(outputs), answered(told), answered(again)) == ([], [status], [])
+
+
+def test_a_search_for_a_server_that_never_ends_is_given_up() -> None:
+    srs = new_server()
+    ours = asked(srs, in_call(srs), "OPTIONS", 50.0)
+
+    outputs = srs.receive(answer_to(ours, 503), PEER, 50.1)
+
+    assert len(wanted(outputs)) == 1
+    assert answered(until(srs, 61)) == [503]
+
+
+def test_servers_are_not_tried_for_ever() -> None:
+    srs = new_server()
+    ours = asked(srs, in_call(srs), "OPTIONS", 50.0)
+    tried = 1
+    outputs = srs.receive(answer_to(ours, 503), PEER, 50.0)
+    while not answered(outputs):
+        (one,) = wanted(outputs)
+        (ours,) = requests(srs.redirect(one.branch, ("192.0.2.99", 6000 + tried), 50.0))
+        tried += 1
+        outputs = srs.receive(answer_to(ours, 503), PEER, 50.0)
+
+    assert (tried, answered(outputs)) == (4, [503])
+
+
+def test_a_request_for_which_there_is_no_connection_has_failed_at_once() -> None:
+    srs = new_server()
+    dialog = in_call(srs, peer=TCP_PEER)
+    (first,) = sent(srs.request(dialog, "OPTIONS", now=50.0))
+
+    told = srs.undeliverable(first, 50.1)
+    again = srs.undeliverable(first, 50.2)
+
+    assert (answered(told), answered(again)) == ([408], [])
+    assert answered(until(srs, 200)) == []
+
+
+def test_a_server_that_cannot_be_reached_is_passed_over() -> None:
+    srs = new_server()
+    dialog = in_call(srs, peer=TCP_PEER)
+    ours = asked(srs, dialog, "BYE", 50.0)
+    (refused,) = wanted(srs.receive(answer_to(ours, 503), TCP_PEER, 50.1))
+
+    (second,) = [
+        one
+        for one in srs.redirect(refused.branch, ("192.0.2.98", 5060), 50.2)
+        if isinstance(one, Send)
+    ]
+    (next_one,) = wanted(srs.undeliverable(second.data, 50.3))
+
+    # Over a connection of its own: that of the dialog is the server's that has refused.
+    assert (second.peer.host, second.peer.flow, second.peer.elsewhere) == (
+        "192.0.2.98", 0, ("192.0.2.10", 5070),
+    )  # fmt: skip
+    assert ("192.0.2.98", 5060) in next_one.failed
+
+
+@pytest.mark.parametrize(
+    ("via", "port"), [("branch=z9hG4bK1", 5070), ("branch=z9hG4bK1;rport", 41000)]
+)
+def test_over_udp_our_requests_go_where_answers_go(via: str, port: int) -> None:
+    # Cisco gateways send from a port on which they do not listen, and ask for no rport.
+    peer = Peer("udp", "192.0.2.10", 41000, 1, "192.0.2.1", 5060)
+    srs = new_server()
+    data = request("INVITE").replace(b"branch=z9hG4bK1;rport", via.encode())
+    (invite,) = invites(srs.receive(data, peer, 0.0))
+    (ok, *_) = [one for one in srs.respond(invite.id, 200, now=0.0) if isinstance(one, Send)]
+
+    (bye, *_) = [one for one in srs.request(invite.dialog, "BYE", now=1.0) if isinstance(one, Send)]
+
+    assert (ok.peer.port, bye.peer.port) == (port, port)
 
 
 def test_what_is_turned_away_or_cannot_be_read_is_not_worth_a_connection() -> None:

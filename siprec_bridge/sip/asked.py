@@ -1,0 +1,131 @@
+"""A request of ours in a dialog: written, sent, and sent again to another server of the peer's.
+
+RFC 3261 §8.1.1, §8.1.3 and §12.2.1, RFC 3263 §4.3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from siprec_bridge.sip.dialog import Dialog, DialogId
+from siprec_bridge.sip.headers import Headers
+from siprec_bridge.sip.message import Request, Response, serialize
+from siprec_bridge.sip.peer import Peer
+from siprec_bridge.sip.routing import next_hop
+from siprec_bridge.sip.transaction import Timers, Transaction
+
+_MOST_SERVERS = 4  # that a request is sent to
+_SEARCH_S = 10.0  # for another server
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """A request with its client transaction.
+
+    `failure`: what it came to at the last server (a 408 without headers: nothing), while another
+    one is looked for. `failed`: addresses and ports that need not be tried again.
+    """
+
+    branch: str
+    request: Request
+    dialog: DialogId
+    peer: Peer
+    transaction: Transaction
+    refresh: bool = False
+    failed: frozenset[tuple[str, int]] = frozenset()
+    servers: int = 1
+    failure: Response | None = None
+    search_until: float | None = None
+    scheduled: float | None = field(default=None)  # its valid entry in the agenda
+
+    @property
+    def method(self) -> str:
+        """The request's."""
+        return self.request.method
+
+    @property
+    def deadline(self) -> float | None:
+        """When something of it is due."""
+        return self.transaction.deadline if self.failure is None else self.search_until
+
+    @property
+    def may_go_elsewhere(self) -> bool:
+        """Whether there may be another server for it."""
+        return self.peer.elsewhere is not None and self.servers < _MOST_SERVERS
+
+    def fail(self, failure: Response, source: Peer | None, now: float) -> None:
+        """Note that this server does not serve it. `source`: who answered, if somebody did."""
+        self.failed |= {(one.host, one.port) for one in (self.peer, source) if one is not None}
+        self.failure = failure
+        self.search_until = now + _SEARCH_S
+
+    def at(self, server: tuple[str, int], branch: str, timers: Timers, now: float) -> "Asked":
+        """The same for another server: a transaction of its own. RFC 3263 §4.3."""
+        host, port = server
+        # A stream has to be opened; datagrams go out where those before did.
+        peer = replace(
+            self.peer, host=host, port=port, flow=0 if self.peer.reliable else self.peer.flow
+        )
+        headers = Headers(self.request.headers)
+        headers.replace_first("Via", _via(peer, branch))
+        request = Request(self.request.method, self.request.uri, headers, self.request.body)
+        return Asked(
+            branch,
+            request,
+            self.dialog,
+            peer,
+            _transaction(request, peer, timers, now),
+            self.refresh,
+            self.failed,
+            self.servers + 1,
+        )
+
+
+def ask(
+    dialog: Dialog,
+    method: str,
+    *,
+    branch: str,
+    contact: str,
+    user_agent: str,
+    extra: Sequence[tuple[str, str]] = (),
+    content_type: str | None = None,
+    body: bytes = b"",
+    refresh: bool = False,
+    timers: Timers,
+    now: float,
+) -> Asked:
+    """The next request in a dialog."""
+    dialog.local_seq += 1
+    # Where answers to the dialog's last request go: behind a NAT its Contact leads nowhere.
+    peer = replace(dialog.peer, elsewhere=next_hop(dialog))
+    target, routes = dialog.path()
+    headers = Headers(
+        [
+            ("Via", _via(peer, branch)),
+            ("Max-Forwards", "70"),
+            *(("Route", route) for route in routes),
+            ("From", dialog.local),
+            ("To", dialog.remote),
+            ("Call-ID", dialog.id.call_id),
+            ("CSeq", f"{dialog.local_seq} {method}"),
+            ("Contact", contact),
+            ("User-Agent", user_agent),
+            *extra,
+        ]
+    )
+    if content_type is not None:
+        headers.add("Content-Type", content_type)
+    request = Request(method, target, headers, body)
+    transaction = _transaction(request, peer, timers, now)
+    return Asked(branch, request, dialog.id, peer, transaction, refresh)
+
+
+def _via(peer: Peer, branch: str) -> str:
+    host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
+    return f"SIP/2.0/{peer.transport.upper()} {host}:{peer.local_port};branch={branch};rport"
+
+
+def _transaction(request: Request, peer: Peer, timers: Timers, now: float) -> Transaction:
+    return Transaction.client(
+        serialize(request), invite=False, timers=timers, reliable=peer.reliable, now=now
+    )

@@ -1,0 +1,146 @@
+"""Requests of ours that a server of the peer's does not serve: the next one gets them. RFC 3263 §4.3."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from harness.bridge import eventually
+from harness.callback import Srs, src
+from harness.dns import Zone, name_server
+from harness.src import new_server, request
+from siprec_bridge.signalling import Listener
+from siprec_bridge.sip import InviteReceived, Output, Request, RequestAnswered, parse
+from siprec_bridge.telemetry import Metrics
+
+SBC = "sbc.example.com"
+
+
+class UdpServer(asyncio.DatagramProtocol):
+    """One of the SRC's servers: it answers every request of ours with this status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.port = 0
+        self.got: list[Request] = []
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        message = parse(data)
+        if not isinstance(message, Request):
+            return
+        self.got.append(message)
+        lines = [f"SIP/2.0 {self.status} Whatever"]
+        lines += [
+            f"{name}: {message.headers.get(name)}"
+            for name in ("Via", "From", "To", "Call-ID", "CSeq")
+        ]
+        self.send("\r\n".join([*lines, "", ""]).encode(), address)
+
+    def send(self, data: bytes, address: tuple[str, int]) -> None:
+        assert self._transport is not None
+        self._transport.sendto(data, address)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+
+@asynccontextmanager
+async def udp_server(status: int) -> AsyncIterator[UdpServer]:
+    one = UdpServer(status)
+    loop = asyncio.get_running_loop()
+    await loop.create_datagram_endpoint(lambda: one, local_addr=("127.0.0.1", 0))
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+async def test_over_udp_a_bye_goes_on_to_the_servers_of_the_contact_s_domain() -> None:
+    async with udp_server(503) as first, udp_server(503) as second, udp_server(200) as third:
+        zone: Zone = {
+            (f"_sip._udp.{SBC}", "SRV"): [
+                f"10 0 {first.port} sip.example.com.",
+                f"20 0 {second.port} sip.example.com.",
+                f"30 0 {third.port} sip.example.com.",
+            ],
+            ("sip.example.com", "A"): ["127.0.0.1"],
+        }
+        events: list[Output] = []
+        async with name_server(zone) as names:
+            listener = Listener(new_server(), events.append, Metrics(), nameservers=[names.place])
+            await listener.start(["127.0.0.1"], udp_ports=[0], tcp_ports=[])
+            try:
+                here = listener.endpoints[0]
+                invite = request("INVITE").replace(
+                    b"<sip:src@192.0.2.10:5070>", f"<sip:src@{SBC}>".encode()
+                )
+                first.send(invite, (here.host, here.port))
+                await eventually(lambda: bool(events), "the INVITE")
+                (asked,) = events
+                assert isinstance(asked, InviteReceived)
+                listener.respond(asked.id, 200)
+
+                listener.request(asked.dialog, "BYE")
+
+                def answers() -> list[int]:
+                    return [
+                        one.response.status for one in events if isinstance(one, RequestAnswered)
+                    ]
+
+                await eventually(lambda: bool(answers()), "the answer")
+            finally:
+                await listener.stop()
+    byes = [one for server in (first, second, third) for one in server.got if one.method == "BYE"]
+    assert answers() == [200]
+    assert len(byes) == 3
+    assert len({one.via.branch for one in byes}) == 3
+
+
+async def test_over_tcp_a_server_that_is_down_and_one_that_refuses_are_passed_over() -> None:
+    async with src() as refusing, src() as serving:
+        refusing.status = 503
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            nobody = free.getsockname()[1]
+        zone: Zone = {
+            (f"_sip._tcp.{SBC}", "SRV"): [
+                f"10 0 {refusing.port} sip.example.com.",
+                f"20 0 {nobody} sip.example.com.",
+                f"30 0 {serving.port} sip.example.com.",
+            ],
+            ("sip.example.com", "A"): ["127.0.0.1"],
+        }
+        async with name_server(zone) as names, Srs(nameservers=[names.place]) as srs:
+            (dialog,) = await srs.calls(refusing, 1, contact=f"sip:src@{SBC};transport=tcp")
+
+            srs.listener.request(dialog, "BYE")
+
+            def answers() -> list[int]:
+                return [
+                    one.response.status for one in srs.events if isinstance(one, RequestAnswered)
+                ]
+
+            await eventually(lambda: bool(answers()), "the answer")
+    assert answers() == [200]
+    assert (len(refusing.got), len(serving.got)) == (1, 1)
+
+
+async def test_a_request_that_gets_nowhere_is_told_at_once() -> None:
+    async with src() as peer, Srs() as srs:
+        (dialog,) = await srs.calls(peer, 1, contact="sip:src@no.such.invalid")
+
+        srs.listener.request(dialog, "OPTIONS")
+
+        await eventually(
+            lambda: (
+                [one.response.status for one in srs.events if isinstance(one, RequestAnswered)]
+                == [408]
+            ),
+            "the failure",
+        )
