@@ -3,7 +3,7 @@
 Refuses to know SIP, sockets and what is done with the media.
 """
 
-from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, offer, plan
+from siprec_bridge.sdp.answer import MediaPolicy, StreamPlan, answer, ask_for_all, offer, plan
 from siprec_bridge.sdp.codecs import EVENTS, NOISE, RECORDABLE, STATIC, Codec, recordable
 from siprec_bridge.sdp.crypto import SUITES, Crypto, StreamKeys, read_crypto, write_crypto
 from siprec_bridge.sdp.dtls import DtlsParameters, Fingerprint, fingerprint_of, matches, read_dtls
@@ -27,6 +27,7 @@ __all__ = [
     "StreamKeys",
     "StreamPlan",
     "answer",
+    "ask_for_all",
     "fingerprint_of",
     "matches",
     "offer",

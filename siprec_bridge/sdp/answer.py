@@ -6,7 +6,7 @@ First `plan` says what becomes of each m-line; then, once ports are there, `answ
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from siprec_bridge.sdp.codecs import (
@@ -127,8 +127,7 @@ def offer(
     name: str = "siprec-bridge",
 ) -> SessionDescription:
     """Our offer to an INVITE without one: a recvonly audio line for each port in `local`."""
-    by_name = {codec.name: codec for codec in STATIC.values() if codec.channels == 1}
-    codecs = tuple(by_name[name] for name in policy.codecs if name in by_name)
+    codecs = _static(policy)
     if policy.telephone_event:
         codecs += (Codec(101, EVENTS, 8000, fmtp="0-16"),)
     media = tuple(
@@ -146,6 +145,42 @@ def offer(
     return SessionDescription(
         origin=_origin(session_id, version, address), name=name, connection=address, media=media
     )
+
+
+def ask_for_all(
+    plans: Sequence[StreamPlan], last: SessionDescription, policy: MediaPolicy
+) -> tuple[StreamPlan, ...]:
+    """Plans for an offer of ours in a call: no line on hold, and all that can be recorded.
+
+    What was agreed on comes first. Payload types of the `last` description keep their meaning, and
+    what was refused in it stays refused. RFC 3261 §14.2, RFC 3264 §8.3.2.
+    """
+    return tuple(
+        replace(one, direction="recvonly", codecs=_with_all(one.codecs, line, policy))
+        if one.accepted
+        else one
+        for line, one in zip(last.media, plans, strict=True)
+    )
+
+
+def _with_all(agreed: tuple[Codec, ...], line: Media, policy: MediaPolicy) -> tuple[Codec, ...]:
+    used = {number(one, 128) for one in line.formats} | {one.payload_type for one in agreed}
+    names = {one.name for one in agreed}
+    more = tuple(
+        one
+        for one in _static(policy)
+        if one.name not in names and (one.payload_type not in used or one in line.codecs)
+    )
+    if policy.telephone_event and EVENTS not in names:
+        free = next((one for one in (101, *range(96, 128)) if one not in used), None)
+        more += (Codec(free, EVENTS, 8000, fmtp="0-16"),) if free is not None else ()
+    return agreed + more
+
+
+def _static(policy: MediaPolicy) -> tuple[Codec, ...]:
+    """What can be offered without asking for a payload type, in order of preference."""
+    by_name = {codec.name: codec for codec in STATIC.values() if codec.channels == 1}
+    return tuple(by_name[name] for name in policy.codecs if name in by_name)
 
 
 def _plan_one(

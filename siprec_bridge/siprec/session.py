@@ -111,19 +111,14 @@ class RecordingSession:
         changes = Changes()
         if body.sdp is not None:
             changes = self._take_sdp(_read_sdp(body.sdp), at)
-        elif invite and self._now.offer is None:
-            if self._policy.srtp == "require":  # our own offers are plain
-                warning = '302 siprec-bridge "SRTP is required, and has to be offered"'
-                raise Refused(488, "Not Acceptable Here", (("Warning", warning),))
-            changes = self._prepare_late_offer(at)
+        elif invite and self._now.offer is not None:
+            changes = self._offer_again(self._now.offer)
         elif invite:
-            # Our last description again, as an offer. RFC 3261 §14.2
-            self._now.awaits_answer = True
-            changes = Changes(needs_answer=True)
+            changes = self._prepare_late_offer(at)
         if body.metadata is not None:
             changed = self._take_metadata(body.metadata, at)
-            changes = replace(changes, metadata_changed=changed)
-        elif changes.opened:
+            changes = replace(changes, metadata_changed=changed or changes.metadata_changed)
+        elif changes.opened or changes.metadata_changed:
             self._place_participants(at)
         return self._with_pauses(changes, at)
 
@@ -174,7 +169,32 @@ class RecordingSession:
         self._before = self._now.copy()
         changes = self._take_sdp(_read_sdp(body), at)
         self._now.late = self._now.awaits_answer = False
+        if changes.metadata_changed:
+            self._place_participants(at)
         return self._with_pauses(replace(changes, needs_answer=False), at)
+
+    def acknowledged(self, body: Body, at: datetime) -> Changes:
+        """Take the body of an ACK: an answer to our offer, metadata, both or nothing.
+
+        Raises Refused (400, 488) for an answer that cannot be taken.
+        """
+        changes = Changes()
+        if body.sdp is not None:
+            changes = self.late_answer(body.sdp, at)
+        else:
+            self.no_late_answer()
+        if body.metadata is None:
+            return changes
+        changed = self._take_metadata(body.metadata, at)
+        # Somebody who is muted may be on another stream now.
+        more = self._with_pauses(changes, at)
+        return replace(
+            more,
+            paused=changes.paused + more.paused,
+            resumed=changes.resumed + more.resumed,
+            pauses_changed=changes.pauses_changed or more.pauses_changed,
+            metadata_changed=changed or changes.metadata_changed,
+        )
 
     def no_late_answer(self) -> None:
         """The ACK brought no answer: what we offered is recorded, and the peer may offer again."""
@@ -265,6 +285,7 @@ class RecordingSession:
             self.withdraw()
             raise Refused(488, "Not Acceptable Here", _refusal_warnings(plans))
         self._now.offer, self._now.plans = offer, plans
+        labels = {one.index: one.signalled for one in self._now.streams.values()}
         opened: list[StreamToRecord] = []
         changed: list[StreamToRecord] = []
         closed: list[int] = []
@@ -295,21 +316,35 @@ class RecordingSession:
                 self._warn(f"m-line {index + 1} is gone from the offer")
                 self._close(stream, at)
                 closed.append(index)
-        return Changes(tuple(opened), tuple(changed), tuple(closed), needs_answer=True)
+        self._follow_labels(plans)
+        moved = any(self._now.streams[index].signalled != name for index, name in labels.items())
+        return Changes(
+            tuple(opened), tuple(changed), tuple(closed), metadata_changed=moved, needs_answer=True
+        )
+
+    def _follow_labels(self, plans: Sequence[StreamPlan]) -> None:
+        """Take over what the SDP calls the streams now: it is what the metadata knows them by."""
+        taken: set[str] = set()
+        for plan in plans:
+            stream = self._now.streams.get(plan.index)
+            if stream is None or not plan.accepted:
+                continue
+            name = readable(plan.label) if plan.label else stream.signalled
+            stream.signalled = name if name not in taken else f"{name}.{plan.index + 1}"
+            taken.add(stream.signalled)
 
     def _open(self, plan: StreamPlan, at: datetime, old: Stream | None) -> Stream:
         if old is not None:  # its audio goes on where it ended, with silence between
             old.codecs, old.state, old.closed_at = plan.codecs, "active", None
-            old.signalled = readable(plan.label) if plan.label else old.signalled
             self._take_keys(old, plan)
             old.rtcp, old.rtcp_mux = plan.rtcp, plan.rtcp_mux
             return old
         wanted = readable(plan.label or str(plan.index + 1))
-        taken = any(one.label == wanted for one in self._now.streams.values())
+        taken = [one for one in self._now.streams.values() if one.label == wanted]
         label = f"{wanted}.{plan.index + 1}" if taken else wanted
         if plan.label is None:
             self._warn(f"m-line {plan.index + 1} has no label")
-        elif label != wanted:
+        elif any(one.state != "closed" for one in taken):
             self._warn(f"label {wanted} is on two m-lines")
         stream = Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
         self._take_keys(stream, plan)
@@ -365,6 +400,9 @@ class RecordingSession:
         )
 
     def _prepare_late_offer(self, at: datetime) -> Changes:
+        if self._policy.srtp == "require":  # our own offers are plain
+            warning = '302 siprec-bridge "SRTP is required, and has to be offered"'
+            raise Refused(488, "Not Acceptable Here", (("Warning", warning),))
         self._now.late = self._now.awaits_answer = True
         ours = sdp.offer(
             self._policy,
@@ -375,11 +413,25 @@ class RecordingSession:
         )
         opened: list[StreamToRecord] = []
         for index, media in enumerate(ours.media):
+            if index in self._now.streams:  # the first offer of ours was never answered
+                continue
             label = str(index + 1)
             stream = Stream(index, label, media.codecs, "active", at, signalled=label)
             self._now.streams[index] = stream
             opened.append(to_record(stream))
         return Changes(opened=tuple(opened), needs_answer=True)
+
+    def _offer_again(self, last: SessionDescription) -> Changes:
+        """An offer of ours in the call, as for a new one. RFC 3261 §14.2."""
+        self._now.awaits_answer = True
+        self._now.plans = sdp.ask_for_all(self._now.plans, last, self._policy)
+        changed: list[StreamToRecord] = []
+        for plan in self._now.plans:
+            stream = self._now.streams.get(plan.index)
+            if plan.accepted and stream is not None and stream.codecs != plan.codecs:
+                stream.codecs = plan.codecs  # may come before the answer does. RFC 3264 §5.1
+                changed.append(to_record(stream))
+        return Changes(changed=tuple(changed), needs_answer=True)
 
     def _build_offer(
         self, ports: Mapping[int, int], address: str, version: int
@@ -441,7 +493,10 @@ class RecordingSession:
                 name_language=one.language or (old.name_language if old else None),
             )
         now.described = _joined(now.described, tuple(one.id for one in metadata.participants))
-        now.labels |= {one.id: one.label for one in metadata.streams if one.label}
+        labels = {one.id: one.label for one in metadata.streams if one.label}
+        # One that a new stream bears is not the old one's any more. RFC 7865 §6.7
+        claimed = set(labels.values())
+        now.labels = {id: one for id, one in now.labels.items() if one not in claimed} | labels
         now.content_types |= {
             one.label: one.content_type for one in metadata.streams if one.content_type
         }

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -672,3 +673,67 @@ def test_a_handshake_that_failed_and_a_full_disk_are_warnings_of_the_session() -
         "DTLS-SRTP on label 96: its certificate is not the one of the SDP",
         "label 97 could not be written, audio may be missing: no space left",
     )
+
+
+def with_labels(first: str, second: str) -> str:
+    head, middle, _ = re.split("label:9[67]", OFFER)
+    return f"{head}label:{first}{middle}label:{second}\r\n"
+
+
+def metadata_for(first: str, second: str) -> str:
+    """Alice is on the first label, Bob on the second."""
+    return METADATA.replace(">96<", f">{first}<").replace(">97<", f">{second}<")
+
+
+def on_lines(session: RecordingSession) -> dict[int, list[str]]:
+    """Who is on each m-line now."""
+    document = session.document()
+    names = {one.id: one.name or "" for one in document.participants}
+    return {
+        stream.index: [names[one.participant_id] for one in stream.presences if one.until is None]
+        for stream in document.streams
+    }
+
+
+def test_a_line_that_takes_another_label_in_mid_call_has_the_people_of_that_label() -> None:
+    session = started()
+
+    session.offer(full(with_labels("1", "97"), metadata_for("1", "97")), later(5))
+
+    assert on_lines(session) == {0: ["Alice"], 1: ["Bob"]}
+    assert session.warnings == ()
+
+
+def test_lines_that_swap_their_labels_swap_their_people() -> None:
+    session = started()
+
+    session.offer(Body(sdp=with_labels("97", "96").encode()), later(5))
+
+    assert on_lines(session) == {0: ["Bob"], 1: ["Alice"]}
+
+
+def test_a_label_that_moves_on_to_another_line_takes_its_people_along() -> None:
+    session = started()
+    moved = OFFER.replace("audio 30000", "audio 0")
+    moved += "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:96\r\n"
+
+    session.offer(full(moved), later(5))
+
+    assert on_lines(session) == {0: [], 1: ["Bob"], 2: ["Alice"]}
+    streams = session.document().streams
+    assert len({one.label for one in streams}) == 3  # our own names stay apart
+
+
+def test_a_new_stream_of_partial_metadata_takes_its_label_from_the_one_before() -> None:
+    session = started()
+    carol = (
+        '<recording xmlns="urn:ietf:params:xml:ns:recording:1"><datamode>partial</datamode>'
+        '<participant participant_id="p3"><nameID aor="sip:carol@example.com"><name>Carol</name>'
+        '</nameID></participant><stream stream_id="t3" session_id="s1"><label>97</label></stream>'
+        '<participantstreamassoc participant_id="p3"><send>t3</send></participantstreamassoc>'
+        "</recording>"
+    )
+
+    session.offer(Body(metadata=carol.encode()), later(5), invite=False)
+
+    assert on_lines(session) == {0: ["Alice"], 1: ["Carol"]}

@@ -1,0 +1,137 @@
+"""What we offer in a call when the SRC asks for it: a re-INVITE without SDP. RFC 3261 §14.2.
+
+A call controller, such as Cisco's, holds a call by an offer and resumes it by a re-INVITE without one.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from harness.src import METADATA, OFFER
+from siprec_bridge import sdp
+from siprec_bridge.sdp import Media, MediaPolicy
+from siprec_bridge.siprec import Body, RecordingSession
+
+PORTS = {0: 20000, 1: 20002}
+
+
+def later(seconds: float) -> datetime:
+    return datetime(2026, 5, 4, 12, 0, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+def new_session(policy: MediaPolicy | None = None) -> RecordingSession:
+    return RecordingSession("s", policy or MediaPolicy(), sdp_session_id=7)
+
+
+def full(offer: str = OFFER) -> Body:
+    return Body(sdp=offer.encode(), metadata=METADATA.encode())
+
+
+def started(body: Body | None = None) -> RecordingSession:
+    session = new_session()
+    session.offer(body or full(), later(0))
+    session.answer(PORTS, "192.0.2.1")
+    return session
+
+
+def reoffered(session: RecordingSession, at: float) -> tuple[Media, ...]:
+    session.offer(Body(), later(at))
+    return sdp.parse(session.answer(PORTS, "192.0.2.1")).media
+
+
+def test_what_is_on_hold_can_be_resumed_by_the_answer_to_our_offer() -> None:
+    session = started()
+    session.offer(full(OFFER.replace("sendonly", "inactive")), later(1))
+
+    lines = reoffered(session, 2)
+    changes = session.late_answer(OFFER.encode(), later(2.1))
+
+    assert [one.direction for one in lines] == ["recvonly", "recvonly"]
+    assert [one.port for one in lines] == [20000, 20002]
+    assert changes.resumed == (0, 1)
+
+
+def test_a_hold_outlasts_our_offer_until_an_answer_lifts_it() -> None:
+    session = started()
+    session.offer(full(OFFER.replace("sendonly", "inactive")), later(1))
+
+    reoffered(session, 2)
+    session.no_late_answer()
+
+    assert session.streams_paused() == (0, 1)
+
+
+def test_all_that_can_be_recorded_is_offered_with_payload_types_as_they_were() -> None:
+    one_line = "\r\n".join(OFFER.split("\r\n")[:-4]) + "\r\n"
+    session = new_session()
+    session.offer(full(one_line.replace("AVP 0 101", "AVP 9 97").replace(
+        "a=rtpmap:101 telephone-event/8000", "a=rtpmap:97 AMR/8000")), later(0))  # fmt: skip
+    session.answer({0: 20000}, "192.0.2.1")
+
+    changes = session.offer(Body(), later(1))
+    (line,) = sdp.parse(session.answer({0: 20000}, "192.0.2.1")).media
+    answered = session.late_answer(one_line.replace("AVP 0 101", "AVP 8").encode(), later(1.1))
+
+    names = {codec.payload_type: codec.name for codec in line.codecs}
+    assert list(names.items())[:2] == [(9, "G722"), (97, "AMR")]
+    assert names.items() >= {(0, "PCMU"), (8, "PCMA"), (18, "G729"), (101, "TELEPHONE-EVENT")}
+    # Media may come before the answer does. RFC 3264 §5.1
+    ((opened,),) = ([one.codecs for one in changes.changed],)
+    assert {codec.payload_type for codec in opened} == set(names)
+    assert [[codec.name for codec in one.codecs] for one in answered.changed] == [["PCMA"]]
+
+
+def test_payload_types_that_the_call_has_used_otherwise_are_not_offered_anew() -> None:
+    session = started(full(OFFER.replace("101 telephone-event", "101 iLBC").replace("101 tel", "")))
+
+    line = reoffered(session, 1)[0]
+
+    names = [(codec.payload_type, codec.name) for codec in line.codecs]
+    assert (101, "ILBC") in names
+    assert "TELEPHONE-EVENT" in [name for _, name in names]
+    assert len({one for one, _ in names}) == len(names)
+
+
+def test_a_line_that_was_refused_stays_refused_and_a_policy_is_kept() -> None:
+    video = OFFER + "m=video 30004 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+    session = new_session(policy=MediaPolicy(codecs=("PCMU", "PCMA"), telephone_event=False))
+    session.offer(full(video), later(0))
+    session.answer(PORTS, "192.0.2.1")
+
+    lines = reoffered(session, 1)
+
+    assert [one.port for one in lines] == [20000, 20002, 0]
+    assert {codec.name for one in lines[:2] for codec in one.codecs} == {"PCMU", "PCMA"}
+
+
+def test_a_second_invite_without_sdp_opens_no_stream_twice() -> None:
+    session = new_session()
+    session.offer(Body(), later(0))
+    session.answer(PORTS, "192.0.2.1")
+    session.no_late_answer()
+
+    again = session.offer(Body(), later(1))
+
+    assert (again.opened, again.needs_answer) == ((), True)
+
+
+def test_metadata_may_come_with_the_answer_in_the_ack() -> None:
+    session = new_session()
+    session.offer(Body(), later(0))
+    session.answer(PORTS, "192.0.2.1")
+
+    changes = session.acknowledged(full(), later(0.1))
+
+    assert changes.metadata_changed
+    document = session.document()
+    assert [one.name for one in document.participants] == ["Alice", "Bob"]
+
+
+def test_an_ack_with_metadata_alone_brings_no_answer_and_the_next_offer_is_taken() -> None:
+    session = new_session()
+    session.offer(Body(), later(0))
+    session.answer(PORTS, "192.0.2.1")
+
+    changes = session.acknowledged(Body(metadata=full().metadata), later(0.1))
+
+    assert changes.metadata_changed
+    assert "the ACK brought no answer to our offer" in session.warnings
+    assert session.offer(full(), later(1)).needs_answer
