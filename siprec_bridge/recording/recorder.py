@@ -233,10 +233,7 @@ class Recorder:
                 case InviteReceived() | UpdateReceived() as change:
                     await self._renegotiate(change)
                 case AckReceived(request=request):
-                    if request.body:
-                        await self._take_late_answer(request)
-                    else:
-                        self._session.no_late_answer()
+                    await self._take_ack(request)
                     self._ask_for_metadata()
                 case MediaEvent(name="silent", stream_id=stream):
                     self._silent.add(stream)
@@ -300,7 +297,7 @@ class Recorder:
             self._refuse(change.id, refusal)
             return
         try:
-            await self._apply(changes, at)
+            await self._follow_sdp(changes, at)
         except Refused as refusal:
             self._session.withdraw()
             self._refuse(change.id, refusal)
@@ -355,19 +352,29 @@ class Recorder:
             elif not event.done.done():
                 event.done.set_exception(NotRecording())
 
-    async def _take_late_answer(self, ack: Request) -> None:
+    async def _take_ack(self, ack: Request) -> None:
+        """Take the answer to an offer of ours, and metadata, as far as the ACK has any."""
         at = self._desk.clock()
         try:
             body = _body(ack)
-            if body.sdp is None:
-                return
-            changes = self._session.late_answer(body.sdp, at)
+        except Refused as refusal:  # there is no answer to an ACK that could say so
+            log.warning("session.ack_body_ignored", reason=refusal.reason)
+            body = Body()
+        try:
+            changes = self._session.acknowledged(body, at)
         except Refused as refusal:
             log.warning("session.late_answer_refused", reason=refusal.reason)
             self._desk.signalling.request(self.dialog, "BYE")
             return
-        await self._apply(changes, at)
+        await self._follow_sdp(changes, at)
         await self._store_update(changes, at)
+
+    async def _follow_sdp(self, changes: Changes, at: datetime) -> None:
+        """Apply what holds, whether or not a media worker answers. Raises Refused (503)."""
+        try:
+            await self._apply(changes, at)
+        except OSError as error:  # one that starts again is told
+            log.error("session.media_behind", cause=str(error))
 
     async def _flag(self, first: MediaEvent) -> None:
         """Warn of audio that is missing since a media worker died; one update for all streams."""
@@ -414,7 +421,11 @@ class Recorder:
             log.warning("session.bye_body_ignored", reason=refusal.reason)
 
     async def _apply(self, changes: Changes, at: datetime) -> None:
-        """Make the media engine follow what was negotiated. Raises Refused (503)."""
+        """Make the media engine follow what was negotiated.
+
+        Raises Refused (503) where a stream cannot be opened, OSError where no media worker answers:
+        it is told of the rest when it does.
+        """
         media = self._desk.media
         opened: list[int] = []
         outcomes = await asyncio.gather(
@@ -435,17 +446,17 @@ class Recorder:
             if isinstance(failures[0], NoPortLeft | OSError):
                 raise Refused(503, "Service Unavailable", _BUSY) from failures[0]
             raise failures[0]
-        for stream in changes.changed:
-            await media.update(self._spec(stream))
-        for index in changes.paused:
-            await media.pause(self._stream_id(index), True, at)
-        for index in changes.resumed:
-            await media.pause(self._stream_id(index), False, at)
+        told = [media.update(self._spec(stream)) for stream in changes.changed]
+        told += [media.pause(self._stream_id(index), True, at) for index in changes.paused]
+        told += [media.pause(self._stream_id(index), False, at) for index in changes.resumed]
+        untold = [one for one in await asyncio.gather(*told, return_exceptions=True) if one]
         if changes.closed:
             reports = await media.close([self._stream_id(index) for index in changes.closed])
             self._note_quality(reports)
             for index in changes.closed:
                 self._ports.pop(index, None)
+        for failure in untold:
+            raise failure
 
     async def _store_update(self, changes: Changes, at: datetime) -> None:
         """Note the change and tell the listeners; a full disk does not end the call."""

@@ -206,7 +206,7 @@ class RecordingService:
         if event.request.method != "OPTIONS":
             # INFO, MESSAGE and the like carry nothing that we record, but must not end the call.
             signalling.respond(event.id, 200)
-        elif self._unavailable() is not None:
+        elif event.dialog is None and self._unavailable() is not None:
             signalling.respond(event.id, 503, headers=_BUSY)
         else:
             signalling.respond(event.id, 200, headers=_OPTIONS_HEADERS)

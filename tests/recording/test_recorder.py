@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +19,7 @@ from harness.desk import Office, office
 from harness.rtp import packets, send, tone
 from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
-from siprec_bridge.media import MediaEvent
+from siprec_bridge.media import MediaEvent, supervisor
 from siprec_bridge.recording import Capacity, Completion, recover
 from siprec_bridge.rtp import build_packet
 from siprec_bridge.sip import (
@@ -454,6 +456,69 @@ async def test_a_draining_service_sends_new_calls_elsewhere(tmp_path: Path) -> N
     assert here.phone.answers["late"].headers["Retry-After"]
     assert row.state == "finished"
     assert here.phone.asked == []
+
+
+async def test_a_question_about_a_running_call_is_answered_also_while_draining(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        stopping = asyncio.create_task(here.service.stop(5.0))
+        await asyncio.sleep(0)
+        here.service.on_sip(RequestReceived("options", DIALOG, message("OPTIONS"), PEER))
+        here.service.on_sip(DialogEnded(DIALOG, "bye"))
+        await stopping
+
+    # A 503 would tell some SRCs that this call is lost. RFC 3261 §11.2
+    assert here.phone.answers["options"].status == 200
+
+
+async def test_a_hold_while_no_media_worker_answers_is_taken_and_the_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = multipart(sdp=OFFER.replace("sendonly", "inactive"))
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        monkeypatch.setattr(supervisor, "REPLY_TIMEOUT_S", 0.3)
+        (pid,) = here.media.pids
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            here.service.on_sip(invite(held, id="i2", initial=False))
+            status = await answered(here, "i2")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        here.service.on_sip(invite(id="i3", initial=False))
+        after = await answered(here, "i3")
+        row = await hang_up(here)
+
+    assert (status, after) == (200, 200)
+    assert here.phone.asked == []
+    document = SessionDocument.model_validate_json(row.document)
+    assert [len(one.pauses) for one in document.streams] == [1, 1]
+
+
+async def test_an_ack_with_a_body_of_another_kind_ends_nothing(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        here.service.on_sip(AckReceived(DIALOG, message("ACK", b"hello", "text/plain")))
+        here.service.on_sip(invite(id="i2", initial=False))
+
+        assert await answered(here, "i2") == 200
+        assert here.phone.asked == []
+
+
+async def test_metadata_in_the_ack_is_kept(tmp_path: Path) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(b""))
+        await answered(here)
+        here.service.on_sip(AckReceived(DIALOG, message("ACK", multipart())))
+        row = await hang_up(here)
+
+    document = SessionDocument.model_validate_json(row.document)
+    assert [one.name for one in document.participants] == ["Alice", "Bob"]
 
 
 @pytest.mark.parametrize(
