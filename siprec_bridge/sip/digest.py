@@ -24,7 +24,7 @@ class Verdict(Enum):
     """What an Authorization header is worth."""
 
     GOOD = auto()
-    STALE = auto()  # right, but for a nonce that has grown old: ask again
+    STALE = auto()  # right, but for a nonce that is old or not ours: ask again
     BAD = auto()  # none there, or a wrong one
 
 
@@ -84,9 +84,11 @@ class DigestAuthority:
         given = fields.get("response", "").lower()
         right = hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogateescape"))
         issued = self._issued(nonce)
-        if password is None or not right or issued is None:
+        if password is None or not right:
             return Verdict.BAD
-        return Verdict.GOOD if 0 <= now - issued <= self.lifetime else Verdict.STALE
+        # Also one of before a restart: a client that is told nothing takes its password for wrong.
+        fresh = issued is not None and 0 <= now - issued <= self.lifetime
+        return Verdict.GOOD if fresh else Verdict.STALE
 
     def _nonce(self, now: float) -> str:
         time = f"{now:.3f}"

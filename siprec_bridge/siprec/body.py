@@ -4,7 +4,8 @@ RFC 2046 §5.1, RFC 5621, RFC 7866 §9.1. The parts may come in any order.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from siprec_bridge.sip import MalformedMessage, Refused, split_params
 
@@ -14,6 +15,7 @@ ACCEPT = (SDP_TYPE, *METADATA_TYPES, "multipart/mixed")
 _METADATA_DISPOSITION = "recording-session"
 _ANY_XML = ("", "application/xml", "text/xml")
 _MAX_PARTS = 50
+_MAX_DEPTH = 4  # of multipart parts in one another
 _LF = 0x0A
 _MAX_PART_HEAD = 8192
 
@@ -54,10 +56,20 @@ def parse_body(content_type: str | None, encoding: str | None, content: bytes) -
         return Body(metadata=content)
     if not kind.startswith("multipart/"):
         raise Refused(415, "Unsupported Media Type", (("Accept", ", ".join(ACCEPT)),))
-    boundary = params.get("boundary", "")
-    if not boundary:
-        raise Refused(400, "Multipart Without Boundary")
-    return _read_parts(_split(content, boundary.encode("utf-8", "surrogateescape")))
+    found = _Found()
+    _read_parts(content, params, found, _MAX_DEPTH)
+    return Body(found.sdp, found.metadata, tuple(found.others), tuple(found.warnings))
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the parts have come to so far."""
+
+    parts: int = 0
+    sdp: bytes | None = None
+    metadata: bytes | None = None
+    others: list[Part] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def _split(content: bytes, boundary: bytes) -> list[bytes]:
@@ -88,11 +100,17 @@ def _split(content: bytes, boundary: bytes) -> list[bytes]:
     return parts
 
 
-def _read_parts(parts: list[bytes]) -> Body:
-    sdp: bytes | None = None
-    metadata: bytes | None = None
-    others: list[Part] = []
-    warnings: list[str] = []
+def _read_parts(content: bytes, params: Mapping[str, str], found: _Found, depth: int) -> None:
+    """Read the parts of a multipart body, and of those among them. RFC 5621 §3."""
+    boundary = params.get("boundary", "")
+    if not boundary:
+        raise Refused(400, "Multipart Without Boundary")
+    parts = _split(content, boundary.encode("utf-8", "surrogateescape"))
+    found.parts += len(parts)
+    if found.parts > _MAX_PARTS:
+        raise Refused(400, "Too Many Body Parts")
+    if not parts:
+        found.warnings.append("multipart body without parts")
     for part in parts:
         # The line end of the delimiter comes first; after it headers, perhaps none.
         part = re.sub(rb"\A[ \t]*\r?\n", b"", part)
@@ -100,24 +118,24 @@ def _read_parts(parts: list[bytes]) -> Body:
             head, content = b"", part.lstrip(b"\r\n")
         else:
             head, _, content = _partition_head(part)
-        kind = _part_header(head, "content-type", "c")[0].lower()
+        kind, inner = _part_header(head, "content-type", "c")
+        kind = kind.lower()
         disposition, params = _part_header(head, "content-disposition")
         # Where the type says XML only, the disposition tells that it is metadata.
         named = kind in _ANY_XML and disposition.lower() == _METADATA_DISPOSITION
-        if kind == SDP_TYPE and sdp is None:
-            sdp = content
-        elif (kind in METADATA_TYPES or named) and metadata is None:
-            metadata = content
+        if kind == SDP_TYPE and found.sdp is None:
+            found.sdp = content
+        elif (kind in METADATA_TYPES or named) and found.metadata is None:
+            found.metadata = content
+        elif kind.startswith("multipart/") and depth > 1:
+            _read_parts(content, inner, found, depth - 1)
         elif params.get("handling", "").lower() == "required":
             # RFC 3261 §20.11: who cannot handle such a part has to refuse the whole.
             raise Refused(415, "Unsupported Media Type", (("Accept", ", ".join(ACCEPT)),))
         elif kind.startswith("multipart/"):
-            warnings.append("nested multipart part ignored")
+            found.warnings.append("multipart parts nested too deeply ignored")
         else:
-            others.append(Part(kind, content))
-    if not parts:
-        warnings.append("multipart body without parts")
-    return Body(sdp, metadata, tuple(others), tuple(warnings))
+            found.others.append(Part(kind, content))
 
 
 def _partition_head(part: bytes) -> tuple[bytes, bytes, bytes]:

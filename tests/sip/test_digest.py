@@ -128,6 +128,21 @@ def test_a_digest_that_is_not_offered_is_not_taken() -> None:
     assert strict.verify(parsed(invite(weak)), 1.0) is Verdict.BAD
 
 
+def test_a_right_answer_to_a_nonce_of_before_a_restart_is_stale_and_no_wrong_password() -> None:
+    # A client that is told no more than 401 takes its password for wrong, and gives up.
+    before = DigestAuthority("pbx", {"sbc": "secret"}, b"another seal").challenges(50.0)[0]
+    srs = new_server(authority=AUTHORITY)
+
+    (right,) = responses(srs.receive(invite(answer(before)), PEER, 1.0))
+    (wrong,) = responses(
+        srs.receive(invite(answer(before, password="no"), branch="z9hG4bK2"), PEER, 1.0)
+    )
+
+    assert (right.status, wrong.status) == (401, 401)
+    assert "stale=true" in (right.headers.get("WWW-Authenticate") or "")
+    assert "stale" not in (wrong.headers.get("WWW-Authenticate") or "")
+
+
 def test_a_stale_nonce_is_said_to_be_so() -> None:
     srs = new_server(authority=AUTHORITY)
     value = answer(AUTHORITY.challenges(0.0)[0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.src import METADATA, OFFER
+from harness.src import METADATA, OFFER, multipart
 from siprec_bridge import sdp
 from siprec_bridge.sip import Refused
 from siprec_bridge.siprec import Body, parse_body, parse_metadata
@@ -144,3 +144,37 @@ def test_metadata_may_be_the_whole_body(kind: str) -> None:
     found = parse_body(kind, None, METADATA.encode())
 
     assert (found.sdp, found.metadata) == (None, METADATA.encode())
+
+
+def nested(levels: int) -> bytes:
+    """SDP and metadata in a multipart body that is a part of another one, and so on."""
+    content, boundary = multipart(), "b"
+    for level in range(levels):
+        head = f"--n{level}\r\nContent-Type: multipart/mixed;boundary={boundary}\r\n\r\n"
+        content, boundary = head.encode() + content + f"\r\n--n{level}--\r\n".encode(), f"n{level}"
+    return content
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_parts_of_a_nested_multipart_part_count(levels: int) -> None:
+    body = parse_body(f"multipart/mixed;boundary=n{levels - 1}", None, nested(levels))
+
+    assert body.sdp is not None
+    assert body.metadata is not None
+    assert body.warnings == ()
+
+
+def test_nesting_beyond_reason_is_ignored_and_noted() -> None:
+    body = parse_body("multipart/mixed;boundary=n9", None, nested(10))
+
+    assert (body.sdp, body.warnings) == (None, ("multipart parts nested too deeply ignored",))
+
+
+def test_the_first_of_alternatives_that_we_know_is_taken() -> None:
+    inner = (
+        b"--a\r\nContent-Type: text/plain\r\n\r\nhello\r\n"
+        b"--a\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n\r\n--a--\r\n"
+    )
+    outer = b"--n\r\nContent-Type: multipart/alternative; boundary=a\r\n\r\n" + inner + b"\r\n--n--"
+
+    assert parse_body("multipart/mixed;boundary=n", None, outer).sdp == b"v=0\r\n"
