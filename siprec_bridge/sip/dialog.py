@@ -3,14 +3,19 @@
 RFC 3261 §12 and §13.3.1.4, RFC 4028.
 """
 
+import re
 from collections import deque
 from dataclasses import dataclass, field
 
 from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.headers import parse_name_addr, split_params
-from siprec_bridge.sip.message import Request
+from siprec_bridge.sip.message import Request, Response
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.uri import parse_uri
+
+_PASSING = (408, 491, 500, 503, 504)  # another refresh may be taken
+_FIRST_RETRY_S = 2.0  # RFC 3261 §14.1 has up to 2 s for whoever did not make up the Call-ID
+_SHORTEST_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Dialog:
     interval: SessionInterval | None = None
     expires_at: float | None = None
     refresh_at: float | None = None
+    refusals: int = 0  # of our refreshes, since the last one that was taken
     unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)  # by CSeq number
     answered: set[int] = field(default_factory=set)  # CSeq numbers of INVITEs that got their ACK
     busy: str | None = None  # the INVITE or UPDATE that the recorder is working on
@@ -118,7 +124,7 @@ class Dialog:
 
     def start_timer(self, interval: SessionInterval | None, now: float) -> None:
         """Begin to count anew after a refresh. RFC 4028 §10."""
-        self.interval = interval
+        self.interval, self.refusals = interval, 0
         if interval is None:
             self.expires_at = self.refresh_at = None
             return
@@ -128,6 +134,49 @@ class Dialog:
         else:
             self.refresh_at = None
             self.expires_at = now + interval.seconds - min(32.0, interval.seconds / 3)
+
+    def note_refresh(self, response: Response, now: float) -> None:
+        """Take the answer to a refresh of ours (408 without headers: none). RFC 4028 §7.2, §7.3, §10.
+
+        A peer that answers is there, whatever it says: its call is not cut off. Where none comes,
+        another refresh may, as long as there is something left of the interval.
+        """
+        interval, refusals = self.interval, self.refusals
+        if interval is None:
+            return
+        if response.status < 300:
+            self.start_timer(_agreed(interval, response), now)
+            return
+        if response.status == 422:
+            wanted = seconds_of(response.headers.get("Min-SE", ""))
+            if wanted is not None and wanted > interval.seconds:
+                self.start_timer(SessionInterval(wanted, interval.refresher), now)
+                self.refresh_at = now
+                return
+        if response.status != 408:
+            self.start_timer(interval, now)
+        if response.status in _PASSING:
+            wait = seconds_of(response.headers.get("Retry-After", ""))
+            if not wait:
+                wait = _FIRST_RETRY_S * 2**refusals
+            self.refresh_at, self.refusals = now + min(wait, interval.seconds / 2), refusals + 1
+
+
+def _agreed(interval: SessionInterval, response: Response) -> SessionInterval:
+    """What a 2xx makes of an interval; one that says nothing leaves it as it was."""
+    value = response.headers.get("Session-Expires") or ""
+    seconds = seconds_of(value)
+    if seconds is None:
+        return interval
+    # Of the two of this request: "uac" are we.
+    theirs = re.search(r";\s*refresher\s*=\s*uas\b", value, re.IGNORECASE)
+    return SessionInterval(max(seconds, _SHORTEST_S), "uac" if theirs else "uas")
+
+
+def seconds_of(value: str | None) -> int | None:
+    """A header's delta-seconds, ahead of parameters or a comment; None: it has none."""
+    found = re.match(r"[0-9]{1,9}(?![0-9])", (value or "").strip())
+    return int(found[0]) if found is not None else None
 
 
 def contact_of(request: Request) -> str | None:
@@ -165,4 +214,8 @@ def negotiate_timer(request: Request, minimum: int) -> SessionInterval | None:
     refresher = params.get("refresher", "").lower()
     if not supported:
         refresher = "uas"  # a proxy asked for it: only we can refresh
-    return SessionInterval(seconds, refresher if refresher in ("uac", "uas") else "uac")
+    if refresher != "uas":
+        return SessionInterval(seconds, "uac")
+    allowed = {name.upper() for name in request.headers.values("Allow")}
+    # By UPDATE: a re-INVITE of ours would offer SDP anew. Who knows none gets no timer.
+    return SessionInterval(seconds, "uas") if "UPDATE" in allowed or not allowed else None

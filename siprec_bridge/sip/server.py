@@ -270,6 +270,8 @@ class SipServer:
 
     def _take_new(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request
+        if request.method == "BYE" and request.to.tag and _dialog_id(request) in self._dialogs:
+            return self._take_in_dialog(pending, peer, now)  # whatever it requires
         if request.method not in ALLOW:
             status = 405 if request.method in _NOT_FOR_US else 501  # RFC 3261 §8.2.1, §21.5.2
             raise Refused(status, REASONS[status], (("Allow", ", ".join(ALLOW)),))
@@ -580,14 +582,11 @@ class SipServer:
         dialog = self._dialogs.get(asked.dialog)
         if dialog is None:
             return out
-        if asked.refresh and response.status not in (408, 481):
-            # Also one who refuses, perhaps for want of UPDATE, is there: his call is not cut off.
-            dialog.start_timer(dialog.interval, now)
-            self._schedule(dialog)
-        elif response.status == 481:  # the peer knows nothing of it: RFC 3261 §12.2.1.2
+        if response.status == 481:  # the peer knows nothing of it: RFC 3261 §12.2.1.2
             out += self._end(dialog, "peer_gone", None, now)
-        elif asked.refresh and response.status == 408:  # RFC 4028 §10
-            out += self._end(dialog, "session_expired", None, now)
+        elif asked.refresh:
+            dialog.note_refresh(response, now)
+            self._schedule(dialog)
         return out
 
     # Time
@@ -624,13 +623,13 @@ class SipServer:
                 out.append(Send(answer.data, answer.peer))
                 answer.interval = min(2 * answer.interval, self._timers.t2)
                 answer.next_at = min(now + answer.interval, answer.expires_at)
+        if dialog.expires_at is not None and dialog.expires_at <= now:
+            return out + self._hang_up(dialog, "session_expired", now)
         if dialog.refresh_at is not None and dialog.refresh_at <= now:
             dialog.refresh_at = None
             seconds = dialog.interval.seconds if dialog.interval else 1800
             timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
             out += self._send_request(dialog, "UPDATE", now, timer, refresh=True)
-        if dialog.expires_at is not None and dialog.expires_at <= now:
-            out += self._hang_up(dialog, "session_expired", now)
         return out
 
     def _hang_up(self, dialog: Dialog, cause: str, now: float) -> list[Output]:

@@ -419,21 +419,127 @@ def test_a_session_timer_that_is_ours_is_refreshed_at_half_time() -> None:
     assert ended(srs.advance(100.05)) == []
 
 
-def refreshed(srs: SipServer, status: int) -> tuple[DialogId, list[Output]]:
-    """A call whose timer is ours; its refresh is answered with this status at 45.1 s."""
-    timed = request("INVITE", headers=["Session-Expires: 90"], body=multipart())
+def refreshed(
+    srs: SipServer, status: int, *headers: str, expires: int = 90
+) -> tuple[DialogId, list[Output]]:
+    """A call whose timer is ours; its refresh is answered with this status at its half, and 0.1 s."""
+    timed = request("INVITE", headers=[f"Session-Expires: {expires}"], body=multipart())
     (invite,) = invites(srs.receive(timed, PEER, 0.0))
     srs.respond(invite.id, 200, now=0.0)
     tag = invite.dialog.local_tag
     srs.receive(request("ACK", branch="z9hG4bKa", to_tag=tag), PEER, 0.1)
-    (update,) = requests(srs.advance(45.0))
-    answer = f"SIP/2.0 {status} x\r\nVia: {update.headers.get('Via')}\r\n"
-    for name in ("From", "To", "Call-ID", "CSeq"):
-        answer += f"{name}: {update.headers.get(name)}\r\n"
-    return invite.dialog, srs.receive(f"{answer}\r\n".encode(), PEER, 45.1)
+    (update,) = requests(srs.advance(expires / 2))
+    answer = answer_to(update, status)
+    more = "".join(f"{one}\r\n" for one in headers).encode()
+    answer = answer.replace(b"Content-Length", more + b"Content-Length")
+    return invite.dialog, srs.receive(answer, PEER, expires / 2 + 0.1)
 
 
-@pytest.mark.parametrize("status", [405, 501, 488, 500])
+def refreshes(srs: SipServer, end: float) -> list[tuple[float, str]]:
+    """When requests of ours go out, none of which is answered or tried elsewhere, and how often."""
+    seen: dict[str, tuple[float, str]] = {}
+    while (at := srs.next_deadline()) is not None and at <= end:
+        for one in requests(srs.advance(at)):
+            seen.setdefault(str(one.cseq), (at, one.method))
+    return list(seen.values())
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [(491, "", 2.0), (500, "", 2.0), (504, "Retry-After: 7", 7.0), (500, "Retry-After: soon", 2.0)],
+)
+def test_a_refresh_that_meets_a_passing_obstacle_is_sent_again_soon(
+    status: int, header: str, seconds: float
+) -> None:
+    srs = new_server()
+
+    refreshed(srs, status, *([header] if header else []), expires=1800)
+
+    # To wait for another half of the interval would be too late: the peer's has run out by then.
+    ((at, method),) = refreshes(srs, 910)
+    assert at == pytest.approx(900.1 + seconds)
+    assert method == "UPDATE"
+
+
+def test_a_peer_that_never_lets_itself_be_refreshed_is_asked_more_and_more_rarely() -> None:
+    srs = new_server()
+    _, outputs = refreshed(srs, 500, expires=1800)
+    asked_at: list[float] = []
+    while (at := srs.next_deadline()) is not None and at <= 1790:
+        for ours in requests(out := srs.advance(at)):
+            asked_at.append(at)
+            outputs += out + srs.receive(answer_to(ours, 500), PEER, at)
+
+    assert ended(outputs) == []
+    assert 5 <= len(asked_at) <= 10
+
+
+def test_a_refresh_that_is_not_answered_is_tried_again_until_the_session_expires() -> None:
+    srs = new_server()
+    timed = request("INVITE", headers=["Session-Expires: 180"], body=multipart())
+    (invite,) = invites(srs.receive(timed, PEER, 0.0))
+    srs.respond(invite.id, 200, now=0.0)
+    srs.receive(request("ACK", branch="z9hG4bKa", to_tag=invite.dialog.local_tag), PEER, 0.1)
+
+    sent_at = refreshes(srs, 181)
+
+    # Its media may come all the while.
+    assert [method for _, method in sent_at] == ["UPDATE", "UPDATE", "BYE"]
+    assert sent_at[-1][0] == 180
+
+
+@pytest.mark.parametrize(
+    ("header", "next_at", "method"),
+    [
+        ("Session-Expires: 600;refresher=uac", 900.1 + 300, "UPDATE"),
+        ("x: 600", 900.1 + 300, "UPDATE"),
+        ("Session-Expires: 600;refresher=uas", 900.1 + 600 - 32, "BYE"),  # the peer will refresh
+        ("Session-Expires: never", 900.1 + 900, "UPDATE"),
+        ("", 900.1 + 900, "UPDATE"),
+    ],
+)
+def test_the_answer_to_a_refresh_says_what_holds_from_then_on(
+    header: str, next_at: float, method: str
+) -> None:
+    srs = new_server()
+
+    refreshed(srs, 200, *([header] if header else []), expires=1800)
+
+    at, what = refreshes(srs, next_at + 1)[0]
+    assert at == pytest.approx(next_at)
+    assert what == method
+
+
+def test_a_refresh_whose_interval_is_too_short_for_the_peer_is_sent_with_his() -> None:
+    srs = new_server()
+
+    refreshed(srs, 422, "Min-SE: 600")
+    (again,) = requests(srs.advance(45.1))
+
+    assert again.headers.get("Session-Expires") == "600;refresher=uac"
+
+
+def test_where_we_would_have_to_refresh_and_cannot_there_is_no_timer() -> None:
+    srs = new_server()
+    headers = ["Supported: timer", "Session-Expires: 1800;refresher=uas", "Allow: INVITE, ACK, BYE"]
+    (invite,) = invites(srs.receive(request("INVITE", headers=headers), PEER, 0.0))
+
+    (answer,) = responses(srs.respond(invite.id, 200, now=0.0))
+
+    assert answer.headers.get("Session-Expires") is None
+
+
+def test_a_bye_that_requires_what_we_do_not_know_ends_its_call_all_the_same() -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+
+    bye = request("BYE", number=2, branch="z9hG4bKb", to_tag=tag, headers=["Require: x"])
+    outputs = srs.receive(bye, PEER, 1.0)
+
+    assert (statuses(outputs), ended(outputs)) == ([200], ["bye"])
+
+
+@pytest.mark.parametrize("status", [405, 501, 488])
 def test_a_peer_that_refuses_our_refresh_is_there_and_goes_on_being_recorded(status: int) -> None:
     srs = new_server()
 
