@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import math
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024
 _HANDSHAKE_TIMEOUT_S = 10.0
+_ANY_NUMBER = 1 << 20
 _MOST_SEARCHES = 256  # at once, for servers of peers
 _SEARCH_S = 5.0
 _MOST_ALIASES = 16  # of one connection
@@ -62,7 +64,8 @@ class Endpoint:
 class Listener:
     """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order.
 
-    `nameservers`: those to ask, address and port, instead of the system's.
+    `nameservers`: those to ask, address and port, instead of the system's. `most_connections`
+    are open at once; by default, half of the files that the process may open.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class Listener:
         admission: Admission | None = None,
         trace: Callable[[bytes, Peer, bool], None] = lambda data, peer, sent: None,
         nameservers: Sequence[tuple[str, int]] = (),
+        most_connections: int | None = None,
     ) -> None:
+        self._most_connections = most_connections or _half_of_all_files()
         self._server = server
         self._admission = admission or Admission()
         self._trace = trace  # gets every message of admitted peers, both ways
@@ -96,6 +101,7 @@ class Listener:
         self._searches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._closed = False
+        self._crowds = Complaints(self._now, every=60.0)
         self._strangers = Complaints(self._now, every=3600.0)
         self._garbled_streams = Complaints(self._now, every=math.inf)
         self._garbled_datagrams = Complaints(self._now, every=60.0)
@@ -246,6 +252,20 @@ class Listener:
             if not self._admission.admits_certificate(domains):
                 self._note_unadmitted("sip.certificate_not_allowed", peer, domains=list(domains))
                 connection.close()
+        if len(self._connections) > self._most_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close the connection that has been silent the longest; whoever needs it opens another."""
+        idlest = min(self._connections.values(), key=lambda one: one.heard_at)
+        self._connections.pop(idlest.flow)
+        idlest.abort()
+        self._metrics.sip_connections_crowded_out_total.inc()
+        if idlest.peer is not None and (unsaid := self._crowds.due("")) is not None:
+            log.warning(
+                "sip.too_many_connections",
+                most=self._most_connections, closed=_shown(idlest.peer), more_before=unsaid,
+            )  # fmt: skip
 
     def _note_unadmitted(self, event: str, peer: Peer, **more: object) -> None:
         self._metrics.sip_unadmitted_total.labels(transport=peer.transport).inc()
@@ -400,6 +420,11 @@ class Listener:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+def _half_of_all_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft // 2 if soft != resource.RLIM_INFINITY else _ANY_NUMBER
 
 
 def _place(peer: Peer) -> Place:

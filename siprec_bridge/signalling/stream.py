@@ -1,6 +1,7 @@
 """SIP over TCP and TLS: a connection is a stream of messages."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ class StreamConnection(asyncio.Protocol):
         self._peer: Peer | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._over = False  # nothing is read or written any more
+        self.heard_at = -math.inf  # when something came, by the loop's clock; once it is there
 
     @property
     def peer(self) -> Peer | None:
@@ -65,6 +67,7 @@ class StreamConnection(asyncio.Protocol):
         local_host, local_port = transport.get_extra_info("sockname")[:2]
         kind = "tls" if transport.get_extra_info("ssl_object") is not None else "tcp"
         self._peer = Peer(kind, host, port, self.flow, local_host, local_port)
+        self.heard_at = asyncio.get_running_loop().time()
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -72,6 +75,7 @@ class StreamConnection(asyncio.Protocol):
         assert self._peer is not None
         if not self.is_open:
             return  # the rest of a broken stream, or what TLS had read already
+        self.heard_at = asyncio.get_running_loop().time()
         broken: BrokenStream | None = None
         try:
             whole = self._framer.feed(data)
@@ -86,7 +90,7 @@ class StreamConnection(asyncio.Protocol):
             self._refuse(broken, self._peer)
             self._hang_up()
         else:
-            self._watch()
+            self._watch(anew=bool(whole))
 
     def connection_lost(self, error: Exception | None) -> None:
         """Asyncio: the connection is gone."""
@@ -108,6 +112,11 @@ class StreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close at once, whatever waits."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _hang_up(self) -> None:
         """Close, but not at once: what is unread by then would take our last words along."""
         if self._transport is None or not self.is_open:
@@ -119,12 +128,12 @@ class StreamConnection(asyncio.Protocol):
             self._patience.cancel()
         self._patience = asyncio.get_running_loop().call_later(_LAST_WORDS_S, self.close)
 
-    def _watch(self) -> None:
-        """A message that is begun must be finished in time."""
-        if self._patience is not None:
+    def _watch(self, *, anew: bool) -> None:
+        """A message that is begun must be finished in time, however slowly it comes."""
+        if self._patience is not None and (anew or not self._framer.pending):
             self._patience.cancel()
             self._patience = None
-        if self._framer.pending:
+        if self._framer.pending and self._patience is None:
             loop = asyncio.get_running_loop()
             self._patience = loop.call_later(_HALF_MESSAGE_TIMEOUT_S, self._lose_patience)
 

@@ -7,7 +7,7 @@ from siprec_bridge.sip.errors import MalformedMessage
 from siprec_bridge.sip.message import parse_content_length
 
 # Possessive: blanks that lead nowhere must not be tried in every way.
-_LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*+:([^\r\n]*+)", re.I | re.M)
+_LENGTH = re.compile(rb"^(?:content-length|l)[ \t]*+:((?:[^\r\n]|\r?\n[ \t])*+)", re.I | re.M)
 _STRAY = re.compile(rb"\n+|\r+(?=\r)")  # line ends that begin no ping
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 

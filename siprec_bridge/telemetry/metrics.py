@@ -69,6 +69,10 @@ class Metrics:
             "tries to open a connection for messages whose own was gone, by their result",
             ("transport", "result"),
         )
+        self.sip_connections_crowded_out_total = counter(
+            "sip_connections_crowded_out",
+            "SIP connections that were closed to make room, silent the longest of all",
+        )
         self.sip_undelivered_total = counter(
             "sip_undelivered",
             "SIP messages of ours whose connection was gone, with no other to be had",

@@ -14,6 +14,7 @@ from harness.hosts import has_ipv6
 from harness.src import multipart, new_server, request
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.signalling import Admission, Listener
+from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.sip import InviteReceived, Output, RequestReceived
 from siprec_bridge.telemetry import Metrics
 
@@ -229,6 +230,59 @@ async def test_a_peer_that_never_reads_loses_its_connection_and_stalls_nobody() 
         await asyncio.gather(lost, return_exceptions=True)
 
     assert events
+
+
+async def test_idle_connections_leave_room_for_who_has_something_to_say() -> None:
+    metrics = Metrics()
+    listener = Listener(new_server(), lambda event: None, metrics, most_connections=3)
+    await listener.start(["127.0.0.1"], udp_ports=[], tcp_ports=[0])
+    try:
+        first, talking = await connect(listener)
+        others = [await connect(listener) for _ in range(2)]
+        talking.write(request("REGISTER", transport="TCP"))
+        assert (await first.readline()).startswith(b"SIP/2.0 405")
+
+        with capture_logs() as logs:
+            others += [await connect(listener) for _ in range(2)]
+            async with asyncio.timeout(5):
+                closed = [await one.read() for one, _ in others[:2]]
+            talking.write(request("REGISTER", branch="z9hG4bK2", transport="TCP"))
+            while not (line := await first.readline()).startswith(b"SIP/2.0"):
+                assert line
+    finally:
+        await listener.stop()
+        for _, writer in [(first, talking), *others]:
+            writer.close()
+
+    assert closed == [b"", b""]
+    crowded_out = metrics.registry.get_sample_value("siprec_sip_connections_crowded_out_total")
+    assert crowded_out == 2
+    assert [one["event"] for one in logs] == ["sip.too_many_connections"]
+
+
+async def test_a_message_that_never_ends_does_not_last_by_coming_slowly() -> None:
+    connection = StreamConnection(
+        1,
+        lambda data, peer: None,
+        lambda broken, peer: None,
+        lambda one: None,
+        lambda one: None,
+    )
+    server = await asyncio.get_running_loop().create_server(lambda: connection, "127.0.0.1", 0)
+    there = socket.create_connection(server.sockets[0].getsockname())
+    there.sendall(b"OPTIONS sip:a SIP/2.0\r\n")
+    await eventually(lambda: connection._patience is not None, "the watch")
+    assert connection._patience is not None
+    until = connection._patience.when()
+    heard_at = connection.heard_at
+
+    there.sendall(b"X-Slow: 1\r\n")
+
+    await eventually(lambda: connection.heard_at > heard_at, "more of it")
+    assert connection._patience.when() == until
+    there.close()
+    connection.close()
+    server.close()
 
 
 async def test_sources_that_are_not_allowed_learn_nothing() -> None:

@@ -39,6 +39,17 @@ def test_compact_names_folded_lines_and_bare_line_feeds_are_read() -> None:
     assert message.body == b"abc"
 
 
+@pytest.mark.parametrize("written", ["Content-Length:\r\n 5", "l\t:\n\t 5 ", "content-length: 5"])
+def test_a_stream_is_framed_by_a_length_on_a_folded_line_too(written: str) -> None:
+    data = request("INVITE", body=b"v=0\r\n").replace(b"Content-Length: 5", written.encode())
+
+    framed = StreamFramer().feed(data + request("OPTIONS"))
+
+    assert len(framed) == 2
+    assert isinstance(framed[0], bytes)
+    assert parsed(framed[0]).body == b"v=0\r\n"
+
+
 def test_without_content_length_a_datagram_is_all_body_and_a_stream_has_none() -> None:
     data = request("INVITE", body=b"v=0\r\n").replace(b"Content-Length: 5\r\n", b"")
 
