@@ -357,7 +357,7 @@ class _Replay:
         lines = [read_crypto(line) for line in answered.crypto_lines]
         if not offered or not offered[0].crypto_lines or call.session_id is None:
             return
-        if not lines and "SAVP" in answered.protocol:
+        if not lines and "SAVP" in answered.protocol.upper():
             return  # a broken answer tells nothing
         tags = {one.tag for one in lines if isinstance(one, Crypto)}
         keys = (read_crypto(line) for line in offered[0].crypto_lines)

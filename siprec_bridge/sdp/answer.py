@@ -197,7 +197,7 @@ def _plan_one(
         return refused("offered at port 0")
     if media.kind != "audio":
         return refused(f"{media.kind} is not recorded", 304)
-    if media.protocol not in _PLAIN + _SECURE + _BY_DTLS:
+    if media.protocol.upper() not in _PLAIN + _SECURE + _BY_DTLS:
         return refused(f"{media.protocol} is not supported", 302)
     keyed = _keyed(media, session, policy, over_tls)
     if isinstance(keyed, str):
@@ -230,8 +230,8 @@ def _keyed(
     media: Media, session: Sequence[Attribute], policy: MediaPolicy, over_tls: bool
 ) -> Crypto | DtlsParameters | str | None:
     """Where the keys come from; None: plain RTP; or why the m-line is refused."""
-    by_dtls = media.protocol in _BY_DTLS
-    secure = by_dtls or media.protocol in _SECURE
+    by_dtls = media.protocol.upper() in _BY_DTLS
+    secure = by_dtls or media.protocol.upper() in _SECURE
     certified = by_dtls or media.attribute("fingerprint") is not None
     found: Crypto | DtlsParameters | str = "SRTP is required"
     if policy.srtp == "refuse":

@@ -23,7 +23,10 @@ Attribute = tuple[str, str]  # name, and value or ""
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One m-line with its attributes. `connection` is its own or the session's address."""
+    """One m-line with its attributes. `connection` is its own or the session's address.
+
+    `protocol` as it came, since an answer has the offer's.
+    """
 
     kind: str
     port: int
@@ -154,7 +157,7 @@ def _read_media(lines: list[str], connection: str | None, direction: str) -> Med
     return Media(
         kind=parts[0].lower(),
         port=port_number,
-        protocol=parts[2].upper(),
+        protocol=parts[2],
         formats=tuple(parts[3:]),
         connection=_connection(lines, connection),
         direction=own_direction,

@@ -118,7 +118,7 @@ def test_refused_lines_keep_their_place_their_kind_and_their_protocol() -> None:
         ("audio", "RTP/AVP", 20002),
         ("audio", "RTP/SAVP", 0),
         ("application", "UDP/BFCP", 0),
-        ("image", "UDPTL", 0),
+        ("image", "udptl", 0),
     ]
     assert all(one.formats for one in lines)
     assert lines[2].attribute("crypto") is None
