@@ -385,9 +385,11 @@ class Bridge:
             raise ConfigurationError("media", str(error)) from error
         if 2 * settings.max_calls > self.media.room:
             log.warning(
-                "media.too_little_room", streams=self.media.room, max_calls=settings.max_calls,
+                "media.too_little_room", streams=self.media.room,
+                streams_with_rtcp_mux=self.media.room_muxed, max_calls=settings.max_calls,
                 cause="a call has two streams: widen RTP_PORT_MIN to RTP_PORT_MAX, or raise the "
-                "limit of open files (LimitNOFILE, ulimit -n), three a stream and worker",
+                "limit of open files (LimitNOFILE, ulimit -n), three a stream and worker, two "
+                "with rtcp-mux",
             )  # fmt: skip
         parts.push_async_callback(self.media.stop)
         if self.live is not None:
@@ -481,6 +483,8 @@ class Bridge:
                 log.error("stream.interrupted", seconds=event.seconds, **fields)
             case "lost":
                 log.error("stream.lost", cause=event.cause, **fields)
+            case "rtcp_lost":
+                log.warning("stream.rtcp_lost", cause=event.cause, **fields)
             case "write_failed":
                 log.error("stream.not_written", cause=event.cause, **fields)
             case _:

@@ -181,6 +181,7 @@ def _rtp(settings: Settings) -> Finding:
     ranges = shares(settings.rtp_port_min, settings.rtp_port_max, settings.worker_count)
     pairs = [PortRange(first, last).pairs for first, last in ranges]
     streams = sum(descriptors.room(one) for one in pairs)
+    muxed = sum(descriptors.room(one, descriptors.OF_A_MUXED) for one in pairs)
     if settings.media_capture == "ring":
         try:
             Ring(*ranges[0], settings.media_capture_interfaces, settings.media_ring_mb << 20).stop()
@@ -191,6 +192,7 @@ def _rtp(settings: Settings) -> Finding:
     text = f"room for {streams} streams at {hosts}, MEDIA_WORKERS {len(ranges)}"
     if streams < sum(pairs):
         text += f"; the limit of open files leaves {sum(pairs) - streams} ports unused"
+        text += f" ({sum(pairs) - muxed} if all SRCs agree to rtcp-mux)"
     if 2 * settings.max_calls > streams:
         text += f"; MAX_CALLS {settings.max_calls} is more than that"
         return Finding("rtp", True, text, soon=True)

@@ -85,6 +85,11 @@ class MediaEngine:
         return sum(worker.room for worker in self._workers)
 
     @property
+    def room_muxed(self) -> int:
+        """For how many, if the RTCP of all comes to the port of their RTP."""
+        return sum(worker.room_muxed for worker in self._workers)
+
+    @property
     def receiver(self) -> str:
         """How packets are received."""
         return self._workers[0].receiver

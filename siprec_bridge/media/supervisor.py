@@ -43,7 +43,8 @@ class MediaEvent:
     """What a worker noticed: started, silent, heard_again, not_authentic (SRTP that our
     keys do not open), keyed (by DTLS, with the suite in `cause`), handshake_failed (`cause` tells;
     the first of a stream), learned (the source is at the address in `cause`, which nobody signalled),
-    stranger (packets from the address in `cause` are dropped), write_failed or written_again. Or
+    stranger (packets from the address in `cause` are dropped), rtcp_lost (its port cannot be had
+    again), write_failed or written_again. Or
     what became of it: interrupted (it died; nothing was received for `seconds`), lost (and the
     port is another's now, which `cause` tells).
     """
@@ -107,7 +108,7 @@ class WorkerSupervisor:
         self._pressure = 0.0
         self.streams = 0  # open or being opened
         self.receiver = ""  # how packets are received
-        self.room = 0  # for so many streams
+        self.room = self.room_muxed = 0  # for so many streams; if RTCP is on the port of their RTP
         self.no_ring: str | None = None  # why not by the ring, where that was wanted
 
     @property
@@ -306,7 +307,7 @@ class WorkerSupervisor:
                 {"do": "configure", "configuration": self._configuration.to_json()}
             )
             self.receiver, self.no_ring = configured["receiver"], configured["no_ring"]
-            self.room = configured["room"]
+            self.room, self.room_muxed = configured["room"], configured["room_muxed"]
             if self.no_ring is not None:
                 self._log.error("media.no_ring", cause=self.no_ring, receiver=self.receiver)
             if self._live:
@@ -345,7 +346,7 @@ class WorkerSupervisor:
         streams = list(self._open.values())
         if not streams:
             return
-        ports = [(one.spec.host, one.port.rtp_port) for one in streams]
+        ports = [(one.spec.host, one.port.rtp_port, one.spec.rtcp_mux) for one in streams]
         await self._ask_once({"do": "bind", "ports": ports})
         bound_at = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(

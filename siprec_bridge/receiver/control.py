@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from siprec_bridge.sdp import Codec, Fingerprint, StreamKeys
 
-VERSION: Final = 4
+VERSION: Final = 5
 LINE_LIMIT: Final = 1 << 24  # octets; the reports of 10,000 streams are 4 MB
 SWEEP_S: Final = 0.2  # between two sweeps of a worker's sockets
 LIVE_SWEEP_S: Final = 0.1  # of a worker with a stream that somebody listens to live

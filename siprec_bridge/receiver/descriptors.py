@@ -6,13 +6,14 @@ import resource
 from pathlib import Path
 
 OF_A_STREAM = 3  # RTP, RTCP, spool
+OF_A_MUXED = 2  # where RTCP comes to the port of the RTP
 _SPARE = 64  # what a worker has open besides
 _CAP_SYS_RESOURCE = 24
 
 
-def room(streams: int) -> int:
-    """For how many of so many streams a worker may open what they need."""
-    return min(streams, max(0, _most(_needed(streams)) - _SPARE) // OF_A_STREAM)
+def room(streams: int, each: int = OF_A_STREAM) -> int:
+    """For how many of so many streams a worker may open what they need, so many files each."""
+    return min(streams, max(0, _most(_needed(streams)) - _SPARE) // each)
 
 
 def allow(streams: int) -> int:

@@ -58,9 +58,20 @@ class Feedback:
 
     def open(self, stream: LiveStream) -> None:
         """Listen to a stream's RTCP, and report on it."""
-        self._sockets.register(stream.rtcp, selectors.EVENT_READ, stream)
+        self.listen(stream)
         self.follow(stream, None)
         self._schedule(stream, time.monotonic())
+
+    def listen(self, stream: LiveStream) -> None:
+        """Read what comes to its RTCP port, if it has one."""
+        if stream.rtcp is not None:
+            self._sockets.register(stream.rtcp, selectors.EVENT_READ, stream)
+
+    def leave(self, stream: LiveStream) -> None:
+        """Read nothing more from its RTCP port, which is about to be closed."""
+        if stream.rtcp is not None:
+            self.read_from(stream)
+            self._sockets.unregister(stream.rtcp)
 
     def follow(self, stream: LiveStream, old: StreamSpec | None) -> None:
         """Take over where its RTCP goes, and with which key."""
@@ -78,7 +89,7 @@ class Feedback:
         """Say goodbye to its source."""
         if stream.has_reported:
             self._send(stream, receiver_report(stream.ssrc, self._cname, bye=True))
-        self._sockets.unregister(stream.rtcp)
+        self.leave(stream)
 
     def stop(self) -> None:
         """Give everything back."""
@@ -92,7 +103,7 @@ class Feedback:
     def read_from(self, stream: LiveStream) -> None:
         """Take what has come to a stream's RTCP port."""
         for _ in range(_MOST_RTCP):
-            received = receive_stamped(stream.rtcp)
+            received = receive_stamped(stream.rtcp) if stream.rtcp is not None else None
             if received is None:
                 break
             data, arrival_ns, address = received
@@ -123,7 +134,7 @@ class Feedback:
             if self._due[0][0] > now:
                 return
             _, _, stream = heapq.heappop(self._due)
-            if stream.rtcp.fileno() < 0:
+            if stream.rtp.fileno() < 0:
                 continue  # closed
             self._schedule(stream, now)
             reception = stream.reception()
@@ -187,6 +198,8 @@ class Feedback:
         if stream.sender is not None:
             packet = stream.sender.protect_rtcp(packet)
         one = stream.rtp if stream.spec.rtcp_mux else stream.rtcp
+        if one is None:
+            return
         with contextlib.suppress(OSError):  # no way there: nobody misses a report
             one.sendto(packet, stream.target)
 

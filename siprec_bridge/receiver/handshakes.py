@@ -91,10 +91,12 @@ class Handshakes:
             self._hurry(stream)
         if spec.dtls is not None and spec.rtcp_mux != old.rtcp_mux:
             self._choose_sender(stream)
+            if not _is_keyed(spec):
+                self._hurry(stream)
 
     def close(self, stream: LiveStream) -> None:
         """Forget a stream."""
-        self._rest(stream)
+        self.rest(stream)
         for rtcp in (False, True):
             side = self._sides.pop((stream, rtcp), None)
             if side is not None:
@@ -117,7 +119,7 @@ class Handshakes:
                     one.association.failure = one.association.failure or "it does not end"
                 self._settle(side, address)
         for stream in [one for one, until in self._eager.items() if now > until]:
-            self._rest(stream)
+            self.rest(stream)
 
     def _answer(self, side: _Side, datagram: bytes, address: Address) -> list[bytes]:
         from siprec_bridge.dtls import greeting_of, is_first
@@ -182,7 +184,7 @@ class Handshakes:
             stream, "keyed", cause=keys.suite, keys=keys_to_json(keys), rtcp=side.rtcp
         )
         if _is_keyed(stream.spec):
-            self._rest(stream)
+            self.rest(stream)
 
     def _choose_sender(self, stream: LiveStream) -> None:
         spec = stream.spec
@@ -202,16 +204,21 @@ class Handshakes:
         """Attend to a stream at once for a while: each message would cost a sweep else."""
         if stream not in self._eager:
             self._wake.register(stream.rtp, selectors.EVENT_READ, (stream, False))
-            self._wake.register(stream.rtcp, selectors.EVENT_READ, (stream, True))
+            if stream.rtcp is not None:
+                self._wake.register(stream.rtcp, selectors.EVENT_READ, (stream, True))
         self._eager[stream] = time.monotonic() + _EAGER_S
 
-    def _rest(self, stream: LiveStream) -> None:
+    def rest(self, stream: LiveStream) -> None:
+        """Let a stream wait for the sweep, as others do."""
         if self._eager.pop(stream, None) is not None:
             self._wake.unregister(stream.rtp)
-            self._wake.unregister(stream.rtcp)
+            if stream.rtcp is not None:
+                self._wake.unregister(stream.rtcp)
 
     def _send(self, side: _Side, address: Address, datagrams: list[bytes]) -> None:
         one = side.stream.rtcp if side.rtcp else side.stream.rtp
+        if one is None:
+            return
         for datagram in datagrams:
             with contextlib.suppress(OSError):  # no way there: it is sent again
                 one.sendto(datagram, address)

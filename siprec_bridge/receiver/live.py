@@ -16,7 +16,7 @@ class LiveStream(ReceivedStream):
     """What passes the ledger is brought to the stream's own counts before anybody looks at them."""
 
     rtp: socket.socket
-    rtcp: socket.socket
+    rtcp: socket.socket | None  # none where RTCP comes to the port of the RTP
     room: int  # for datagrams that wait
     by_ring: bool = False  # its RTP comes out of the ring, and its socket takes none
     ledger: Ledger
@@ -89,7 +89,8 @@ class LiveStream(ReceivedStream):
         self._settle()
         self.ledger.close(self.row)
         self.rtp.close()
-        self.rtcp.close()
+        if self.rtcp is not None:
+            self.rtcp.close()
         self.spool.close()
 
     def _settle(self) -> None:

@@ -5,6 +5,8 @@ import errno
 import itertools
 import socket
 
+Pair = tuple[socket.socket, socket.socket]
+
 
 class NoPortLeft(Exception):
     """Every port of the range is taken."""
@@ -35,39 +37,37 @@ class PortRange:
         """How many there are."""
         return self._count
 
-    def bind(self, host: str, port: int | None = None) -> tuple[socket.socket, socket.socket]:
-        """Sockets for RTP and RTCP, not blocking: at this port of the host or the next free one.
+    def bind(self, host: str) -> Pair:
+        """Sockets for RTP and RTCP at the next free ports of the host.
 
         Raises NoPortLeft; OSError when the host is no address of ours.
         """
-        if port is not None:
-            pair = _bind_pair(host, port)
-            if pair is None:
-                raise NoPortLeft(f"port {port} is taken")
-            return pair
         for _ in range(self._count):
             candidate = self._first + 2 * self._next
             self._next = (self._next + 1) % self._count
-            pair = _bind_pair(host, candidate)
-            if pair is not None:
-                return pair
+            with contextlib.suppress(NoPortLeft):
+                return bind_pair(host, candidate)
         last = self._first + 2 * self._count - 1
         raise NoPortLeft(f"all ports from {self._first} to {last} are taken")
 
 
-def _bind_pair(host: str, port: int) -> tuple[socket.socket, socket.socket] | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def bind_pair(host: str, port: int) -> Pair:
+    """Sockets for RTP at this port of the host and for RTCP above it. Raises NoPortLeft, OSError."""
     with contextlib.ExitStack() as stack:
-        pair = []
-        for number in (port, port + 1):
-            one = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-            one.setblocking(False)
-            try:
-                one.bind((host, number))
-            except OSError as error:
-                if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                    return None
-                raise
-            pair.append(one)
+        pair = [stack.enter_context(bind_one(host, number)) for number in (port, port + 1)]
         stack.pop_all()
-        return pair[0], pair[1]
+    return pair[0], pair[1]
+
+
+def bind_one(host: str, port: int) -> socket.socket:
+    """A socket at this port of the host that does not block. Raises NoPortLeft, OSError."""
+    one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        one.setblocking(False)
+        one.bind((host, port))
+    except OSError as error:
+        one.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise NoPortLeft(f"port {port} is taken") from error
+        raise
+    return one

@@ -6,6 +6,7 @@ It ends when the other end is gone, after a last sweep.
 
 import contextlib
 import ctypes
+import errno
 import selectors
 import signal
 import socket
@@ -27,7 +28,7 @@ from siprec_bridge.receiver.feedback import Feedback
 from siprec_bridge.receiver.handshakes import Handshakes
 from siprec_bridge.receiver.intake import Intake
 from siprec_bridge.receiver.live import LiveStream
-from siprec_bridge.receiver.ports import NoPortLeft, PortRange
+from siprec_bridge.receiver.ports import NoPortLeft, PortRange, bind_one, bind_pair
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.stream import open_spool, srtp_receiver
 from siprec_bridge.receiver.sweep import (
@@ -59,7 +60,7 @@ class Worker:
         )  # data: a stream and whether its RTCP; None: control
         self._wake.register(control, selectors.EVENT_READ)
         self._sweep_s = SWEEP_S
-        self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket]] = {}
+        self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket | None]] = {}
         self._arena = Arena()
         self._clock = WorkerClock()
         self._uplink = Uplink(control)
@@ -131,7 +132,9 @@ class Worker:
             except NoPortLeft as error:
                 reply = {"error": "no_port_left", "cause": str(error)}
             except OSError as error:
-                reply = {"error": "os", "cause": f"{error.strerror}: {error.filename or ''}"}
+                # Without a file there is no port, here; another worker may have both.
+                kind = "no_port_left" if error.errno == errno.EMFILE else "os"
+                reply = {"error": kind, "cause": f"{error.strerror}: {error.filename or ''}"}
             self._uplink.tell({"id": command["id"], **reply})
         return True
 
@@ -140,7 +143,9 @@ class Worker:
             case {"do": "configure", "configuration": dict(configuration)}:
                 return self._configure(Configuration.from_json(configuration))
             case {"do": "bind", "ports": list(ports)}:
-                return self._bind([(str(host), int(port)) for host, port in ports])
+                return self._bind(
+                    [(str(host), int(port), mux is True) for host, port, mux in ports]
+                )
             case {"do": "open", "spec": dict(spec), "port": port, "rollovers": list(rollovers)}:
                 wanted = port if isinstance(port, int) else None
                 paused = command.get("paused") is True
@@ -182,16 +187,33 @@ class Worker:
             "receiver": type(receiver if ring is None else ring).__name__,
             "no_ring": refusal,
             "room": descriptors.allow(self._ports.pairs),
+            "room_muxed": descriptors.room(self._ports.pairs, descriptors.OF_A_MUXED),
         }
 
-    def _bind(self, ports: list[tuple[str, int]]) -> dict[str, object]:
+    def _bind(self, ports: list[tuple[str, int, bool]]) -> dict[str, object]:
         """Have sockets ready for streams that are about to be opened."""
-        for place in ports:
+        for host, port, mux in ports:
             with contextlib.suppress(NoPortLeft, OSError):  # its opening tries again, and tells
-                self._bound[place] = rtp, rtcp = self._ports.bind(*place)
+                rtp, rtcp = self._sockets(host, port, mux)
+                self._bound[host, port] = rtp, rtcp
                 prepare(rtp)
-                prepare_rtcp(rtcp)
+                if rtcp is not None:
+                    prepare_rtcp(rtcp)
         return {}
+
+    def _sockets(
+        self, host: str, port: int | None, mux: bool
+    ) -> tuple[socket.socket, socket.socket | None]:
+        """RTP's, and RTCP's where that has a port of its own.
+
+        The other one's pair was free when it was chosen, and nobody else of ours gets its upper port.
+        """
+        if port is None:
+            rtp, rtcp = self._ports.bind(host)
+            if mux:
+                rtcp.close()
+            return rtp, None if mux else rtcp
+        return (bind_one(host, port), None) if mux else bind_pair(host, port)
 
     def _open(
         self, spec: StreamSpec, port: int | None, rollovers: dict[int, int], paused: bool
@@ -201,14 +223,16 @@ class Worker:
             if not self._streams:  # else calls would come to lie on two clocks
                 self._clock.follow()
             bound = self._bound.pop((spec.host, port), None)
-            rtp, rtcp = bound or self._ports.bind(spec.host, port)
+            rtp, rtcp = bound or self._sockets(spec.host, port, spec.rtcp_mux)
             try:
                 prepare(rtp)
-                prepare_rtcp(rtcp)
+                if rtcp is not None:
+                    prepare_rtcp(rtcp)
                 spool = open_spool(spec, time.time_ns())
             except OSError:
                 rtp.close()
-                rtcp.close()
+                if rtcp is not None:
+                    rtcp.close()
                 raise
             known = LiveStream(
                 spec,
@@ -238,12 +262,32 @@ class Worker:
             if spec.dtls is not None and old.dtls is not None:
                 spec = replace(spec, keys=old.keys, rtcp_keys=old.rtcp_keys)
             stream.take_over(spec, time.time_ns())
+            self._follow_mux(stream)
             self._intake.follow(stream)
             self._sources.expect(stream)
             self._feedback.follow(stream, old)
             self._handshakes.follow(stream, old)
             self._intake.follow_source(stream)
         return {}
+
+    def _follow_mux(self, stream: LiveStream) -> None:
+        """Have a socket for RTCP as long as that has a port of its own."""
+        if stream.spec.rtcp_mux == (stream.rtcp is None):
+            return
+        self._handshakes.rest(stream)
+        if stream.rtcp is not None:
+            self._feedback.leave(stream)
+            stream.rtcp.close()
+            stream.rtcp = None
+            return
+        try:
+            rtcp = bind_one(stream.spec.host, stream.rtp.getsockname()[1] + 1)
+        except (NoPortLeft, OSError) as error:  # no reason to lose the voice, too
+            self._uplink.tell_of(stream, "rtcp_lost", cause=str(error))
+            return
+        prepare_rtcp(rtcp)
+        stream.rtcp = rtcp
+        self._feedback.listen(stream)
 
     def _pause(self, name: str, paused: bool, at_ns: int) -> dict[str, object]:
         stream = self._streams.get(name)

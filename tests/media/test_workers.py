@@ -134,7 +134,7 @@ def test_what_comes_while_a_spool_is_looked_through_waits_at_its_port(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = Worker(theirs)
-        assert worker._do({"do": "bind", "ports": [["127.0.0.1", 29940]]}) == {}
+        assert worker._do({"do": "bind", "ports": [["127.0.0.1", 29940, False]]}) == {}
         send(VOICE[:20], 29940)
         opening = {"do": "open", "spec": stream.to_json(), "port": 29940, "rollovers": []}
         reply = worker._do(opening | {"paused": paused})
