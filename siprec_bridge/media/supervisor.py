@@ -31,7 +31,11 @@ from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
 
-REPLY_TIMEOUT_S = 10.0
+REPLY_TIMEOUT_S = 10.0  # in which a worker says nothing at all
+_LONGEST_REPLY_S = 60.0
+_CLOSED_AT_ONCE = (
+    100  # streams: so a worker that closes thousands of them lets others be heard between
+)
 _LONGEST_PAUSE_S = 5.0
 _LIVED_S = 10.0  # a worker that lived so long is started again at once
 _STOP_TIMEOUT_S = 10.0
@@ -104,6 +108,7 @@ class WorkerSupervisor:
         self._writer: asyncio.StreamWriter | None = None
         self._running: asyncio.Task[None] | None = None
         self._life = 0  # how many processes there have been
+        self._heard_at = 0.0  # loop time: the worker's last word
         self._swept_at = 0.0  # loop time: what had come by then is on disk
         self._pressure = 0.0
         self.streams = 0  # open or being opened
@@ -216,8 +221,11 @@ class WorkerSupervisor:
             return []
         now, life, swept_at = asyncio.get_running_loop().time(), self._life, self._swept_at
         names = [one.spec.stream_id for one in closed]
+        parts = [names[at : at + _CLOSED_AT_ONCE] for at in range(0, len(names), _CLOSED_AT_ONCE)]
         try:
-            reply = await self._ask({"do": "close", "streams": names})
+            replies = await asyncio.gather(
+                *(self._ask({"do": "close", "streams": part}) for part in parts)
+            )
         except MediaUnavailable as error:
             self._log.error("media.not_closed", cause=str(error))  # what was spooled is on disk
             self._live.difference_update(names)
@@ -227,7 +235,7 @@ class WorkerSupervisor:
             self._tell_interrupted(closed, swept_at, now)
         with contextlib.suppress(MediaUnavailable):  # one that starts again is told, too
             await self._set_live(self._live.difference(names))
-        return [StreamReport.from_json(one) for one in reply["reports"]]
+        return [StreamReport.from_json(one) for reply in replies for one in reply["reports"]]
 
     def _leave(self, spec: StreamSpec) -> None:
         self.streams -= 1
@@ -242,19 +250,28 @@ class WorkerSupervisor:
             self._writer.write(encode(close))
 
     async def _ask(self, command: dict[str, object]) -> dict[str, Any]:
-        """Send a command and wait for its reply; asks a new worker when this one dies."""
+        """Send a command and wait for its reply; asks a new worker when this one dies.
+
+        One that has much to do, thousands of files to make durable, is waited for as long as it talks.
+        """
+        asked_at = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(_LONGEST_REPLY_S):
                 while True:
-                    await self._ready.wait()
-                    try:
-                        return await self._ask_once(command)
-                    except _WorkerDied:
-                        continue
+                    async with asyncio.timeout_at(asked_at + REPLY_TIMEOUT_S):
+                        await self._ready.wait()
+                    with contextlib.suppress(_WorkerDied):
+                        return await self._ask_once(command, asked_at)
         except TimeoutError:
             raise MediaUnavailable("the media worker does not answer") from None
 
-    async def _ask_once(self, command: dict[str, object]) -> dict[str, Any]:
+    async def _ask_once(
+        self, command: dict[str, object], asked_at: float | None = None
+    ) -> dict[str, Any]:
+        """`asked_at`: since when a worker that says nothing was waited for; None: it may be silent.
+
+        Raises TimeoutError.
+        """
         if self._writer is None:
             raise _WorkerDied
         number = next(self._numbers)
@@ -262,6 +279,11 @@ class WorkerSupervisor:
         self._replies[number] = reply
         try:
             self._writer.write(encode({"id": number, **command}))
+            while asked_at is not None and not reply.done():
+                silent = asyncio.get_running_loop().time() - max(asked_at, self._heard_at)
+                if silent >= REPLY_TIMEOUT_S:
+                    raise TimeoutError
+                await asyncio.wait({reply}, timeout=REPLY_TIMEOUT_S - silent)
             answer = await reply
         finally:
             self._replies.pop(number, None)
@@ -389,6 +411,7 @@ class WorkerSupervisor:
                 reply.set_exception(_WorkerDied())
 
     def _take(self, message: dict[str, Any]) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
         if "id" in message:
             reply = self._replies.get(message["id"])
             if reply is not None and not reply.done():

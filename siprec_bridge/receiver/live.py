@@ -84,14 +84,14 @@ class LiveStream(ReceivedStream):
             kernel_drops=self.kernel_drops,
         )
 
-    def close(self) -> None:
-        """Make its spool durable, and give back what it holds."""
+    def close(self) -> int:
+        """Give back what it holds but its spool's file, which is to be synced and closed."""
         self._settle()
         self.ledger.close(self.row)
         self.rtp.close()
         if self.rtcp is not None:
             self.rtcp.close()
-        self.spool.close()
+        return self.spool.detach()
 
     def _settle(self) -> None:
         octets, last_ns = self.ledger.settle(self.row, self.sequence, self.jitter)

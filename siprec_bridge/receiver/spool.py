@@ -139,11 +139,16 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Make everything durable and close the file."""
+        file = self.detach()
+        with contextlib.suppress(OSError):  # a full disk: what is written is written
+            os.fsync(file)
+        os.close(file)
+
+    def detach(self) -> int:
+        """Write what waits, for the last time; the file is the caller's, to sync and to close."""
         if self._pending:
             self.write([])
-        with contextlib.suppress(OSError):  # a full disk: what is written is written
-            os.fsync(self._file)
-        os.close(self._file)
+        return self._file
 
     def _append(self, pieces: list[memoryview] | list[bytes]) -> str | None:
         total = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import threading
 
 from siprec_bridge.receiver.control import Counters, encode
 from siprec_bridge.receiver.live import LiveStream
@@ -12,12 +13,14 @@ class Uplink:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._lock = threading.Lock()  # a line of one thread is not to be in one of another
         self.counters = Counters()  # since they were last told
 
     def tell(self, message: dict[str, object]) -> None:
         """Say something to the bridge."""
-        with contextlib.suppress(OSError):  # the bridge is gone: the next read says so
-            self._control.sendall(encode(message))
+        line = encode(message)
+        with self._lock, contextlib.suppress(OSError):  # the bridge is gone: the next read says so
+            self._control.sendall(line)
 
     def tell_of(self, stream: LiveStream, event: str, **more: object) -> None:
         """Say something of a stream."""

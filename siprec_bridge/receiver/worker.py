@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from siprec_bridge.receiver import descriptors
@@ -24,6 +26,7 @@ from siprec_bridge.receiver.control import (
     StreamSpec,
     decode,
 )
+from siprec_bridge.receiver.durable import Durable
 from siprec_bridge.receiver.feedback import Feedback
 from siprec_bridge.receiver.handshakes import Handshakes
 from siprec_bridge.receiver.intake import Intake
@@ -64,6 +67,7 @@ class Worker:
         self._arena = Arena()
         self._clock = WorkerClock()
         self._uplink = Uplink(control)
+        self._durable = Durable()
         self._configure(Configuration(16384, 32767, True, 30.0, "any"))
 
     def run(self) -> None:
@@ -111,6 +115,7 @@ class Worker:
         """Close all streams."""
         self._close(list(self._streams))
         self._feedback.stop()
+        self._durable.stop()
         self._wake.close()
 
     def _take_commands(self) -> bool:
@@ -127,6 +132,9 @@ class Worker:
         if any(command["do"] in _SWEPT_FIRST for command in commands):
             self._intake.settle()
         for command in commands:
+            if command["do"] == "close":
+                self._close(command["streams"], partial(self._tell_closed, command["id"]))
+                continue
             try:
                 reply = self._do(command)
             except NoPortLeft as error:
@@ -157,8 +165,6 @@ class Worker:
             case {"do": "sweep", "every": float(seconds)}:
                 self._sweep_s = seconds
                 return {}
-            case {"do": "close", "streams": list(names)}:
-                return {"reports": [one.to_json() for one in self._close(names)]}
             case _:
                 raise ValueError(f"unknown command {command.get('do')}")
 
@@ -297,19 +303,34 @@ class Worker:
             self._intake.note_heard(stream, time.monotonic())
         return {}
 
-    def _close(self, names: list[str]) -> list[StreamReport]:
+    def _close(
+        self, names: list[str], then: Callable[[list[StreamReport]], None] | None = None
+    ) -> list[StreamReport]:
+        """Take what has come, give the ports back; `then` is told when what was taken is durable."""
         streams = [self._streams[name] for name in names if name in self._streams]
         self._intake.sweep(streams)
         self._uplink.tell_counters()
         self._feedback.read()
         reports = [stream.report() for stream in streams]
+        files = []
         for stream in streams:
             self._intake.close(stream)
             self._feedback.close(stream)
             self._handshakes.close(stream)
-            stream.close()
+            files.append(stream.close())
             del self._streams[stream.spec.stream_id]
+
+        def tell(failed: dict[int, str]) -> None:
+            for place, cause in failed.items():
+                self._uplink.tell_of(streams[place], "write_failed", cause=cause)
+            if then is not None:
+                then(reports)
+
+        self._durable.close(files, tell)
         return reports
+
+    def _tell_closed(self, id: int, reports: list[StreamReport]) -> None:
+        self._uplink.tell({"id": id, "reports": [one.to_json() for one in reports]})
 
     def _look_for_silence(self, now: float) -> None:
         for stream, heard_at in self._intake.quiet_since(now - self._rtp_timeout):

@@ -239,16 +239,8 @@ class Recorder:
                     self._silent.add(stream)
                 case MediaEvent(name="started" | "heard_again", stream_id=stream):
                     self._silent.discard(stream)
-                case MediaEvent(name="interrupted" | "lost") as event:
+                case MediaEvent() as event:
                     await self._flag(event)
-                case MediaEvent(name="write_failed", stream_id=stream, cause=str(cause)):
-                    self._session.note_unwritten(self._index_of(stream), cause)
-                    await self._store_update(Changes(metadata_changed=True), self._desk.clock())
-                case MediaEvent(name="handshake_failed", stream_id=stream, cause=str(cause)):
-                    self._session.note_handshake(self._index_of(stream), cause)
-                    await self._store_update(Changes(metadata_changed=True), self._desk.clock())
-                case MediaEvent():
-                    pass  # told in the log
                 case Instruction() as instruction:
                     await self._follow(instruction)
                 case RequestAnswered(method="OPTIONS", response=response):
@@ -377,18 +369,27 @@ class Recorder:
             log.error("session.media_behind", cause=str(error))
 
     async def _flag(self, first: MediaEvent) -> None:
-        """Warn of audio that is missing since a media worker died; one update for all streams."""
-        self._note_interruption(first)
+        """Warn of audio that is missing, of which a worker's death or a full disk has several streams
+        tell; one update for all.
+        """
+        if not self._note_trouble(first):
+            return  # told in the log
         waiting = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
         for event in waiting:
-            if not self._note_interruption(event):
+            if not self._note_trouble(event):
                 self._inbox.put_nowait(event)
         await self._store_update(Changes(metadata_changed=True), self._desk.clock())
 
-    def _note_interruption(self, event: Event) -> bool:
-        if not (isinstance(event, MediaEvent) and event.name in ("interrupted", "lost")):
-            return False
-        self._session.note_interruption(self._index_of(event.stream_id), event.seconds)
+    def _note_trouble(self, event: Event) -> bool:
+        match event:
+            case MediaEvent(name="interrupted" | "lost", stream_id=stream, seconds=seconds):
+                self._session.note_interruption(self._index_of(stream), seconds)
+            case MediaEvent(name="write_failed", stream_id=stream, cause=str(cause)):
+                self._session.note_unwritten(self._index_of(stream), cause)
+            case MediaEvent(name="handshake_failed", stream_id=stream, cause=str(cause)):
+                self._session.note_handshake(self._index_of(stream), cause)
+            case _:
+                return False
         return True
 
     def _ask_for_metadata(self) -> None:
@@ -513,7 +514,7 @@ class Recorder:
         reports = await self._desk.media.close([self._stream_id(index) for index in self._ports])
         self._note_quality(reports)
         while not self._inbox.empty():  # what the closing itself brought to light
-            self._note_interruption(self._inbox.get_nowait())
+            self._note_trouble(self._inbox.get_nowait())
         self._session.end(at)
         if self._desk.live is not None:
             self._desk.live.end(self.session_id, self._session.document())

@@ -773,7 +773,7 @@ async def test_audio_that_a_dead_media_worker_missed_is_told_once_for_all_stream
     ]  # fmt: skip
 
 
-async def test_what_the_closing_of_a_dead_workers_streams_brings_to_light_is_told(
+async def test_what_the_closing_of_streams_brings_to_light_is_told(
     tmp_path: Path,
 ) -> None:
     async with office(tmp_path) as here:
@@ -781,7 +781,9 @@ async def test_what_the_closing_of_a_dead_workers_streams_brings_to_light_is_tol
         assert await answered(here) == 200
         here.service.on_sip(DialogEnded(DIALOG, "bye"))
         here.service.on_media(replace(silent(here, 0, "interrupted"), seconds=1.5))
+        here.service.on_media(replace(silent(here, 1, "write_failed"), cause="no space left"))
         await finished(here)
         (row,) = await sessions(here)
 
     assert any("audio of 1.5 s" in one for one in row.warnings)
+    assert any("could not be written" in one and "no space left" in one for one in row.warnings)
