@@ -19,6 +19,7 @@ _FRAGMENT, _AUTHENTICATION = 44, 51
 _OPTIONS = (0, 43, 60)  # hop-by-hop, routing, destination
 _MOST_REASSEMBLIES = 1024
 _LONGEST_DATAGRAM = 65_535
+_MOST_HELD = 16 << 20  # octets of all pieces
 _MOST_PIECES = 128  # of a datagram: the longest in those of 576 octets. RFC 791
 _FRAGMENT_LIFE_NS = 30_000_000_000
 
@@ -73,6 +74,7 @@ class _Pieces:
     since_ns: int
     pieces: dict[int, bytes] = field(default_factory=dict)  # by offset
     total: int | None = None
+    held: int = 0  # octets
 
     def whole(self) -> bytes | None:
         if self.total is None:
@@ -91,6 +93,7 @@ class Dissector:
     def __init__(self) -> None:
         self.ignored: Counter[str] = Counter()
         self._fragments: dict[tuple[object, ...], _Pieces] = {}  # oldest first
+        self._held = 0  # octets of these
 
     def feed(self, frame: Frame) -> Datagram | Segment | None:
         """The datagram or segment that became whole with this frame. Raises nothing."""
@@ -190,6 +193,7 @@ class Dissector:
         while self._fragments:
             oldest = next(iter(self._fragments.values()))
             crowded = len(self._fragments) >= _MOST_REASSEMBLIES
+            crowded |= self._held + len(body) > _MOST_HELD
             if not crowded and at_ns - oldest.since_ns < _FRAGMENT_LIFE_NS:
                 break
             self._give_up()
@@ -200,17 +204,22 @@ class Dissector:
         if len(known.pieces) >= _MOST_PIECES:  # to look through more each time takes too long
             self.ignored[_INCOMPLETE] += 1
             return None
-        known.pieces.setdefault(offset, body)
+        if offset not in known.pieces:
+            known.pieces[offset] = body
+            known.held += len(body)
+            self._held += len(body)
         if not more:
             known.total = offset + len(body)
         joined = known.whole()
         if joined is not None:
-            del self._fragments[key]
+            self._held -= self._fragments.pop(key).held
         return joined
 
     def _give_up(self) -> None:
         key = next(iter(self._fragments))
-        self.ignored[_INCOMPLETE] += len(self._fragments.pop(key).pieces)
+        given_up = self._fragments.pop(key)
+        self._held -= given_up.held
+        self.ignored[_INCOMPLETE] += len(given_up.pieces)
 
     def _transport(
         self, at_ns: int, protocol: int, source: bytes, destination: bytes, body: bytes

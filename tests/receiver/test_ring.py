@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
 from siprec_bridge.media import DtlsTask, MediaUnavailable
+from siprec_bridge.receiver import ring as ring_module
 from siprec_bridge.receiver.packets import Address
 from siprec_bridge.receiver.ring import Ring
 from siprec_bridge.receiver.sweep import LARGEST, SLOTS, Arena
@@ -243,6 +245,30 @@ def test_what_it_had_no_room_for_is_counted() -> None:
     assert drops > 0
     assert came + drops == 60 * len(VOICE)
     assert after == [(0, one) for one in VOICE[:10]]
+
+
+@with_ring
+@pytest.mark.parametrize("timer_ms", [4, 30])
+def test_what_has_come_can_be_taken_however_late_the_kernel_hands_it_over(
+    timer_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "_RETIRE_MS", timer_ms)  # as where a tick is so long
+    ring, arena = Ring(FIRST, LAST, ("lo",), 1 << 20), Arena()
+    port = FIRST + FIRST % 2
+    ring.open("127.0.0.1", port, 0)
+    found = []
+    for number in range(10):
+        sent = [os.urandom(8) + bytes(size) for size in range(200 if number == 5 else 1)]
+        send(sent, port)
+        found.append([one for _, one in taken(ring, arena) if one in sent] == sent)
+    begun = time.monotonic()
+    for _ in range(10):
+        ring.settle()
+    took = time.monotonic() - begun
+    ring.stop()
+
+    assert all(found)
+    assert took < 0.01  # nothing waits
 
 
 @with_ring
