@@ -54,7 +54,8 @@ class ProviderError(Exception):
 class ProviderUnavailable(ProviderError):
     """The recogniser is not there (not found, not executable, server down).
 
-    The job did not fail: it waits, and the try is not counted.
+    The job did not fail: it waits, and the try is not counted. But it is the job's failure (a model
+    that is not there, say) where the recogniser hears a tone right after.
     """
 
 

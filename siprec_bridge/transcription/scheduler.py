@@ -58,6 +58,7 @@ class _Lane:
     runs: set[asyncio.Task[Any]] = field(default_factory=set)
     outage_s: float = 0.0
     away: str | None = None  # why it cannot be run
+    try_at: float | None = None  # it is away by what a run said, and only a run can tell otherwise
     down_since: float | None = None  # away or broken
     probe: asyncio.Lock = field(default_factory=asyncio.Lock)
     probed_at: float = -1e9  # when it was last found to work, whoever asked
@@ -240,7 +241,9 @@ class Scheduler:
         """Start what may run; returns the seconds until there may be more to do."""
         patience = [_LOOK_S]
         for lane in self._lanes.values():
-            self._note_availability(lane, await lane.provider.unavailable())
+            cause = await lane.provider.unavailable()
+            if cause is not None or lane.try_at is None:
+                self._note_availability(lane, cause)
         for lane in self._lanes.values():
             patience.append(await self._start_runs_of(lane))
         patience.append(await self._measure())
@@ -249,7 +252,11 @@ class Scheduler:
     async def _start_runs_of(self, lane: _Lane) -> float:
         while True:
             if lane.away is not None:
-                return lane.outage_s
+                wait = lane.outage_s if lane.try_at is None else lane.try_at - self._now()
+                if wait > 0 or lane.probe.locked():
+                    return max(wait, 0.05)
+                self._start(lane, self._look_again(lane))
+                return _LOOK_S
             if len(lane.runs) >= lane.limit or lane.circuit.is_suspicious:
                 return _LOOK_S
             if lane.circuit.is_open:
@@ -290,8 +297,13 @@ class Scheduler:
             if lane.away is None:
                 log.error("recogniser.unavailable", vendor=lane.name, cause=cause)
             lane.outage_s = min(max(2 * lane.outage_s, _OUTAGE_FIRST_S), _OUTAGE_LONGEST_S)
-        lane.away = cause
+        lane.away, lane.try_at = cause, None
         self._note_state(lane)
+
+    def _note_away(self, lane: _Lane, cause: ProviderError) -> None:
+        """A run found nobody, though the provider sees nothing amiss: a server is down, say."""
+        self._note_availability(lane, cause.detail or cause.reason)
+        lane.try_at = self._now() + lane.outage_s
 
     def _note_state(self, lane: _Lane) -> None:
         if lane.trouble is None:
@@ -499,9 +511,6 @@ class Scheduler:
         for row in rows:
             outcome = outcomes[row.id]
             match outcome:
-                case ProviderUnavailable():
-                    self._note_availability(lane, outcome.detail or outcome.reason)
-                    away.append(row)
                 case ProviderError() if broken and outcome.retryable:
                     away.append(row)  # not its fault: the attempt does not count
                 case ProviderError():
@@ -524,7 +533,7 @@ class Scheduler:
         outcomes: Mapping[str, Mapping[str, Transcript] | ProviderError],
         facts: RunFacts,
     ) -> bool:
-        """What the run tells of the recogniser: whether it is broken, so that no job is to blame."""
+        """Whether the recogniser is away or broken, so that no job is to blame."""
         errors = [one for one in outcomes.values() if isinstance(one, ProviderError)]
         if len(errors) < len(rows):
             lane.pace.note(sum(row.audio_seconds for row in rows), facts.duration)
@@ -532,11 +541,13 @@ class Scheduler:
                 self._metrics.vendor_pace_ratio.labels(vendor=lane.name).set(lane.pace.ratio)
             self._note_works(lane)
             return False
-        if isinstance(errors[0], ProviderUnavailable) or not errors[0].retryable:
+        begun = self._now() - facts.duration
+        if isinstance(errors[0], ProviderUnavailable):
+            return await self._is_away(lane, errors[0], since=begun)
+        if not errors[0].retryable:
             return False
         if lane.circuit.is_open:
             return True
-        begun = self._now() - facts.duration
         lane.circuit.failed(errors[0].reason, [row.id for row in rows])
         last_try = len(rows) == 1 and rows[0].attempts >= self._max_attempts
         if not lane.circuit.is_suspicious and not (last_try and lane.circuit.is_used):
@@ -565,13 +576,11 @@ class Scheduler:
                 lane.circuit.worked()
                 return True
             was_open = lane.circuit.is_open
-            cause = await self._probe(lane)
-            self._metrics.vendor_probes_total.labels(
-                vendor=lane.name, result="works" if cause is None else "fails"
-            ).inc()
-            if cause is None:
+            error = await self._probe(lane)
+            if error is None:
                 self._note_works(lane)
                 return True
+            cause = str(error)
             spent = lane.circuit.broke(cause, self._now())
             for job in failed:
                 spent[job] = spent.get(job, 1) - 1
@@ -591,8 +600,42 @@ class Scheduler:
                 log.error("jobs.store_failed", jobs=list(spent), cause=str(error))
         return False
 
-    async def _probe(self, lane: _Lane) -> str | None:
+    async def _is_away(self, lane: _Lane, error: ProviderUnavailable, *, since: float) -> bool:
+        """Whether it is away for all, as a run said, or only for this job: of a model it lacks, say.
+
+        One such job would else wait at the head of the queue for ever, and all others behind it.
+        """
+        async with lane.probe:
+            if lane.away is not None or lane.circuit.is_open:
+                return True
+            if lane.probed_at > since:
+                return False
+            if await self._probe(lane) is None:
+                lane.probed_at = self._now()
+                return False
+            self._note_away(lane, error)
+            return True
+
+    async def _look_again(self, lane: _Lane) -> None:
+        """Whether a recogniser that was away, as a run said, is there again."""
+        async with lane.probe:
+            if lane.try_at is None:
+                return
+            error = await self._probe(lane)
+            if isinstance(error, ProviderUnavailable):
+                self._note_away(lane, error)
+            else:  # what is there but broken is found out by jobs
+                self._note_availability(lane, None)
+
+    async def _probe(self, lane: _Lane) -> ProviderError | None:
         """Have a tone transcribed; returns what went wrong, or None."""
+        error = await self._hear_tone(lane)
+        self._metrics.vendor_probes_total.labels(
+            vendor=lane.name, result="works" if error is None else "fails"
+        ).inc()
+        return error
+
+    async def _hear_tone(self, lane: _Lane) -> ProviderError | None:
         try:
             with tempfile.TemporaryDirectory(prefix="siprec-probe-") as folder:
                 path = Path(folder) / "tone.wav"
@@ -600,10 +643,10 @@ class Scheduler:
                 job = Job("probe", (AudioFile("probe", path, _PROBE_S),))
                 run = await lane.provider.transcribe([job])
         except Exception as error:  # noqa: BLE001  a full disk, or anyone's plug-in
-            return f"{type(error).__name__}: {error}"
+            return ProviderError(type(error).__name__, str(error))
         self._observe(run.facts)
         outcome = run.outcomes.get(job.id, ProviderError("no_outcome"))
-        return str(outcome) if isinstance(outcome, ProviderError) else None
+        return outcome if isinstance(outcome, ProviderError) else None
 
     async def _give_up(
         self, lane: _Lane, row: JobRow, error: ProviderError, facts: RunFacts | None

@@ -227,10 +227,8 @@ async def test_one_bad_job_does_not_fail_its_company(tmp_path: Path) -> None:
 
 
 async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
-    away = True
-    provider = ScriptedProvider(
-        lambda job, company: ProviderUnavailable("unavailable") if away else {"1": heard()}
-    )
+    provider = ScriptedProvider()
+    provider.broken = ProviderUnavailable("unavailable")
     provider.cause = "not installed"
     async with office(tmp_path, provider, "a") as (here, metrics, _):
         await eventually(
@@ -239,11 +237,53 @@ async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
         before = list(provider.runs)
         provider.cause = None
         await eventually(lambda: len(provider.runs) >= 1, "a run that finds nothing")
-        away = False
+        provider.broken = None
         await eventually(lambda: "a" in here.done, "a result")
 
         assert before == []
         assert (await here.states())["a"] == ("done", 1, False)
+
+
+async def test_a_server_that_is_down_is_asked_ever_more_seldom_and_no_job_is_begun_for_it(
+    tmp_path: Path,
+) -> None:
+    provider = ScriptedProvider()
+    provider.broken = ProviderUnavailable("unavailable", "connection refused")
+    async with office(tmp_path, provider, "a", "b") as (here, metrics, wake):
+        for _ in range(30):
+            wake()
+            await asyncio.sleep(0.05)
+        asked = len(provider.runs), provider.probes
+        trouble = await here.scheduler.trouble(provider.name)
+        provider.broken = None
+        await eventually(lambda: len(here.done) == 2, "the results")
+
+        assert asked[0] == 1
+        assert 2 <= asked[1] <= 3  # at once, and 0.5 s and 1.5 s later
+        assert trouble == "connection refused"
+        assert {state[1] for state in (await here.states()).values()} == {1}
+        assert metrics.registry.get_sample_value("siprec_recogniser_available") == 1
+
+
+async def test_a_job_whose_model_is_not_there_does_not_keep_the_others_waiting(
+    tmp_path: Path,
+) -> None:
+    provider = ScriptedProvider(
+        lambda job, company: (
+            ProviderUnavailable("unavailable", "no model huge")
+            if job.model == "huge"
+            else {"1": heard()}
+        )
+    )
+    async with office(tmp_path, provider) as (here, _, wake):
+        await here.add("wrong", model="huge")
+        await here.add("right")
+        wake()
+        await eventually(lambda: "right" in here.done, "the others' result")
+        await eventually(lambda: "wrong" in here.failed, "the end of what cannot be done")
+
+        assert "no model huge" in str(here.failed["wrong"])
+        assert (await here.states())["wrong"] == ("failed", 3, False)
 
 
 async def test_a_result_waits_for_a_disk_that_is_full(tmp_path: Path) -> None:
