@@ -10,7 +10,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -19,6 +20,7 @@ import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from siprec_bridge.provider import (
+    AudioFile,
     ConfigurationError,
     Job,
     ProviderError,
@@ -164,14 +166,17 @@ class WhisperCli:
         return _missing(self._binary)
 
     async def transcribe(self, jobs: Sequence[Job]) -> Run:
-        """One run for all jobs' audio; one after the other for what differs in its arguments."""
+        """One run for all jobs' audio; one after the other for what differs in its arguments.
+
+        So is what is more than one run may have of files, be it of one job.
+        """
         alike: dict[tuple[str, str | None, str | None], list[Job]] = {}
         for job in jobs:
             alike.setdefault(self._asked(job), []).append(job)
-        if self._slots is None:
-            return _together([await self._run(some) for some in alike.values()])
-        async with self._slots:  # counts running programs only: nothing is held while waiting
-            return _together([await self._run(some) for some in alike.values()])
+        runs = [run for some in alike.values() for run in _shared_out(some, self.max_batch)]
+        # Counts running programs only: nothing is held while waiting.
+        async with self._slots or contextlib.nullcontext():
+            return _together([await self._run(some) for some in runs])
 
     async def close(self) -> None:
         """Nothing is held between runs."""
@@ -293,8 +298,13 @@ class WhisperCli:
     ) -> Mapping[str, Transcript] | ProviderError:
         heard: dict[str, Transcript] = {}
         for audio in job.audio:
-            file = output / f"{names[job.id, audio.key]}.{self._options.output_format}"
+            name, form = names[job.id, audio.key], self._options.output_format
+            file = output / f"{name}.{form}"
+            # Of early versions, and of whisper.cpp: 000.wav.json.
+            older = output / f"{name}{_suffix(audio)}.{form}"
             try:
+                if not file.exists() and older.is_file():
+                    file = older
                 if not file.is_file():  # a FIFO would be waited on for ever
                     return ProviderError("no_output", f"exit code 0, but no {file.name} is there")
                 if file.stat().st_size > _LARGEST_OUTPUT:
@@ -356,7 +366,30 @@ def _together(runs: Sequence[Run]) -> Run:
             "files": sum(one.facts.files for one in runs),
         }
     )
-    return Run(facts, {id: outcome for one in runs for id, outcome in one.outcomes.items()})
+    outcomes: dict[str, Mapping[str, Transcript] | ProviderError] = {}
+    for one in runs:
+        for id, outcome in one.outcomes.items():
+            before = outcomes.get(id, {})
+            if isinstance(before, ProviderError):  # of a job with files in several runs
+                continue
+            outcomes[id] = outcome if isinstance(outcome, ProviderError) else {**before, **outcome}
+    return Run(facts, outcomes)
+
+
+def _shared_out(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
+    """The jobs in runs of at most so many files; one that is larger by itself, in several."""
+    parts = (
+        replace(job, audio=job.audio[at : at + most]) if len(job.audio) > most else job
+        for job in jobs
+        for at in range(0, max(1, len(job.audio)), most)
+    )
+    run: list[Job] = []
+    for part in parts:
+        if run and sum(len(one.audio) for one in run) + len(part.audio) > most:
+            yield run
+            run = []
+        run.append(part)
+    yield run
 
 
 async def _to_the_end(work: Callable[[], T]) -> T:
@@ -402,13 +435,17 @@ def _lay_out(
     files: list[Path] = []
     for job in jobs:
         for audio in job.audio:
-            place = folder / f"{names[job.id, audio.key]}{audio.path.suffix or '.wav'}"
+            place = folder / f"{names[job.id, audio.key]}{_suffix(audio)}"
             try:
                 os.link(audio.path, place)
             except OSError:  # another file system: wrappers that enter a container see no links
                 shutil.copyfile(audio.path, place)
             files.append(place)
     return files
+
+
+def _suffix(audio: AudioFile) -> str:
+    return audio.path.suffix or ".wav"
 
 
 def _calls_of(jobs: Sequence[Job]) -> dict[str, str]:

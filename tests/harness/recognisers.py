@@ -29,6 +29,14 @@ def say(text):
 
 BEHAVIOURS = {
     "speaks": "say('hello there')",
+    "takes_one_file": ("sys.exit(2) if len(audio) > 1 else say('hello there')"),
+    "fails_the_second_time": (
+        "times = len(here.with_suffix('.calls').read_text().splitlines())\n"
+        "sys.exit(3) if times == 2 else say('hello there')"
+    ),
+    "names_outputs_as_early_versions_did": (
+        "[(out / (f.name + '.json')).write_text(json.dumps({'text': 'hello there'})) for f in audio]"
+    ),
     "is_silent": "[write(f, json.dumps({'text': '', 'segments': [], 'language': 'en'})) for f in audio]",
     "hangs": "time.sleep(600)",
     "ignores_term": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",

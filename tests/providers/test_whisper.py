@@ -128,6 +128,41 @@ async def test_what_differs_in_model_language_or_prompt_gets_runs_of_its_own(
     assert run.facts.files == 6
 
 
+async def test_a_program_that_takes_only_one_file_gets_the_legs_one_by_one(tmp_path: Path) -> None:
+    binary = recogniser(tmp_path, "takes_one_file")
+    whisper = provider(binary, tmp_path, WHISPER_BATCH="1")
+
+    run = await whisper.transcribe([job(tmp_path), job(tmp_path, "j2")])
+
+    assert len(calls(binary)) == 4
+    for outcome in (run.outcomes["j1"], run.outcomes["j2"]):
+        assert not isinstance(outcome, ProviderError)
+        assert set(outcome) == {"1", "2"}
+    assert (run.facts.status, run.facts.files) == ("success", 4)
+
+
+async def test_a_leg_that_fails_in_a_run_of_its_own_fails_its_job(tmp_path: Path) -> None:
+    whisper = provider(recogniser(tmp_path, "fails_the_second_time"), tmp_path, WHISPER_BATCH="1")
+
+    run = await whisper.transcribe([job(tmp_path), job(tmp_path, "j2")])
+
+    assert isinstance(run.outcomes["j1"], ProviderError)
+    assert not isinstance(run.outcomes["j2"], ProviderError)
+    assert run.facts.reason == "exit_code"
+
+
+async def test_outputs_are_found_under_the_names_that_early_versions_gave_them(
+    tmp_path: Path,
+) -> None:
+    whisper = provider(recogniser(tmp_path, "names_outputs_as_early_versions_did"), tmp_path)
+
+    run = await whisper.transcribe([job(tmp_path)])
+
+    heard = run.outcomes["j1"]
+    assert not isinstance(heard, ProviderError)
+    assert {one.text for one in heard.values()} == {"hello there"}
+
+
 async def test_silence_is_an_empty_transcript(tmp_path: Path) -> None:
     whisper = provider(recogniser(tmp_path, "is_silent"), tmp_path)
 
