@@ -6,8 +6,19 @@ each utterance also carries its wall-clock time (aware, UTC).
 """
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+
+def _readable(text: str) -> str:
+    """Without halves of characters and NUL, which recognisers do write: no store or JSON takes them."""
+    if not text.isascii():
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+Heard = Annotated[str, AfterValidator(_readable)]
 
 
 class Value(BaseModel):
@@ -19,7 +30,7 @@ class Value(BaseModel):
 class Word(Value):
     """One spoken word with its place and the recogniser's confidence (0..1) where it gives one."""
 
-    text: str
+    text: Heard
     start: float
     end: float
     probability: float | None = None
@@ -28,7 +39,7 @@ class Word(Value):
 class Segment(Value):
     """A stretch of speech as the recogniser cut it; the three gates are Whisper's own figures."""
 
-    text: str
+    text: Heard
     start: float
     end: float
     words: tuple[Word, ...] = ()
@@ -51,9 +62,9 @@ class Suppressed(Value):
 class Transcript(Value):
     """What a provider heard in one audio file. No speech is a valid transcript: no segments."""
 
-    language: str | None = None
+    language: Heard | None = None
     segments: tuple[Segment, ...] = ()
-    model: str | None = None  # as the recogniser names itself, where it does
+    model: Heard | None = None  # as the recogniser names itself, where it does
     suppressed: tuple[Suppressed, ...] = ()
     speech: float | None = None  # seconds that a voice detector found; None: nobody looked
 

@@ -68,7 +68,7 @@ def _read_json(text: str, duration: float) -> Transcript:
 
 
 def _segment(value: Mapping[str, object]) -> Segment:
-    start = _number(value.get("start")) or 0.0
+    start = max(0.0, _number(value.get("start")) or 0.0)
     end = _number(value.get("end"))
     words = [word for one in _dicts(value.get("words")) if (word := _word(one)) is not None]
     return Segment(
@@ -87,6 +87,7 @@ def _word(value: Mapping[str, object]) -> Word | None:
     text = str(value.get("word") or value.get("text") or "").strip()
     if start is None or end is None or not text:
         return None
+    start = max(0.0, start)
     probability = _number(value.get("probability", value.get("score")))
     if probability is not None:
         probability = min(1.0, max(0.0, probability))

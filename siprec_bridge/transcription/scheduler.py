@@ -409,8 +409,15 @@ class Scheduler:
             log.error("jobs.store_failed", jobs=[job.id for job in batch], cause=str(error))
             await self._give_back(batch)
         except Exception:  # our fault: these jobs are tried again, and the others go on
-            log.exception("jobs.run_failed", jobs=[job.id for job in batch])
-            await self._reschedule(batch, ProviderError("internal_error"), None)
+            # What has ended by now stays so.
+            left = [job for job in batch if job.id in self._running]
+            log.exception("jobs.run_failed", jobs=[job.id for job in left])
+            ours = ProviderError("internal_error")
+            if len(batch) > 1:  # one of them may be the reason: each gets a run alone
+                for job in left:
+                    await self._put_back(job, ours, None, 0.0, solo=True)
+            else:
+                await self._reschedule(left, ours, None)
         finally:
             self._running.difference_update(job.id for job in batch)
 
@@ -664,6 +671,7 @@ class Scheduler:
             )
 
         await self._persist(store, "jobs.fallback_not_stored")
+        self._running.discard(row.id)
         self._metrics.fallbacks_total.labels(vendor=lane.name, to=heir.name).inc()
         log.warning(
             "job.handed_over",
@@ -677,10 +685,12 @@ class Scheduler:
     async def _finish(self, row: JobRow, heard: Mapping[str, Transcript], facts: RunFacts) -> None:
         # A result may have cost minutes of a GPU: a full disk makes it wait, not vanish.
         await self._persist(lambda: self._on_done(row, heard, facts), "jobs.result_not_stored")
+        self._running.discard(row.id)
         self._metrics.jobs_total.labels(outcome="done").inc()
 
     async def _fail(self, row: JobRow, error: ProviderError, facts: RunFacts | None) -> None:
         await self._persist(lambda: self._on_failed(row, error, facts), "jobs.failure_not_stored")
+        self._running.discard(row.id)
         self._metrics.jobs_total.labels(outcome="failed").inc()
 
     async def _reschedule(
@@ -718,6 +728,7 @@ class Scheduler:
             )
 
         await self._persist(store, "jobs.retry_not_stored")
+        self._running.discard(row.id)
         self._metrics.jobs_total.labels(outcome="retried").inc()
         log.info("job.retried_later", job=row.id, session_id=row.session_id, in_s=delay)
 

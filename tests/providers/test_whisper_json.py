@@ -102,6 +102,24 @@ def test_what_is_no_transcript_is_malformed(data: bytes) -> None:
         read_output(data, "json", 3.0)
 
 
+def test_what_no_store_can_hold_is_replaced_in_texts() -> None:
+    data = (
+        b'{"language": "e\\u0000n", "segments": [{"start": -3, "end": 1, "text": "a\\ud83d b\\u0000",'
+        b' "words": [{"word": "\\ud83d\\ude00", "start": -1, "end": 1}]}]}'
+    )
+
+    transcript = read_output(data, "json", 2.0)
+
+    (segment,) = transcript.segments
+    assert (segment.text, segment.start, transcript.language) == (
+        "a\ufffd b\ufffd",
+        0.0,
+        "e\ufffdn",
+    )
+    assert [(word.text, word.start) for word in segment.words] == [("\U0001f600", 0.0)]
+    assert transcript.model_dump_json()
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=8) | st.integers(),
     lambda inner: st.lists(inner, max_size=4)
@@ -122,4 +140,5 @@ def test_any_output_is_a_transcript_or_malformed(value: object, data: bytes, for
     for candidate in (json.dumps(value).encode(), data):
         with contextlib.suppress(MalformedOutput):
             transcript = read_output(candidate, form, 3.0)
-            assert all(one.end >= one.start and one.text for one in transcript.segments)
+            assert all(one.end >= one.start >= 0 and one.text for one in transcript.segments)
+            assert transcript.model_dump_json()

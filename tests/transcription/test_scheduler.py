@@ -39,6 +39,8 @@ class Office:
         self.failed: dict[str, ProviderError] = {}
         self.audio: dict[str, tuple[AudioFile, ...]] = {}
         self.disk_full = 0
+        self.poison: str | None = None  # a job that cannot be ended
+        self.ends: list[str] = []  # jobs whose ends were asked for
         self.scheduler: Scheduler
 
     async def load(self, row: JobRow) -> Job:
@@ -52,6 +54,9 @@ class Office:
         return Job(row.id, audio, row.model, row.language, prompt=row.prompt)
 
     async def on_done(self, row: JobRow, result: Mapping[str, Transcript], facts: RunFacts) -> None:
+        self.ends.append(row.id)
+        if row.id == self.poison:
+            raise ValueError("a defect of ours")
         if self.disk_full:
             self.disk_full -= 1
             raise StoreError("no space left")
@@ -224,6 +229,18 @@ async def test_one_bad_job_does_not_fail_its_company(tmp_path: Path) -> None:
         await eventually(lambda: "bad" in here.failed, "the bad one")
 
         assert (await here.states())["good"] == ("done", 2, True)
+
+
+async def test_a_job_that_we_cannot_cope_with_harms_none_of_its_company(tmp_path: Path) -> None:
+    async with office(tmp_path, ScriptedProvider()) as (here, _, wake):
+        here.poison = "b"
+        await here.add("a", "b", "c")
+        wake()
+        await eventually(lambda: "b" in here.failed, "the end of what cannot be ended")
+        await eventually(lambda: {"a", "c"} <= here.done.keys(), "the others' results")
+
+        assert str(here.failed["b"]) == "internal_error"
+        assert (here.ends.count("a"), here.ends.count("b"), here.ends.count("c")) == (1, 3, 1)
 
 
 async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
