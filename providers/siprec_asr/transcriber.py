@@ -20,6 +20,7 @@ from siprec_asr.models import ModelShelf
 from siprec_asr.settings import Settings
 from siprec_asr.transcript import Transcript
 from siprec_asr.workqueue import BATCH, LIVE, WorkQueue
+from siprec_wrappers.languages import code_of
 
 log = structlog.get_logger()
 
@@ -122,8 +123,7 @@ class Transcriber:
         settings = self.settings
         language = wishes.language or settings.language
         options = Options(
-            # "en-US" and "EN" are English to Whisper.
-            language=language.lower().replace("_", "-").partition("-")[0] if language else None,
+            language=_code_of(language),
             task=wishes.task,
             beam_size=wishes.beam_size or settings.beam_size,
             batch_size=wishes.batch_size or settings.batch_size,
@@ -161,6 +161,14 @@ class Transcriber:
         return await self.queue.run(
             work, seconds=length, deadline=max(0.0, deadline), priority=priority
         )
+
+
+def _code_of(language: str | None) -> str | None:
+    """What Whisper calls it: "en-US", "EN" and "English" are "en"; None: it is to be detected."""
+    if language is None or language.strip().lower() in ("", "auto"):
+        return None
+    named = code_of(language)
+    return named if named != language else language.lower().replace("_", "-").partition("-")[0]
 
 
 def _end(lease: AbstractContextManager[Engine]) -> None:

@@ -128,6 +128,13 @@ async def test_openai_says_what_is_wrong(
     assert asr.value("requests_total", front="openai", status=str(status)) == 1
 
 
+@pytest.mark.parametrize("language", ["en", "EN", "en-US", "English", " english", "auto", "AUTO"])
+async def test_a_language_goes_by_code_tag_or_name(asr: Client, language: str) -> None:
+    status, _, answer = await asr.openai(wav(1), language=language, response_format="verbose_json")
+
+    assert (status, answer["language"]) == (200, "en")
+
+
 async def test_what_is_no_audio_is_refused_and_no_speech_is_not(asr: Client) -> None:
     status, _, answer = await asr.openai(b"no audio at all " * 100)
     assert (status, answer["error"]["code"]) == (415, "not_audio")

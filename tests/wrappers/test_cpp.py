@@ -54,7 +54,7 @@ def test_language_task_and_options_become_its_own(tmp_path: Path) -> None:
 
     plain = run(tmp_path, a, "--model_dir", tmp_path, "--model", "base", "--threads", "8")
     flags = json.loads((tmp_path / "whisper-cli.flags").read_text())
-    told = run(tmp_path, a, "--model_dir", tmp_path, "--task", "translate", "--language", "de",
+    told = run(tmp_path, a, "--model_dir", tmp_path, "--task", "translate", "--language", "German",
                "--initial_prompt", "Storno, x")  # fmt: skip
     told_flags = json.loads((tmp_path / "whisper-cli.flags").read_text())
 

@@ -121,7 +121,7 @@ async def test_each_api_is_asked_in_its_own_words(tmp_path: Path, quiet: Path) -
                 WHISPER_HTTP_TEMPERATURE="0.2",
             )  # fmt: skip
             await run(
-                quiet, *common, "--task", "translate", "--language", "de", "--word_timestamps", "False",
+                quiet, *common, "--task", "translate", "--language", "German", "--word_timestamps", "False",
                 WHISPER_HTTP_URL=server.url + path,
             )  # fmt: skip
     asr, asr_de, openai, openai_de, cpp, cpp_de = server.asked
@@ -179,6 +179,38 @@ async def test_a_servers_tuples_are_read_too_and_silence_is_an_empty_output(tmp_
     (segment,) = read(tmp_path / "tuples", "alice")["segments"]
     assert segment["words"] == [{"word": "hello", "start": 0.1, "end": 0.4, "probability": 0.9}]
     assert read(tmp_path / "silence", "alice")["segments"] == []
+
+
+async def test_numbers_beyond_reason_and_half_characters_are_no_reason_to_fail(
+    tmp_path: Path,
+) -> None:
+    segments = [
+        {"start": 10**400, "end": 1e300, "text": "good\ud83d morning", "avg_logprob": 10**400},
+        {"start": 1, "end": 2, "text": "sir"},
+    ]
+    async with speech_server(says(200, {"text": "x", "segments": segments})) as server:
+        code, err = await run(
+            ALICE, "--output_dir", tmp_path, WHISPER_HTTP_URL=f"{server.url}/inference"
+        )
+
+    assert (code, err) == (0, "")
+    first, _ = read(tmp_path, "alice")["segments"]
+    assert (first["start"], first["end"], first["text"]) == (0.0, 0.0, "good? morning")
+    assert (tmp_path / "alice.srt").read_text().count("-->") == 2
+
+
+async def test_two_files_that_would_have_one_output_are_told_and_none_is_sent(
+    tmp_path: Path, quiet: Path
+) -> None:
+    other = Path(shutil.copy(quiet, tmp_path / "quiet.wav"))
+    async with speech_server() as server:
+        code, err = await run(
+            quiet, other, "--output_dir", tmp_path / "out", WHISPER_HTTP_URL=f"{server.url}/asr"
+        )
+
+    assert code == 1
+    assert "another file of this run has the name quiet, too" in err
+    assert server.requests == 0
 
 
 PAGE = "<html><head><title>x</title></head><body><h1>Bad Gateway</h1><p>nginx</p></body></html>"
@@ -294,18 +326,30 @@ async def test_its_own_deadline_ends_a_server_that_never_does(tmp_path: Path, fa
     assert time.monotonic() - begun < 10
 
 
-async def test_killed_it_leaves_no_file_and_no_request(tmp_path: Path) -> None:
+async def test_the_bridges_deadline_is_its_own_where_it_has_none(tmp_path: Path) -> None:
+    async with speech_server(hangs) as server:
+        code, err = await run(
+            ALICE, "--output_dir", tmp_path,
+            WHISPER_HTTP_URL=f"{server.url}/asr", WHISPER_HTTP_TIMEOUT="", WHISPER_TIMEOUT="1s",
+        )  # fmt: skip
+
+    assert code == 1
+    assert "within 1 s" in err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_killed_it_leaves_no_file_and_no_request(tmp_path: Path, how: signal.Signals) -> None:
     async with speech_server(hangs) as server:
         process = await start(
             ALICE, "--output_dir", tmp_path, WHISPER_HTTP_URL=f"{server.url}/inference"
         )
         await eventually(lambda: server.requests > 0, "the request")
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(how)
         async with asyncio.timeout(5):
             _, err = await process.communicate()
             await server.gone.wait()  # whisper.cpp's server stops working then
 
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + how
     assert err == b""
     assert list(tmp_path.iterdir()) == []
 

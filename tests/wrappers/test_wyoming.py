@@ -177,7 +177,7 @@ async def test_its_own_deadline_and_a_kill_end_the_connection(tmp_path: Path) ->
         (("--uri", "h:port"), "h", 2, "--uri h:port: host:port, tcp://host:port or unix:///path"),
         (("--task", "translate"), "h", 2, "set it at the server"),
         (("--timeout", "soon"), "h", 2, "--timeout soon: a duration"),
-        (("/dev/null",), "h", 1, "null: no WAV file: it is cut off"),
+        (("/dev/null",), "h", 1, "null: is empty"),
         (("/nowhere/a.wav",), "h", 1, "a.wav: No such file or directory"),
     ],
 )

@@ -5,6 +5,7 @@ Imported at each start of a wrapper, so it imports little: dataclasses would tak
 
 import argparse
 import json
+import re
 import wave
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 FORMATS = ("json", "txt", "srt", "vtt", "tsv")
+
+
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "": 1.0}
 
 
 class Failure(Exception):
@@ -61,6 +65,18 @@ class Segment(NamedTuple):
     avg_logprob: float | None = None
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
+
+
+def seconds_in(text: str) -> float:
+    """What `90`, `90s`, `20m`, `1h30m` or `1d` are, as the bridge writes times.
+
+    Raises ValueError for anything else, and for no time at all.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[dhms]?)", text.strip().lower(), re.ASCII)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text.strip().lower() or not 0 < seconds < float("inf"):
+        raise ValueError("a duration such as 90s or 20m is needed")
+    return seconds
 
 
 def parse_arguments(
@@ -163,7 +179,8 @@ def write_outputs(
             "tsv": lambda: _tsv(segments),
         }[form]()
         target = arguments.output_dir / f"{audio.stem}.{form}"
-        put_output(target, text.encode())
+        # A server's JSON may have escaped half a character.
+        put_output(target, text.encode("utf-8", "replace"))
 
 
 def _json(segments: Sequence[Segment], language: str | None, model: str | None) -> str:

@@ -25,6 +25,7 @@ from siprec_wrappers.contract import (
     parse_arguments,
     write_outputs,
 )
+from siprec_wrappers.languages import code_of
 from siprec_wrappers.lifetime import child, run_to_end
 from siprec_wrappers.outputs import read_folder
 
@@ -124,7 +125,7 @@ def command_line(
     arguments: Arguments, model: Path, output_dir: Path, environment: Mapping[str, str]
 ) -> list[str]:
     """whisper-cli's arguments; the outputs are `0.json`, `1.json`, …"""
-    line = ["-m", str(model), "-l", arguments.language or "auto", "-ojf"]
+    line = ["-m", str(model), "-l", code_of(arguments.language or "auto"), "-ojf"]
     if arguments.task == "translate":
         line.append("-tr")
     for number, audio in enumerate(arguments.audio):

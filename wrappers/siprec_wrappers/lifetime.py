@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
-from siprec_wrappers.contract import Failure
+from siprec_wrappers.contract import Failure, seconds_in
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DEFAULT_TIMEOUT = "20m"  # the caller's own default
 # The caller sends KILL three seconds after TERM: what is to be done by then is done in two.
 GRACE_S = 2.0
@@ -64,23 +63,14 @@ def run_to_end(program: str, work: Callable[[float], None], *, timeout: str) -> 
 def timeout_of(name: str, environment: Mapping[str, str]) -> float:
     """Seconds from the variable `name`, else WHISPER_TIMEOUT, else 20 minutes.
 
-    Written `90`, `90s`, `20m`, `1h30m`. Raises Failure for anything else.
+    Raises Failure for what is no time.
     """
     name = name if environment.get(name) else "WHISPER_TIMEOUT"
     written = environment.get(name) or _DEFAULT_TIMEOUT
-    seconds, number = 0.0, ""
-    for letter in written.strip().lower() + ("" if written.strip()[-1:].isalpha() else "s"):
-        if letter in _UNITS:
-            try:
-                seconds += float(number) * _UNITS[letter]
-            except ValueError:
-                break
-            number = ""
-        else:
-            number += letter
-    if number or not 0 < seconds < float("inf"):
-        raise Failure(f"{name}={written}: must be a time such as 90s or 20m", 126)
-    return seconds
+    try:
+        return seconds_in(written)
+    except ValueError as error:
+        raise Failure(f"{name}={written}: must be a time such as 90s or 20m", 126) from error
 
 
 def words_of(name: str, environment: Mapping[str, str], default: str = "") -> list[str]:

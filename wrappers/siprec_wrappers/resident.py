@@ -6,7 +6,6 @@ Standard library only, and of that little: this starts once for each run, so it 
 import argparse
 import json
 import os
-import re
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from siprec_wrappers.contract import Arguments, parse_arguments
+from siprec_wrappers.contract import Arguments, parse_arguments, seconds_in
 from siprec_wrappers.languages import code_of
 
 _PROGRAM = "whisper-resident"
@@ -35,7 +34,7 @@ environment:
   WHISPER_RESIDENT_URL      unix:///path or http://host:port (default: /run/siprec-asr/asr.sock,
                             $XDG_RUNTIME_DIR/siprec-asr.sock, then http://127.0.0.1:9300)
   WHISPER_RESIDENT_TOKEN    the server's ASR_TOKEN
-  WHISPER_RESIDENT_TIMEOUT  longest run, such as 90s or 20m (default: 20m)
+  WHISPER_RESIDENT_TIMEOUT  longest run, such as 90s or 20m (default: WHISPER_TIMEOUT, else 20m)
   WHISPER_RESIDENT_SEND     bytes, or paths where the server reads the same files (default: bytes)
 
 exit codes: 1 when the server says no; 2 for wrong arguments; 126 for wrong variables; 127 when the
@@ -43,20 +42,15 @@ server is away, stops, or cannot have its model.
 """
 
 
-def _duration(text: str) -> float:
-    """Seconds of "90s", "20m", "1h30m" or a plain number. Raises _Failed."""
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text)
+def _timeout() -> float:
+    """Seconds that the run may take. Raises _Failed."""
+    own = "WHISPER_RESIDENT_TIMEOUT"
+    name = own if os.environ.get(own) else "WHISPER_TIMEOUT"
+    text = os.environ.get(name) or "20m"
     try:
-        parts = [float(part or 0) for part in found.groups()] if found else []
-    except ValueError:
-        parts = []
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if seconds <= 0:
-        raise _Failed(
-            _NOT_CONFIGURED,
-            f"WHISPER_RESIDENT_TIMEOUT={text}: a duration such as 90s or 20m is needed",
-        )
-    return seconds
+        return seconds_in(text)
+    except ValueError as error:
+        raise _Failed(_NOT_CONFIGURED, f"{name}={text}: {error}") from error
 
 
 def _truth(text: str) -> bool:
@@ -118,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         order = _order(arguments, heeded)
-        timeout = _duration(os.environ.get("WHISPER_RESIDENT_TIMEOUT") or "20m")
+        timeout = _timeout()
         order["deadline"] = timeout
         _write(arguments, _ask_until(time.monotonic() + timeout, order, arguments.audio))
     except _Failed as failed:

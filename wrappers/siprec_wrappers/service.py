@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
-from siprec_wrappers.contract import Arguments, Failure, parse_arguments
+from siprec_wrappers.contract import Arguments, Failure, check_audio, parse_arguments, seconds_in
 
 AWAY = 127  # the contract's way to say that the job should wait
 
@@ -51,7 +51,8 @@ def run(
     127 when it is away or does not let us in. `options` are the wrapper's own, each with what it means: `--name`, else
     the variable that `setting` reads. `read` raises ValueError for a wrong one.
     """
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end)
     parser = argparse.ArgumentParser(program, allow_abbrev=False, add_help=False)
     for name in options:
         parser.add_argument(f"--{name}")
@@ -76,6 +77,7 @@ def run(
     if arguments.ignored:
         complain(program, f"ignored: {' '.join(arguments.ignored)}")
     try:
+        check_audio(arguments.audio)
         work(arguments, known)
     except Failure as failure:
         complain(program, str(failure))
@@ -108,12 +110,25 @@ def _epilog(program: str, options: Mapping[str, str]) -> str:
 
 
 def seconds_of(name: str, value: str) -> float:
-    """What `90s`, `20m`, `1h` are. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value)
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
-    if not seconds:
-        raise ValueError(f"--{name} {value}: a duration such as 90s or 20m is needed")
-    return seconds
+    """What `90s`, `20m`, `1h30m` are. Raises ValueError that names the option."""
+    try:
+        return seconds_in(value)
+    except ValueError as error:
+        raise ValueError(f"--{name} {value}: {error}") from error
+
+
+def longest_run(timeout: str | None) -> float:
+    """Seconds that a run may take: the option --timeout, else WHISPER_TIMEOUT, else 20 minutes.
+
+    Raises ValueError.
+    """
+    if timeout is not None:
+        return seconds_of("timeout", timeout)
+    written = os.environ.get("WHISPER_TIMEOUT", "").strip() or "20m"
+    try:
+        return seconds_in(written)
+    except ValueError as error:
+        raise ValueError(f"WHISPER_TIMEOUT={written}: {error}") from error
 
 
 def complain(program: str, text: str) -> None:

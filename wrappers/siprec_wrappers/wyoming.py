@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from siprec_wrappers.contract import Arguments, Segment, write_outputs
 from siprec_wrappers.languages import code_of
-from siprec_wrappers.service import AWAY, Away, Failed, complain, run, seconds_of
+from siprec_wrappers.service import AWAY, Away, Failed, complain, longest_run, run, seconds_of
 
 PROGRAM = "whisper-wyoming"
 
@@ -40,7 +40,7 @@ except ModuleNotFoundError as error:
 _OWN = {
     "uri": "server: host:port, tcp://host:port or unix:///path",
     "connect_timeout": "longest wait for a connection (10s)",
-    "timeout": "longest run (20m)",
+    "timeout": "longest run (WHISPER_TIMEOUT, else 20m)",
 }
 
 
@@ -66,7 +66,7 @@ def _options(own: argparse.Namespace, arguments: Arguments) -> Options:
     return Options(
         resolve(own.uri),
         seconds_of("connect_timeout", own.connect_timeout or "10s"),
-        seconds_of("timeout", own.timeout or "20m"),
+        longest_run(own.timeout),
     )
 
 
@@ -119,7 +119,8 @@ async def _one(
 ) -> None:
     async with connection(place, connect_timeout) as peer:
         model = await _choose_model(peer, arguments.model)
-        await peer.send(Transcribe(name=model, language=arguments.language))
+        language = code_of(arguments.language) if arguments.language else None
+        await peer.send(Transcribe(name=model, language=language))
         # Both ways at once: a server may fail, or have enough, before all has been said.
         sending = asyncio.create_task(_send_audio(peer, wav))
         hearing = asyncio.create_task(_hear(peer))

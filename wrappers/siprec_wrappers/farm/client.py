@@ -14,7 +14,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from siprec_wrappers.contract import Arguments, Segment, Word, parse_arguments, write_outputs
+from siprec_wrappers.contract import (
+    Arguments,
+    Failure,
+    Segment,
+    Word,
+    check_audio,
+    parse_arguments,
+    write_outputs,
+)
 from siprec_wrappers.farm.job import Job, read_failure
 from siprec_wrappers.farm.settings import SettingError, Settings, read_settings
 from siprec_wrappers.farm.store import Store, StoreError, open_store
@@ -78,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     orders: list[_Order] = []
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGHUP, _stop)
     try:
         return _run(settings, store, arguments, orders)
     except _Stopped:
@@ -94,11 +103,9 @@ def _run(settings: Settings, store: Store, arguments: Arguments, orders: list[_O
     deadline = time.time() + settings.timeout
     outcome = _Outcome()
     try:
-        for audio in arguments.audio:
-            with audio.open("rb"):  # whose fault it is, if it is not to be read
-                pass
-    except OSError as error:
-        return _say(f"{error.filename}: {error.strerror}", FAILED)
+        check_audio(arguments.audio)
+    except Failure as failure:
+        return _say(str(failure), FAILED)
     try:
         for audio in arguments.audio:
             order = _Order(audio, _job(store, audio, arguments, deadline))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from siprec_wrappers.farm.job import Job
 from siprec_wrappers.farm.settings import EngineSettings
+from siprec_wrappers.languages import code_of
 
 _TERM_GRACE_S = 3.0
 _ASK_EVERY_S = 0.5
@@ -206,7 +207,10 @@ class FasterWhisper:
             raise RunFailed(f"model {job.model}: {error}", unavailable=True) from error
         try:
             found, info = model.transcribe(
-                str(audio), language=job.language, task=job.task, word_timestamps=True
+                str(audio),
+                language=code_of(job.language) if job.language else None,
+                task=job.task,
+                word_timestamps=True,
             )
             segments = []
             for number, one in enumerate(found):

@@ -29,9 +29,6 @@ def transcribe(arguments: Arguments, options: Options) -> None:
     Raises Failed with the first failure; what is under way then is given up.
     """
     deadline = time.monotonic() + options.timeout
-    for audio in arguments.audio:
-        with audio.open("rb"):  # a wrong name is told before anything is sent
-            pass
     waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[Path, Recognised | Exception]] = queue.SimpleQueue()
     for audio in arguments.audio:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from siprec_wrappers.contract import Arguments
 from siprec_wrappers.http.options import PROGRAM, Options, Target
 from siprec_wrappers.http.results import Recognised, complaint_of, read_result
+from siprec_wrappers.languages import code_of
 from siprec_wrappers.service import Away, Failed
 
 _CHUNK = 64 * 1024
@@ -49,7 +50,8 @@ def ask(audio: Path, arguments: Arguments, options: Options, deadline: float) ->
 
 def _request(arguments: Arguments, options: Options) -> tuple[list[tuple[str, str]], Target, str]:
     """Form fields, address, and the name of the field that the file goes into."""
-    target, language = options.target, arguments.language
+    target = options.target
+    language = code_of(arguments.language) if arguments.language else None
     if options.api == "asr":
         query = {"output": "json", "encode": "true", "task": arguments.task}
         query["word_timestamps"] = str(options.word_times).lower()

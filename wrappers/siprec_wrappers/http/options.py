@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from siprec_wrappers.contract import Arguments
-from siprec_wrappers.service import seconds_of, setting
+from siprec_wrappers.service import longest_run, seconds_of, setting
 
 if TYPE_CHECKING:
     import ssl
@@ -30,7 +30,7 @@ OWN = {
     "vad_filter": "True: the server cuts silence (asr)",
     "response_format": "verbose_json; json for models that have no other (openai)",
     "connect_timeout": "longest wait for a connection (10s)",
-    "timeout": "longest run (20m)",
+    "timeout": "longest run (WHISPER_TIMEOUT, else 20m)",
     "retries": "further requests when the server is away or busy (3)",
     "parallel": "files under way at once (2)",
 }
@@ -102,7 +102,7 @@ def options_of(own: argparse.Namespace, arguments: Arguments) -> Options:
         vad_filter=_flag("vad_filter", own.vad_filter, default=False),
         response_format=own.response_format or "verbose_json",
         connect_timeout=seconds_of("connect_timeout", own.connect_timeout or "10s"),
-        timeout=seconds_of("timeout", own.timeout or "20m"),
+        timeout=longest_run(own.timeout),
         retries=int(_number_option("retries", own.retries or "3", int, 0)),
         parallel=int(_number_option("parallel", own.parallel or "2", int, 1)),
     )

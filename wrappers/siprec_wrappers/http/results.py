@@ -12,6 +12,7 @@ from siprec_wrappers.contract import Segment, Word
 from siprec_wrappers.languages import code_of
 from siprec_wrappers.service import Failed
 
+_LARGEST = 1e9  # seconds, and any measure: beyond is no number of speech
 _MOST_LOOKED_AT = 16 * 1024  # octets of an answer that is no result
 
 
@@ -164,4 +165,8 @@ def _list(value: object) -> list[object]:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) and abs(number) < _LARGEST else None
