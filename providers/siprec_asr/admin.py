@@ -107,7 +107,7 @@ async def _object(request: web.Request) -> dict[str, object]:
         raise Refused(415, "bad_request", "Content-Type: application/json is needed")
     try:
         body = await request.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(400, "bad_request", f"not JSON: {error}") from error
     if not isinstance(body, dict):
         raise Refused(400, "bad_request", "a JSON object is needed")

@@ -90,6 +90,7 @@ class ResidentFront:
             del body, octets
             wishes = order.wishes()
             self._transcriber.model(wishes.model)  # unknown: said before any work
+            self._transcriber.queue.check()  # others were faster with what they had to send
             try:
                 async with asyncio.TaskGroup() as parts:
                     heard = [
@@ -106,7 +107,9 @@ class ResidentFront:
 
     async def _one(self, name: str, source: Path | bytes, wishes: Wishes) -> Transcript:
         try:
-            return await self._transcriber.transcribe(source, wishes, owner="resident")
+            return await self._transcriber.transcribe(
+                source, wishes, owner="resident", admitted=True
+            )
         except Refused as refused:
             if refused.code not in ("not_audio", "too_long"):
                 raise

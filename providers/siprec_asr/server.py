@@ -85,6 +85,12 @@ class AsrServer:
                 "ASR_PORT", settings.port, web.TCPSite(self._runner, settings.host, settings.port).start()
             )  # fmt: skip
             listening.append(f"http://{settings.host}:{settings.port}")
+            if settings.token is None and not _is_local(settings.host):
+                log.warning(
+                    "http.open",
+                    cause="without ASR_TOKEN whoever reaches it uses and administers it",
+                    host=settings.host,
+                )
         if self._socket_path is not None:
             own = _unix_socket(self._socket_path, settings.socket_mode)
             self._socket_is_ours = True
@@ -96,9 +102,7 @@ class AsrServer:
                 self._wyoming.start(settings.host, settings.wyoming_port),
             )  # fmt: skip
             listening.append(f"tcp://{settings.host}:{settings.wyoming_port}")
-            if settings.token is not None and not settings.host.startswith(
-                ("127.", "::1", "local")
-            ):
+            if settings.token is not None and not _is_local(settings.host):
                 log.warning(
                     "wyoming.open", cause="ASR_TOKEN does not guard Wyoming", host=settings.host
                 )
@@ -148,6 +152,10 @@ class AsrServer:
             await starting
         except OSError as error:
             raise ConfigurationError(f"{setting}={port}: {error.strerror or error}") from error
+
+
+def _is_local(host: str) -> bool:
+    return host.startswith(("127.", "::1", "local"))
 
 
 def _unix_socket(path: Path, mode: int) -> socket.socket:

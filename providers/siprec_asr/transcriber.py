@@ -65,18 +65,21 @@ class Transcriber:
         """The one name of the model that is asked for. Raises Refused (404)."""
         return self.shelf.name(wanted or self.settings.model)
 
-    async def transcribe(self, source: Path | bytes, wishes: Wishes, *, owner: str) -> Transcript:
+    async def transcribe(
+        self, source: Path | bytes, wishes: Wishes, *, owner: str, admitted: bool = False
+    ) -> Transcript:
         """Transcribe one piece of audio of any kind. Cancelling it cancels the work.
 
-        Raises Refused.
+        `admitted`: see `WorkQueue.run`. Raises Refused.
         """
         begun = time.monotonic()
         name = self.model(wishes.model)
-        self.queue.check()
+        if not admitted:
+            self.queue.check()
         async with self._readers:
             pcm = await asyncio.to_thread(read_audio, source, longest_s=self.settings.max_audio)
         deadline = self._deadline(wishes) - (time.monotonic() - begun)
-        return await self._run(pcm, name, wishes, owner, deadline, BATCH)
+        return await self._run(pcm, name, wishes, owner, deadline, BATCH, admitted=admitted)
 
     async def transcribe_live(self, pcm: Pcm, wishes: Wishes, *, owner: str) -> Transcript:
         """Transcribe a little, ahead of the files that wait. Raises Refused."""
@@ -118,7 +121,15 @@ class Transcriber:
         return min(wishes.deadline, longest) if wishes.deadline is not None else longest
 
     async def _run(
-        self, pcm: Pcm, name: str, wishes: Wishes, owner: str, deadline: float, priority: int
+        self,
+        pcm: Pcm,
+        name: str,
+        wishes: Wishes,
+        owner: str,
+        deadline: float,
+        priority: int,
+        *,
+        admitted: bool = False,
     ) -> Transcript:
         settings = self.settings
         language = wishes.language or settings.language
@@ -159,7 +170,11 @@ class Transcriber:
             return heard
 
         return await self.queue.run(
-            work, seconds=length, deadline=max(0.0, deadline), priority=priority
+            work,
+            seconds=length,
+            deadline=max(0.0, deadline),
+            priority=priority,
+            admitted=admitted,
         )
 
 

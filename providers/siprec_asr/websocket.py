@@ -8,7 +8,9 @@ each step how much of its audio has been heard, so that it may skip some when th
 """
 
 import asyncio
+import contextlib
 import json
+import socket as sockets
 from collections.abc import Callable
 from itertools import count
 from typing import Annotated, Any, Literal
@@ -30,6 +32,15 @@ log = structlog.get_logger()
 _AHEAD_S = 30.0
 _LONGEST_FRAME = 1 << 20
 _START_WITHIN_S = 30.0
+_PING_S = 20.0  # proxies close connections on which nothing moves
+# A client that is held back is not read from, so its pongs tell nothing: its kernel is asked.
+_GONE_AFTER_S = 50
+_KEEP_ALIVE = {
+    sockets.TCP_KEEPIDLE: 20,
+    sockets.TCP_KEEPINTVL: 10,
+    sockets.TCP_KEEPCNT: 3,
+    sockets.TCP_USER_TIMEOUT: 1000 * _GONE_AFTER_S,
+}
 
 
 class _Start(BaseModel):
@@ -70,8 +81,10 @@ class WebSocketFront:
                 429, "too_many_streams", "as many streams as ASR_MAX_STREAMS are open",
                 retry_after=10,
             )  # fmt: skip
-        socket = web.WebSocketResponse(heartbeat=20.0, max_msg_size=_LONGEST_FRAME)
+        socket = web.WebSocketResponse(max_msg_size=_LONGEST_FRAME)
         await socket.prepare(request)
+        _keep_alive(request)
+        pinging = asyncio.ensure_future(_ping(socket))
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -100,6 +113,7 @@ class WebSocketFront:
             log.exception("stream.failed", owner=owner)
             await self._close(socket, Refused(500, "internal", "the server failed"))
         finally:
+            pinging.cancel()
             self._tasks.discard(task)
             metrics.streams_active.set(len(self._tasks))
         await socket.close()
@@ -283,9 +297,26 @@ class _Stream:
             await self._socket.send_json(message)
 
 
+async def _ping(socket: web.WebSocketResponse) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await asyncio.sleep(_PING_S)
+            await socket.ping()
+
+
+def _keep_alive(request: web.Request) -> None:
+    """Have the kernel end the connection of a client whose machine has gone."""
+    connection = request.transport.get_extra_info("socket") if request.transport else None
+    if connection is None or connection.family == sockets.AF_UNIX:
+        return
+    connection.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE.items():
+        connection.setsockopt(sockets.IPPROTO_TCP, option, value)
+
+
 def _kind(text: str) -> object:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value.get("type") if isinstance(value, dict) else None

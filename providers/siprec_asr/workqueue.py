@@ -88,14 +88,17 @@ class WorkQueue:
         seconds: float,
         deadline: float,
         priority: int = BATCH,
+        admitted: bool = False,
     ) -> T:
         """Have a worker thread do `work`, whose event is set when nobody waits any more.
 
         `seconds` of audio, `deadline` in seconds from now. Raises Refused: 429, 503, and 504 when
         the deadline is over; and what `work` raises. Live work is taken when the queue is full,
-        too: there are as many streams as the settings allow, each with one piece at a time.
+        too: there are as many streams as the settings allow, each with one piece at a time. So is
+        what was `admitted` by `check` before: a request of several files as a whole, or it would
+        never fit.
         """
-        if priority == BATCH:
+        if priority == BATCH and not admitted:
             self.check()
         elif self._stopping:
             raise _stopping()

@@ -294,6 +294,20 @@ async def test_a_full_queue_answers_429_with_retry_after(
     assert [one[0] for one in await asyncio.gather(running, waiting)] == [200, 200]
 
 
+async def test_a_request_of_more_files_than_may_wait_is_done_all_the_same(
+    patient: Client, loader: PatientLoader
+) -> None:
+    order = {"files": [{"name": f"{n}", "size": len(wav(1))} for n in range(6)]}
+
+    asking = asyncio.create_task(patient.resident(order, *[wav(1)] * 6))
+    await patient.until("queue_depth", 5)
+    loader.first().let_go.set()
+    status, _, answer = await asking
+
+    assert status == 200, answer
+    assert [one["name"] for one in answer["outputs"]] == list("012345")
+
+
 async def test_the_clients_deadline_holds(patient: Client, loader: PatientLoader) -> None:
     audio = wav(1)
 

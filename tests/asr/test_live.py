@@ -248,6 +248,34 @@ async def test_who_talks_faster_than_we_hear_is_held_back(tmp_path: Path) -> Non
         await asyncio.gather(talking, return_exceptions=True)
 
 
+@pytest.mark.slow  # as long as a client may not answer pings elsewhere
+async def test_who_is_held_back_for_long_is_not_taken_for_gone(tmp_path: Path) -> None:
+    loader = PatientLoader()
+    alice = read_audio(SAMPLE / "alice.wav", longest_s=60)
+    async with (
+        serving(tmp_path, loader=loader, model="base") as server,
+        aiohttp.ClientSession(server.url) as session,
+        session.ws_connect("/v1/stream") as socket,
+    ):
+        await socket.send_json({"type": "start"})
+        await socket.receive_json(timeout=10)
+
+        async def talk() -> None:
+            for _ in range(100):
+                await socket.send_bytes(alice.tobytes())
+
+        talking = asyncio.ensure_future(talk())
+        engine = await asyncio.to_thread(loader.first)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(35):  # its own begins anew with each ping
+                await socket.receive()
+
+        engine.let_go.set()
+        assert (await socket.receive_json(timeout=10))["type"] in ("partial", "final")
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)
+
+
 async def test_a_stream_too_many_is_429(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, loader=PatientLoader(), model="base", max_streams="1") as server,
