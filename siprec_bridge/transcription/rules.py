@@ -28,9 +28,11 @@ def _listed(value: object) -> object:
 
 
 def _not_an_option(value: object) -> object:
-    """It becomes an argument of a command line, where a dash begins an option."""
+    """It becomes an argument of a command line, where a dash begins an option and NUL ends it."""
     if isinstance(value, str) and value.startswith("-"):
         raise ValueError("must not begin with a dash")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not have NUL in it")
     return value
 
 

@@ -150,6 +150,7 @@ def test_group_vendors_names_and_metadata_must_all_match(tmp_path: Path) -> None
         ("[[rule]]\nlanguage = 'de'\n[[rule]]\nvendor = 'other'", "rule 2: vendor: other is not"),
         ("[[rule]]\npriority = 'high'", "rule 1: priority: Input should be 'urgent'"),
         ("[[rule]]\npeer = '10.0.0.1/8'\nlanguage = 'de'", "rule 1: peer.0"),
+        ('[[rule]]\nprompt = "a\\u0000b"', "rule 1: prompt: must not have NUL in it"),
         ("[[rule]]\nmodel = '--output_dir'", "rule 1: model: must not begin with a dash"),
         ("[[rule]]\nlanguage = 'de; rm'", "rule 1: language: String should match"),
         ("[[rules]]\nlanguage = 'de'", "only [[rule]] tables are known, not rules"),
