@@ -127,25 +127,31 @@ class StoredAudio:
     ) -> AsyncIterator[Altered]:
         """Change a session's files; what is yielded is to be committed before this ends.
 
-        Raises InUse, OSError, StoreError, and ValueError: nobody here can change them.
+        `row` is what the caller made up its mind by. Raises InUse, also when it is not that any
+        more; OSError, StoreError, and ValueError: nobody here can change them.
         """
-        kept = await self._database.read(partial(deposits.get, session_id=row.id))
         if row.audio_deleted_at is not None:
             yield Altered(None, None, lambda _: None)
-        elif kept is None:
-            audio = await asyncio.to_thread(_here, row, wish.change)
+            return
+        async with alone(self._database, row.id, self._clock) as (taken, runner):
+            # Somebody else may have changed it before we had it to ourselves: his checksums stand there.
+            now = await self._database.read(partial(recordings.get, session_id=row.id))
+            if now is None or not same(now, row):
+                raise InUse
+            if taken.lent:
+                yield await self._lent(row, runner, wish)
+            else:
+                async with self._kept(row, taken, runner, wish, keys) as found:
+                    yield found
 
-            def note(connection: Connection) -> None:
-                if audio is not None:  # it may have been entered meanwhile
-                    deposits.changed(connection, row.id, self._clock())
+    async def _lent(self, row: SessionRow, runner: str, wish: Alteration) -> Altered:
+        audio = await asyncio.to_thread(_here, row, wish.change)
 
-            yield Altered(audio, "silenced" if audio is not None else None, note)
-        else:
-            async with (
-                alone(self._database, row.id, self._clock) as (taken, runner),
-                self._kept(row, taken, runner, wish, keys) as found,
-            ):
-                yield found
+        def note(connection: Connection) -> None:
+            if not deposits.given_back(connection, row.id, runner, self._clock()):
+                raise InUse
+
+        return Altered(audio, "silenced" if audio is not None else None, note)
 
     @asynccontextmanager
     async def _kept(
@@ -228,6 +234,15 @@ class StoredAudio:
                 deposits.remeasure(connection, row.id, None)
 
         return note
+
+
+def same(one: SessionRow, other: SessionRow) -> bool:
+    """Whether a session is still what somebody has seen of it before."""
+    return (one.document, one.audio, one.audio_deleted_at) == (
+        other.document,
+        other.audio,
+        other.audio_deleted_at,
+    )
 
 
 async def clear_up(

@@ -28,6 +28,7 @@ from siprec_bridge.recording.alteration import (
     StoredAudio,
     Treatment,
     marks_of,
+    same,
 )
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import (
@@ -308,16 +309,18 @@ class Eraser:
         )
         event = self._event(row, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
         async with self._audio.altered(row, wish, keys) as altered:
-            await self._store_without(row.id, scrub, altered, event)
+            await self._store_without(row, scrub, altered, event)
         return altered
 
     async def _store_without(
-        self, session_id: str, scrub: Scrub, altered: Altered, event: outbox.Event
+        self, row: SessionRow, scrub: Scrub, altered: Altered, event: outbox.Event
     ) -> None:
-        audio = altered.audio
+        session_id, audio = row.id, altered.audio
 
         def store(connection: Connection) -> None:
             now = still_free(connection, session_id)
+            if not same(now, row):
+                raise InUse  # somebody has changed it meanwhile
             recordings.update(
                 connection,
                 session_id,

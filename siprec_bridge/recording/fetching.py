@@ -40,11 +40,11 @@ async def alone(
 ) -> AsyncIterator[tuple[DepositRow, str]]:
     """Have a session's files to ourselves, as a runner: nobody sends, changes or deletes them meanwhile.
 
-    Raises InUse, StoreError.
+    Whether anybody keeps them or not: see `deposits.lend`. Raises InUse, StoreError.
     """
     runner = RUNNER + secrets.token_hex(4)
-    take = partial(deposits.take, session_id=session_id, runner=runner, now=clock())
-    row = await database.write(take)
+    lend = partial(deposits.lend, session_id=session_id, runner=runner, now=clock())
+    row = await database.write(lend)
     if row is None:
         raise InUse
 

@@ -24,6 +24,7 @@ from siprec_bridge.recording.alteration import (
     StoredAudio,
     Treatment,
     marks_of,
+    same,
 )
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.redactor import CoverMode, Redactor, spans_of
@@ -305,9 +306,9 @@ class LateRedaction:
         )
 
         def store(connection: Connection) -> None:
-            still_free(connection, row.id)
+            there = still_free(connection, row.id)
             stored = list(erasure.transcripts_of(connection, row.id))
-            if {one.version: one.document for one in stored} != plan.stored:
+            if {one.version: one.document for one in stored} != plan.stored or not same(there, row):
                 raise InUse  # somebody has changed it meanwhile
             if audio is not None:
                 recordings.update(connection, row.id, audio=AUDIO.dump_json(audio).decode())

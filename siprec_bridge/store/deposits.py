@@ -22,11 +22,13 @@ from siprec_bridge.store.schema import deposits, jobs, sessions, values_of
 DepositState = Literal["pending", "kept", "done", "deleting"]
 Dropping = Literal["plain", "local"]
 
-# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
-_GET = deposits.select().where(deposits.c.session_id == sa.bindparam("session"))
-
 LEASE = timedelta(seconds=60)
 _ALONE = "-"  # the runner where there is but one node
+_LENT = "lent"  # the reason of a row that is there for its lease alone: nobody keeps these files
+_KEPT = deposits.c.reason.is_distinct_from(_LENT)
+
+# Made once: what SQLAlchemy spends on making a statement is more than SQLite spends on it.
+_GET = deposits.select().where(deposits.c.session_id == sa.bindparam("session"), _KEPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class DepositRow:
     dropping: Dropping | None = None
     runner: str | None = None
     lease_until: datetime | None = None
+
+    @property
+    def lent(self) -> bool:
+        """Whether it is there for its lease alone; see `lend`."""
+        return self.reason == _LENT
 
 
 class DepositFields(TypedDict, total=False):
@@ -101,6 +108,11 @@ def add(connection: Connection, session_id: str, node: str | None, at: datetime)
             "attempts": 0,
         },
     )
+    connection.execute(  # whoever has it to himself keeps his lease
+        deposits.update()
+        .where(deposits.c.session_id == session_id, ~_KEPT)
+        .values(state="pending", node=node, created_at=at, not_before=at, reason=None)
+    )
 
 
 def older(connection: Connection, limit: int) -> list[tuple[str, str | None]]:
@@ -110,7 +122,7 @@ def older(connection: Connection, limit: int) -> list[tuple[str, str | None]]:
         .where(
             sessions.c.state == "finished",
             sessions.c.audio_deleted_at.is_(None),
-            ~sa.exists().where(deposits.c.session_id == sessions.c.id),
+            ~sa.exists().where(deposits.c.session_id == sessions.c.id, _KEPT),
         )
         .order_by(sessions.c.started_at, sessions.c.id)
         .limit(limit)
@@ -126,7 +138,7 @@ def get(connection: Connection, session_id: str) -> DepositRow | None:
 
 def of_ids(connection: Connection, ids: Sequence[str]) -> dict[str, DepositRow]:
     """Those of these sessions that have one, by session."""
-    found = connection.execute(deposits.select().where(deposits.c.session_id.in_(ids)))
+    found = connection.execute(deposits.select().where(deposits.c.session_id.in_(ids), _KEPT))
     return {row.session_id: row for row in map(_row, found.mappings())}
 
 
@@ -134,7 +146,8 @@ def listing(
     connection: Connection, limit: int, *, state: DepositState | None = None, failing: bool = False
 ) -> list[DepositRow]:
     """Deposits, oldest first; `failing`: those whose latest try failed."""
-    query = deposits.select().order_by(deposits.c.created_at, deposits.c.session_id).limit(limit)
+    query = deposits.select().where(_KEPT)
+    query = query.order_by(deposits.c.created_at, deposits.c.session_id).limit(limit)
     if state is not None:
         query = query.where(deposits.c.state == state)
     if failing:
@@ -215,10 +228,12 @@ def renew(
 
 def release(connection: Connection, node: str | None, session_id: str | None = None) -> int:
     """Give up the lease of one, or of all that this node had when it died; returns how many."""
-    query = deposits.update().where(deposits.c.runner == (node or _ALONE))
+    theirs = deposits.c.runner == (node or _ALONE)
     if session_id is not None:
-        query = query.where(deposits.c.session_id == session_id)
-    return connection.execute(query.values(runner=None, lease_until=None)).rowcount
+        theirs &= deposits.c.session_id == session_id
+    lent = connection.execute(deposits.delete().where(theirs, ~_KEPT)).rowcount
+    query = deposits.update().where(theirs).values(runner=None, lease_until=None)
+    return lent + connection.execute(query).rowcount
 
 
 def note(
@@ -329,6 +344,36 @@ def take(connection: Connection, session_id: str, runner: str, now: datetime) ->
         .returning(deposits)
     ).mappings()
     return next(map(_row, taken), None)
+
+
+def lend(connection: Connection, session_id: str, runner: str, now: datetime) -> DepositRow | None:
+    """As `take`, also of a session that was never entered: for the time of the lease it has a row.
+
+    Nobody else sees that one, and nothing becomes of its files.
+    """
+    connection.execute(
+        insert_new(connection, deposits),
+        {
+            "session_id": session_id,
+            "state": "done",
+            "created_at": now,
+            "not_before": now,
+            "attempts": 0,
+            "reason": _LENT,
+        },
+    )
+    return take(connection, session_id, runner, now)
+
+
+def given_back(connection: Connection, session_id: str, runner: str, now: datetime) -> bool:
+    """Files that were lent are others now. False: they are another's by now, or deleted."""
+    lent = deposits.delete().where(
+        deposits.c.session_id == session_id, deposits.c.runner == runner, ~_KEPT
+    )
+    if connection.execute(lent).rowcount:
+        return True
+    entered = get(connection, session_id)  # meanwhile
+    return entered is not None and altered(connection, entered, runner, now)
 
 
 def cut_off(
