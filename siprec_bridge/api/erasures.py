@@ -8,6 +8,7 @@ from pydantic import Field
 
 from siprec_bridge.api.asking import CLIENT, Route, Why, body_of, limit_of
 from siprec_bridge.api.seeing import find_session
+from siprec_bridge.api.undertakings import Undertakings
 from siprec_bridge.recording import Eraser, Identifier, Keys
 from siprec_bridge.recording.erasure import as_json
 from siprec_bridge.recording.export import gather, zipped
@@ -28,9 +29,10 @@ class Request(Why):
 class Erasures:
     """What a data subject may ask for."""
 
-    def __init__(self, database: Database, eraser: Eraser) -> None:
+    def __init__(self, database: Database, eraser: Eraser, undertakings: Undertakings) -> None:
         self._database = database
         self._eraser = eraser
+        self._undertakings = undertakings
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -51,13 +53,14 @@ class Erasures:
             found = await self._eraser.find(whom)
         else:
             # Cut off by a client that does not wait, it would be done by half.
-            found = await asyncio.shield(
+            found = await self._undertakings.done(
                 self._eraser.erase(
                     whom,
                     by=wish.by or request[CLIENT].name,
                     reason=wish.reason,
                     whole=wish.whole,
                     keys=Keys(delete=wish.delete_encrypted),
+                    go_on=lambda: not self._undertakings.ending,
                 )
             )
         return web.json_response(

@@ -1,12 +1,11 @@
 """Taking out of a stored session what the policy of today names."""
 
-import asyncio
-
 from aiohttp import web
 from pydantic import Field
 
 from siprec_bridge.api.asking import CLIENT, Route, Why, body_of
 from siprec_bridge.api.seeing import find_session
+from siprec_bridge.api.undertakings import Undertakings
 from siprec_bridge.recording import Keys, LateRedaction, Redressed
 from siprec_bridge.recording.late_redaction import as_json
 from siprec_bridge.store import Database, SessionRow
@@ -25,9 +24,10 @@ class Request(Why):
 class Redactions:
     """A session at a time; more at once are the command's."""
 
-    def __init__(self, database: Database, late: LateRedaction) -> None:
+    def __init__(self, database: Database, late: LateRedaction, undertakings: Undertakings) -> None:
         self._database = database
         self._late = late
+        self._undertakings = undertakings
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -37,7 +37,9 @@ class Redactions:
         row = await find_session(self._database, request)
         wish = await body_of(request, Request)
         # Cut off by a client that does not wait, it would be done by half.
-        found = await asyncio.shield(self._done(row, wish, wish.by or request[CLIENT].name))
+        found = await self._undertakings.done(
+            self._done(row, wish, wish.by or request[CLIENT].name)
+        )
         return web.json_response({"dry_run": wish.dry_run} | as_json(found))
 
     async def _done(self, row: SessionRow, wish: Request, by: str) -> Redressed:

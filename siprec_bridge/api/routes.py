@@ -22,6 +22,7 @@ from siprec_bridge.api.redactions import Redactions
 from siprec_bridge.api.sessions import Sessions
 from siprec_bridge.api.status import Status
 from siprec_bridge.api.transcriptions import Transcriptions
+from siprec_bridge.api.undertakings import Undertakings
 from siprec_bridge.api.vcons import SessionVcons
 from siprec_bridge.delivery import Relay
 from siprec_bridge.recording import (
@@ -69,6 +70,7 @@ class Api:
         vcon_signer: Signer | None = None,
     ) -> None:
         self._admission = Admission(gate)
+        self._undertakings = Undertakings()
         self._rooms = (
             Status(metrics, health, self._admission, open_metrics=open_metrics),
             Logins(gate, self._admission, secure=secure),
@@ -82,8 +84,8 @@ class Api:
                 signer=vcon_signer,
             ),
             Custody(database, retention),
-            Erasures(database, eraser),
-            Redactions(database, late),
+            Erasures(database, eraser, self._undertakings),
+            Redactions(database, late, self._undertakings),
             Pausing(database, calls),
             Transcriptions(database, orders, scheduler),
             Jobs(database, scheduler),
@@ -99,10 +101,12 @@ class Api:
         )
         await self._runner.setup()
 
-    async def stop(self) -> None:
-        """Close all connections."""
+    async def stop(self, patience: float = 10.0) -> None:
+        """Close all connections, and wait so many seconds for what goes on without them."""
+        self._undertakings.ending = True
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._undertakings.stop(patience)
 
     def connection(self) -> web.RequestHandler:
         """An asyncio protocol for one accepted connection."""

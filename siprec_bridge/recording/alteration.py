@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from siprec_bridge.media import FinishedAudio, write_atomically
 from siprec_bridge.recording.fetching import RUNNER, alone, bring
-from siprec_bridge.recording.off_the_loop import off_the_loop
+from siprec_bridge.recording.off_the_loop import off_the_loop, to_its_end
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import InUse
 from siprec_bridge.recording.safekeeping import Stores
@@ -145,7 +145,7 @@ class StoredAudio:
                     yield found
 
     async def _lent(self, row: SessionRow, runner: str, wish: Alteration) -> Altered:
-        audio = await asyncio.to_thread(_here, row, wish.change)
+        audio = await to_its_end(partial(_here, row, wish.change))
 
         def note(connection: Connection) -> None:
             if not deposits.given_back(connection, row.id, runner, self._clock()):
@@ -185,17 +185,21 @@ class StoredAudio:
             if away:
                 await self._fetch(kept, folder, manifest)
             if manifest is None or not sealed:
-                audio = await asyncio.to_thread(_here, row, wish.change)
+                audio = await to_its_end(partial(_here, row, wish.change))
                 note = self._note(row, kept, runner, None)
                 found = Altered(audio, "silenced" if audio is not None else None, note)
             elif keys.identities is not None and wish.needed:
-                audio, left = await asyncio.to_thread(
-                    _sealed_again, folder, manifest, keys.identities, wish.change, self._clock()
+                audio, left = await to_its_end(
+                    partial(
+                        _sealed_again, folder, manifest, keys.identities, wish.change, self._clock()
+                    )
                 )
                 note = self._note(row, kept, runner, left)
                 found = Altered(audio, "sealed_again", note)
             else:
-                audio, left = await asyncio.to_thread(_deleted, row, manifest, wish, self._clock())
+                audio, left = await to_its_end(
+                    partial(_deleted, row, manifest, wish, self._clock())
+                )
                 note = self._note(row, kept, runner, left)
                 found = Altered(audio, "deleted" if wish.needed else None, note)
             offered = True

@@ -30,6 +30,8 @@ from siprec_bridge.recording.alteration import (
     marks_of,
     same,
 )
+from siprec_bridge.recording.audit_line import AuditLine
+from siprec_bridge.recording.group_names import groups_of, number_stands_in, renamed, stands_in
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import (
     Elsewhere,
@@ -58,6 +60,8 @@ from siprec_bridge.vault import originals
 
 log = structlog.get_logger()
 
+_PAGE = 200
+_AT_ONCE = 100  # sessions in a line of the audit, which is written anew with each of them
 _AROUND = timedelta(seconds=2)  # audio and metadata do not change at the same moment
 _NUMBER = re.compile(r"\+?[\d\s().-]*\d[\d\s().-]*")
 _SCRYPT = {"n": 2**14, "r": 8, "p": 1}
@@ -100,6 +104,16 @@ class Identifier:
             return len(numbers) == 2 and numbers[0] == numbers[1]
         return self == other
 
+    def names(self, group: str, people: Sequence[Participant] = ()) -> bool:
+        """Whether a group's id is made of this address, or of what else names these people with it."""
+        low = group.lower()
+        if self.host is None and number_stands_in(self.user, low):
+            return True
+        if self.host is not None and stands_in(f"{self.user}@{self.host}", low):
+            return True
+        known = [one.model_dump() for one in people]
+        return any(stands_in(one, low) for one in (mentions_of(known, self.user) if people else ()))
+
     @property
     def pattern(self) -> str:
         """LIKE: what documents that name them have, perhaps with signs between digits."""
@@ -115,6 +129,18 @@ class Identifier:
         """What an audit keeps: to tell whether it was them, for who knows the address."""
         text = f"{self.user}@{self.host or ''}".encode()
         return f"scrypt:{salt.hex()}:{hashlib.scrypt(text, salt=salt, **_SCRYPT).hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A session that the person took part in, or whose group's id is made of the address.
+
+    `groups`: ids of groups that name the person, and what stands in their place from now on.
+    """
+
+    row: SessionRow
+    people: Sequence[Participant]
+    groups: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +188,8 @@ class Eraser:
 
     async def find(self, whom: Identifier) -> list[Affected]:
         """The sessions that the person took part in. Changes nothing. Raises StoreError."""
-        return [await self._judged(row, people) for row, people in await self._sessions_of(whom)]
+        found = await self._sessions_of(whom)
+        return [await self._judged(one.row, one.people) for one in found]
 
     async def erase(
         self,
@@ -172,88 +199,127 @@ class Eraser:
         reason: str | None,
         whole: bool = False,
         keys: Keys | None = None,
+        go_on: Callable[[], bool] = lambda: True,
     ) -> list[Affected]:
         """Take the person out of each session, or `whole` sessions with the person away.
 
         What cannot be done is told, each session by itself, and said in the audit like the rest.
-        `keys`: for audio that is encrypted. Raises StoreError.
+        `keys`: for audio that is encrypted. Unless it may `go_on`, the rest stays due. Raises StoreError.
         """
+        sessions = await self._sessions_of(whom)
+        subject = await asyncio.to_thread(whom.hashed, secrets.token_bytes(16))
         done: list[Affected] = []
-        for id, people in [(row.id, people) for row, people in await self._sessions_of(whom)]:
-            # Not as it was found, before the others were done: there may be a hold on it by now.
-            row = await self._database.read(partial(recordings.get, session_id=id))
-            if row is None:
-                continue
-            found = await self._judged(row, people)
-            if found.outcome == "due":
-                try:
-                    if whole:
-                        await self._erase_session(row, found, whom)
-                    else:
-                        altered = await self._erase_person(row, people, whom, keys or Keys())
-                        found = replace(
-                            found, treatment=altered.treatment, replaces=altered.replaces
-                        )
-                except UnderHold:
-                    found = replace(found, outcome="held")
-                except InUse:
-                    found = replace(found, outcome="in_use")
-                except Elsewhere as error:
-                    found = replace(found, outcome="elsewhere", cause=str(error))
-                except (OSError, ValueError, StoreError) as error:
-                    found = replace(found, outcome="failed", cause=str(error))
-                    log.error("erasure.failed", session_id=row.id, cause=str(error))
+        for first in range(0, max(1, len(sessions)), _AT_ONCE):
+            some = sessions[first : first + _AT_ONCE]
+            line = AuditLine([one.row.id for one in some])
+            await line.begin(
+                self._database,
+                erasure.AuditRow(
+                    at=self._clock(),
+                    action="erase_sessions" if whole else "erase_person",
+                    actor=by,
+                    reason=reason,
+                    subject=subject,
+                    detail=line.detail,
+                ),
+            )
+            for one in some:
+                found: Affected | None = None
+                if go_on():
+                    found = await self._erased(one, whom, line, by, whole, keys or Keys())
                 else:
-                    found = replace(found, outcome="erased")
-                    what = "session" if whole else "person"
-                    self._metrics.erasures_total.labels(what=what).inc()
-                    log.info(f"erasure.{what}_erased", session_id=row.id, by=by)
-            done.append(found)
-        await self._finish(whom, done, by=by, reason=reason, whole=whole)
+                    found = await self._judged(one.row, one.people)
+                if found is not None:
+                    done.append(found)
+        # Also where nothing was erased: whoever did it before may have been cut off.
+        await erasure.compact_index(self._database)
+        await self._database.shorten_log()
         return done
 
-    async def _finish(
+    async def _erased(
         self,
+        one: _Found,
         whom: Identifier,
-        done: Sequence[Affected],
-        *,
+        line: AuditLine,
         by: str | None,
-        reason: str | None,
         whole: bool,
-    ) -> None:
-        ids: dict[str, list[str]] = {}
-        for one in done:
-            ids.setdefault(one.outcome, []).append(one.session_id)
-            for mark in marks_of(one.treatment, one.replaces) if one.outcome == "erased" else ():
-                ids.setdefault(mark, []).append(one.session_id)
-        subject = await asyncio.to_thread(whom.hashed, secrets.token_bytes(16))
-        line = erasure.AuditRow(
-            at=self._clock(),
-            action="erase_sessions" if whole else "erase_person",
-            actor=by,
-            reason=reason,
-            subject=subject,
-            detail=erasure.detail(ids),
-        )
+        keys: Keys,
+    ) -> Affected | None:
+        """Erase one session; None: there is nothing to erase any more."""
+        # Not as it was found, before the others were done: there may be a hold on it by now.
+        row = await self._database.read(partial(recordings.get, session_id=one.row.id))
+        if row is None:
+            await self._tell(line, one.row.id)
+            return None
+        document = SessionDocument.model_validate_json(row.document)
+        people = _people_of(document, whom)
+        if not people and not one.groups.keys() & groups_of(document):
+            await self._tell(line, one.row.id)
+            return None
+        found = await self._judged(row, people)
+        if found.outcome == "due":
+            try:
+                if whole and people:
+                    await self._erase_session(row, found, whom, one.groups, line)
+                else:
+                    altered = await self._erase_person(
+                        replace(one, row=row, people=people), whom, keys, line
+                    )
+                    found = replace(found, treatment=altered.treatment, replaces=altered.replaces)
+            except UnderHold:
+                found = replace(found, outcome="held")
+            except InUse:
+                found = replace(found, outcome="in_use")
+            except Elsewhere as error:
+                found = replace(found, outcome="elsewhere", cause=str(error))
+            except (OSError, ValueError, StoreError) as error:
+                found = replace(found, outcome="failed", cause=str(error))
+                log.error("erasure.failed", session_id=row.id, cause=str(error))
+            else:
+                found = replace(found, outcome="erased")
+                what = "session" if whole and people else "person"
+                self._metrics.erasures_total.labels(what=what).inc()
+                log.info(f"erasure.{what}_erased", session_id=row.id, by=by)
+                line.add(row.id, "erased", *marks_of(found.treatment, found.replaces))
+                return found
+        await self._tell(line, row.id, found.outcome)
+        return found
 
-        await self._database.write(partial(erasure.note, row=line))
-        if "erased" in ids:
-            await erasure.compact_index(self._database)
-        await self._database.shorten_log()
+    async def _tell(self, line: AuditLine, session_id: str, *outcomes: str) -> None:
+        await self._database.write(lambda c: line.note(c, session_id, *outcomes))
+        line.add(session_id, *outcomes)
 
-    async def _sessions_of(self, whom: Identifier) -> list[tuple[SessionRow, list[Participant]]]:
-        found: list[tuple[SessionRow, list[Participant]]] = []
+    async def _sessions_of(self, whom: Identifier) -> list[_Found]:
+        """Those with the person, and others of groups whose id names the person: these last."""
+        found: dict[str, tuple[SessionRow, list[Participant], frozenset[str]]] = {}
+        naming: set[str] = set()
         after = ""
         while rows := await self._database.read(
             partial(erasure.sessions_naming, pattern=whom.pattern, after=after)
         ):
             for row in rows:
                 document = SessionDocument.model_validate_json(row.document)
-                people = [one for one in document.participants if whom.matches(one.aor)]
-                if people:
-                    found.append((row, people))
+                people, groups = _people_of(document, whom), groups_of(document)
+                there = {one for one in groups if whom.names(one, people)}
+                if people or there:
+                    found[row.id] = (row, people, groups)
+                    naming |= there
             after = rows[-1].id
-        return found
+        for group in sorted(naming):
+            before = None
+            while rows := await self._database.read(
+                partial(recordings.listing, limit=_PAGE, before=before, group_id=group)
+            ):
+                found |= {
+                    row.id: (row, [], frozenset({group})) for row in rows if row.id not in found
+                }
+                before = rows[-1].started_at, rows[-1].id
+        names = renamed((row, groups & naming) for row, _, groups in found.values())
+        sessions = [(_Found(row, people, names), groups) for row, people, groups in found.values()]
+        # The latest first: cut off, who goes on finds the session that gives the group its new name.
+        last = [one for one, groups in sessions if groups & naming]
+        last.sort(key=lambda one: (one.row.started_at, one.row.id), reverse=True)
+        return [one for one, groups in sessions if not groups & naming] + last
 
     async def _judged(self, row: SessionRow, people: Sequence[Participant]) -> Affected:
         document = SessionDocument.model_validate_json(row.document)
@@ -285,35 +351,46 @@ class Eraser:
             kept=_how_kept(row, kept),
         )
 
-    async def _erase_session(self, row: SessionRow, found: Affected, whom: Identifier) -> None:
-        await self._retention.delete(row.id)
-        ids = _telling(found.participant_ids, whom)
-        event = self._event(row, ids, found.labels, whole=True)
+    async def _erase_session(
+        self,
+        row: SessionRow,
+        found: Affected,
+        whom: Identifier,
+        groups: Mapping[str, str],
+        line: AuditLine,
+    ) -> None:
+        event = self._event(row, groups, _telling(found.participant_ids, whom), found.labels, True)
 
         def store(connection: Connection) -> None:
             erasure.delete_events(connection, row.id)
             outbox.append(connection, [event], self._sinks)
+            line.note(connection, row.id, "erased")
 
-        await self._database.write(store)
+        await self._retention.delete(row.id, store)
 
     async def _erase_person(
-        self, row: SessionRow, people: Sequence[Participant], whom: Identifier, keys: Keys
+        self, one: _Found, whom: Identifier, keys: Keys, line: AuditLine
     ) -> Altered:
+        row = one.row
         document = SessionDocument.model_validate_json(row.document)
-        scrub = _scrub(document, people, whom.user)
+        scrub = replace(_scrub(document, one.people, whom.user), groups=one.groups)
+        event = self._event(row, one.groups, _telling(scrub.ids, whom), sorted(scrub.labels), False)
+        if not one.people:  # the id of its group names the person, who is not in it
+            altered = Altered(None, None, lambda _: None)
+            await self._store_without(row, scrub, altered, event, line)
+            return altered
         wish = Alteration(
             partial(_erase_audio, row, document, scrub),
             scrub.labels,
             needed=bool(scrub.labels),
             originals=False,
         )
-        event = self._event(row, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
         async with self._audio.altered(row, wish, keys) as altered:
-            await self._store_without(row, scrub, altered, event)
+            await self._store_without(row, scrub, altered, event, line)
         return altered
 
     async def _store_without(
-        self, row: SessionRow, scrub: Scrub, altered: Altered, event: outbox.Event
+        self, row: SessionRow, scrub: Scrub, altered: Altered, event: outbox.Event, line: AuditLine
     ) -> None:
         session_id, audio = row.id, altered.audio
 
@@ -327,6 +404,7 @@ class Eraser:
                 document=_dumped(scrub.document(json.loads(now.document))),
                 warnings=tuple(one for one in now.warnings if not scrub.names(one)),
                 audio=AUDIO.dump_json(audio).decode() if audio is not None else now.audio,
+                group_id=scrub.groups.get(now.group_id or "", now.group_id),
             )
             altered.note(connection)
             for one in erasure.transcripts_of(connection, session_id):
@@ -335,17 +413,24 @@ class Eraser:
             erasure.change_events(connection, _events_without(connection, session_id, scrub))
             erasure.forget_traces(connection, session_id)
             outbox.append(connection, [event], self._sinks)
+            marks = marks_of(altered.treatment, altered.replaces)
+            line.note(connection, session_id, "erased", *marks)
 
         await self._database.write(store)
 
     def _event(
-        self, row: SessionRow, ids: Sequence[str], labels: Sequence[str], *, whole: bool
+        self,
+        row: SessionRow,
+        groups: Mapping[str, str],
+        ids: Sequence[str],
+        labels: Sequence[str],
+        whole: bool,
     ) -> outbox.Event:
         document = SessionDocument.model_validate_json(row.document)
         return envelope.session_erased(
             row.id,
             row.sip_call_id,
-            group_id=document.group_id,
+            group_id=groups.get(document.group_id or "", document.group_id),
             participant_ids=ids,
             labels=labels,
             whole=whole,
@@ -451,6 +536,10 @@ def _spans(
             )
             spans.append((max(0.0, first), min(duration, last)))
     return [span for span in spans if span[0] < span[1]]
+
+
+def _people_of(document: SessionDocument, whom: Identifier) -> list[Participant]:
+    return [one for one in document.participants if whom.matches(one.aor)]
 
 
 def _telling(ids: Iterable[str], whom: Identifier) -> list[str]:

@@ -42,3 +42,14 @@ async def off_the_loop(work: Callable[[threading.Event], T]) -> T:
     except asyncio.CancelledError:
         stop.set()
         raise
+
+
+async def to_its_end(work: Callable[[], T]) -> T:
+    """Run blocking work that changes files in a thread that is waited for, also when we are cancelled."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        task.cancelled() or task.exception()  # nobody else looks at it
+        raise

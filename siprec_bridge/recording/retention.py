@@ -130,10 +130,12 @@ class Retention:
         if keep.events is not None:
             await self._delete_events(now - keep.events)
 
-    async def delete(self, session_id: str) -> bool:
+    async def delete(
+        self, session_id: str, also: Callable[[Connection], None] = lambda _: None
+    ) -> bool:
         """Delete a session at once, with all that is known of it; False: there is none.
 
-        Raises UnderHold, InUse, Elsewhere, StoreError, OSError.
+        `also` is done in the same transaction. Raises UnderHold, InUse, Elsewhere, StoreError, OSError.
         """
 
         def find(connection: Connection) -> tuple[SessionRow | None, bool]:
@@ -152,7 +154,7 @@ class Retention:
                 raise Elsewhere(row.node)
             case None:
                 pass
-        await self._delete_sessions([row], "request")
+        await self._delete_sessions([row], "request", also)
         return True
 
     async def _make_room(self, total: int, limit: int) -> int:
@@ -198,10 +200,19 @@ class Retention:
         await self._database.write(partial(retention.note_audio_deleted, ids=ids, at=self._clock()))
         self._note("audio", cause, rows)
 
-    async def _delete_sessions(self, rows: Sequence[SessionRow], cause: str) -> None:
+    async def _delete_sessions(
+        self,
+        rows: Sequence[SessionRow],
+        cause: str,
+        also: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
         await asyncio.to_thread(_remove, [row.folder for row in rows])
-        ids = [row.id for row in rows]
-        await self._database.write(partial(retention.delete_sessions, ids=ids))
+
+        def delete(connection: Connection) -> None:
+            retention.delete_sessions(connection, [row.id for row in rows])
+            also(connection)
+
+        await self._database.write(delete)
         self._note("session", cause, rows)
 
     async def _delete_events(self, before: datetime) -> None:

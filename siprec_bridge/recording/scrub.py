@@ -12,12 +12,14 @@ class Scrub:
     """`ids`: the person's, and what stands in their place. `labels`: streams with the person's voice.
 
     `mentions`: texts in lower case by which the person is known; `alone`: labels of nobody else.
+    `groups`: ids of groups that name the person, and what stands in their place.
     """
 
     ids: Mapping[str, str]
     labels: frozenset[str]
     alone: frozenset[str]
     mentions: frozenset[str] = field(default_factory=frozenset)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def is_theirs(self, utterance: Mapping[str, Any]) -> bool:
         """Whether the person said it, or may have: on their stream, by nobody known."""
@@ -68,7 +70,13 @@ class Scrub:
                     cleaned[name] = []
                 case "participant_id" if one in self.ids:
                     cleaned[name] = self.ids[one]
-                case "warnings" | "extensions" if isinstance(one, list):
+                case "group_id" if one in self.groups:
+                    cleaned[name] = self.groups[one]
+                case "id" if "sip_session_ids" in value and self.names(str(one)):
+                    cleaned[name] = ""
+                case "warnings" | "extensions" | "communication_sessions" | "sip_session_ids" if (
+                    isinstance(one, list)
+                ):
                     cleaned[name] = [text for text in one if not self.names(str(text))]
                 case "call_ids" if isinstance(one, dict):
                     cleaned[name] = {k: v for k, v in one.items() if not self.names(str(v))}

@@ -118,9 +118,16 @@ def change_stderr(connection: Connection, session_id: str, conceal: Callable[[st
             connection.execute(jobs.update().where(jobs.c.id == job_id).values(stderr_tail=kept))
 
 
-def note(connection: Connection, row: AuditRow) -> None:
-    """Add a line to the audit."""
-    connection.execute(audit.insert(), {name: getattr(row, name) for name in AuditRow.__slots__})
+def note(connection: Connection, row: AuditRow) -> int:
+    """Add a line to the audit; returns its number."""
+    line = {name: getattr(row, name) for name in AuditRow.__slots__}
+    number: int = connection.execute(audit.insert().values(line).returning(audit.c.id)).scalar_one()
+    return number
+
+
+def tell(connection: Connection, number: int, detail: str) -> None:
+    """What came of what a line of the audit tells."""
+    connection.execute(audit.update().where(audit.c.id == number).values(detail=detail))
 
 
 def lines(connection: Connection, limit: int) -> list[AuditRow]:

@@ -6,8 +6,8 @@ import json
 import sqlite3
 import wave
 import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -51,7 +51,6 @@ from siprec_bridge.store import (
     JobRow,
     SessionRow,
     SipMessage,
-    StoreError,
     deposits,
     erasure,
     jobs,
@@ -270,6 +269,18 @@ def loud(path: Path, channel: int = 0) -> list[int]:
     return [n for n in range(10) if audio[n * RATE + RATE // 2] != 0]
 
 
+@contextmanager
+def rows_refused(folder: Path) -> Iterator[None]:
+    """The database has no room for what comes after the audio."""
+    with closing(sqlite3.connect(folder / "bridge.db")) as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON transcripts "
+            "BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+        yield
+        other.execute("DROP TRIGGER full")
+
+
 async def test_a_person_is_gone_and_what_others_said_stays(tmp_path: Path) -> None:
     async with desk(tmp_path) as here:
         assert all(one.encode() in everything(tmp_path) for one in SECRETS)
@@ -417,18 +428,12 @@ async def test_asked_again_after_being_cut_off_between_audio_and_rows_it_comes_t
     tmp_path: Path,
 ) -> None:
     async with desk(tmp_path) as here:
-        database = here.eraser._database
-        here.eraser._database = Database(f"sqlite:///{tmp_path / 'none.db'}")  # closed
-        row = await here.row("s-1")
-        assert row is not None
-        people = [one for one in document("s-1").participants if one.id == CAROL.id]
-        with pytest.raises(Exception, match="closed"):
-            await here.eraser._erase_person(row, people, WHOM, Keys())
-        here.eraser._database = database
+        with rows_refused(tmp_path):
+            (cut_off,) = await here.eraser.erase(WHOM, by=None, reason=None)
         (found,) = await here.eraser.erase(WHOM, by=None, reason=None)
         after = await here.row("s-1")
 
-    assert found.outcome == "erased"
+    assert (cut_off.outcome, cut_off.cause, found.outcome) == ("failed", "disk full", "erased")
     assert after is not None
     assert verify(after).troubles == ()
 
@@ -753,17 +758,14 @@ async def test_cut_off_before_the_rows_were_changed_the_same_request_does_the_re
         assert row is not None
         (Path(row.folder) / ".altering").mkdir()  # of one that was killed
         (Path(row.folder) / ".altering" / "s-1-0.wav").write_bytes(b"zanzibar")
-        database = here.eraser._database
-        here.eraser._database = Database(f"sqlite:///{tmp_path / 'none.db'}")  # closed
-        people = [one for one in document("s-1").participants if one.id == CAROL.id]
-        with pytest.raises(StoreError, match="closed"):
-            await here.eraser._erase_person(row, people, WHOM, keys)
-        here.eraser._database = database
+        with rows_refused(tmp_path):
+            (cut_off,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=keys)
 
         (found,) = await here.eraser.erase(WHOM, by=None, reason=None, keys=keys)
         kept = await here.keep(recipients=recipients_of(key))
         row = await here.row("s-1")
 
+    assert (cut_off.outcome, cut_off.cause) == ("failed", "disk full")
     assert (found.outcome, found.treatment, kept.state) == ("erased", "sealed_again", "done")
     assert row is not None
     assert verify(row, kept).troubles == ()
@@ -927,3 +929,37 @@ async def test_a_vcon_that_tells_of_the_person_goes_and_a_new_one_does_not(tmp_p
     assert left == ["p-carol"]  # in the event that tells of the erasure
     assert "Quux" in before.body
     assert not [one for one in SECRETS if one in after.body]
+
+
+async def test_cut_off_between_two_sessions_the_audit_says_what_was_done_and_what_is_due(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.add("s-2")
+        change = here.eraser._audio.altered
+
+        @asynccontextmanager
+        async def cut_off_at_the_second(row: SessionRow, *given: Any) -> AsyncIterator[Altered]:
+            if row.id == "s-2":
+                raise asyncio.CancelledError
+            async with change(row, *given) as altered:
+                yield altered
+
+        here.eraser._audio.altered = cut_off_at_the_second  # type: ignore[method-assign,assignment]
+        with pytest.raises(asyncio.CancelledError):
+            await here.eraser.erase(WHOM, by="dpo", reason=None)
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+
+    assert json.loads(line.detail) == {"due": ["s-2"], "erased": ["s-1"]}
+
+
+async def test_told_to_end_it_leaves_the_rest_due(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await here.add("s-2")
+        may = iter([True, False])
+
+        found = await here.eraser.erase(WHOM, by=None, reason=None, go_on=lambda: next(may))
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+
+    assert [one.outcome for one in found] == ["erased", "due"]
+    assert json.loads(line.detail) == {"due": ["s-2"], "erased": ["s-1"]}
