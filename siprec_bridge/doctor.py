@@ -22,7 +22,7 @@ from siprec_bridge.live.decoder import RATE
 from siprec_bridge.live.recogniser import Wanted
 from siprec_bridge.live.tryout import Broken, try_out
 from siprec_bridge.media import NoPortLeft, decodable
-from siprec_bridge.parts import brokers_of
+from siprec_bridge.parts import brokers_of, vcon_signer_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.ports import PortRange, shares
@@ -68,6 +68,8 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
         )
     if settings.tls_port is not None:
         yield examine_tls(settings)
+    if settings.vcon_sign_cert_path is not None:
+        yield examine_vcon_signing(settings)
     yield _rtp(settings)
     yield _codecs(settings)
     yield _folder(settings)
@@ -152,14 +154,34 @@ def _certificates(part: str, files: TlsFiles, note: str = "") -> Finding:
         return Finding(part, False, str(error))
     paths = [*certificates.values(), *([files.client_ca] if files.client_ca is not None else [])]
     until, path = min((_valid_until(path), path) for path in paths)
+    names = f", {len(certificates) - 1} more for the names of clients" * (len(certificates) > 1)
+    return _expiry(part, path, until, "the bridge takes it over", names + note)
+
+
+def _expiry(part: str, path: Path, until: datetime, renewed: str, note: str) -> Finding:
+    """`renewed`: what is to be done once it is."""
     left = until - datetime.now(UTC)
     text = f"{path} is valid until {until:%Y-%m-%d}"
     if left < timedelta(0):
         return Finding(part, False, f"{text}; renew it")
     if left < _RENEW_WITHIN:
-        return Finding(part, True, f"{text}; renew it, the bridge takes it over", soon=True)
-    names = f", {len(certificates) - 1} more for the names of clients" * (len(certificates) > 1)
-    return Finding(part, True, text + names + note)
+        return Finding(part, True, f"{text}; renew it, {renewed}", soon=True)
+    return Finding(part, True, text + note)
+
+
+def examine_vcon_signing(settings: Settings) -> Finding:
+    """Load the key that signs vCons, and say until when its certificates are good."""
+    try:
+        signer = vcon_signer_of(settings)
+    except ConfigurationError as error:
+        return Finding("vcon", False, str(error))
+    assert signer is not None
+    assert settings.vcon_sign_cert_path is not None
+    path, (since, until) = settings.vcon_sign_cert_path, signer.validity
+    if since > datetime.now(UTC):
+        text = f"{path} is valid from {since:%Y-%m-%d %H:%M} UTC only; whoever verifies refuses"
+        return Finding("vcon", False, text)
+    return _expiry("vcon", path, until, "and restart the bridge", f", signs with {signer.alg}")
 
 
 def _valid_until(certificate: Path) -> datetime:

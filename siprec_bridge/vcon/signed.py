@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from siprec_bridge.vcon.container import Vcon
@@ -54,6 +55,17 @@ class Signer:
             raise ValueError("the key is not that of the first certificate")
         der = [one.public_bytes(serialization.Encoding.DER) for one in certificates]
         return cls(alg, tuple(base64.b64encode(one).decode() for one in der), private)
+
+    @property
+    def validity(self) -> tuple[datetime, datetime]:
+        """From when until when all certificates of the chain are valid, in UTC."""
+        from cryptography import x509
+
+        chain = [x509.load_der_x509_certificate(base64.b64decode(one)) for one in self.x5c]
+        return (
+            max(one.not_valid_before_utc for one in chain),
+            min(one.not_valid_after_utc for one in chain),
+        )
 
     def pieces(self, uuid: str, payload: Iterable[bytes]) -> Iterator[bytes]:
         """The JSON text, UTF-8, of this payload signed; it is read once."""
