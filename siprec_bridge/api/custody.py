@@ -10,7 +10,7 @@ from aiohttp import web
 from siprec_bridge.api.asking import Route, Why, body_of
 from siprec_bridge.api.seeing import check_view, find_session
 from siprec_bridge.recording import Elsewhere, InUse, Retention, UnderHold
-from siprec_bridge.store import Database, SessionRow, recordings
+from siprec_bridge.store import Database, SessionRow, retention
 
 log = structlog.get_logger()
 
@@ -62,5 +62,10 @@ class Custody:
         return web.json_response({"held": None})
 
     async def _set_hold(self, row: SessionRow, held: str | None) -> None:
-        if not await self._database.write(partial(recordings.update, session_id=row.id, held=held)):
-            raise web.HTTPNotFound(text="there is no such session")
+        hold = partial(retention.hold, session_id=row.id, held=held, now=datetime.now(UTC))
+        try:
+            if not await self._database.write(hold):
+                raise web.HTTPNotFound(text="there is no such session")
+        except retention.Going:
+            text = "too late: its files are being deleted or changed; ask again"
+            raise web.HTTPConflict(text=text) from None

@@ -23,6 +23,7 @@ from siprec_bridge.store import (
     TranscriptRow,
     ladder,
     recordings,
+    retention,
     transcripts,
 )
 from siprec_bridge.telemetry import Metrics
@@ -132,8 +133,8 @@ def sessions_delete(session: SessionId, config: ConfigFile = None) -> None:
 
     async def delete(store: Database) -> bool:
         node = node_here(settings, store)
-        retention = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC), node=node)
-        return await retention.delete(session)
+        keeper = Retention(store, Metrics(), Keep(), clock=lambda: datetime.now(UTC), node=node)
+        return await keeper.delete(session)
 
     try:
         if not with_database(settings, delete):
@@ -178,9 +179,12 @@ def sessions_export(
 
 def _set_hold(session: str, held: str | None, config: Path | None) -> None:
     settings, _ = from_environment(config)
-    change = partial(recordings.update, session_id=session, held=held)
-    if not with_database(settings, lambda store: store.write(change)):
-        refuse(f"there is no session {session}")
+    change = partial(retention.hold, session_id=session, held=held, now=datetime.now(UTC))
+    try:
+        if not with_database(settings, lambda store: store.write(change)):
+            refuse(f"there is no session {session}")
+    except retention.Going:
+        refuse(f"too late: files of {session} are being deleted or changed; ask again")
 
 
 @app.command("show")

@@ -23,10 +23,10 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.media import FinishedAudio, write_atomically
-from siprec_bridge.recording.fetching import RUNNER, alone, bring
+from siprec_bridge.recording.fetching import alone, bring
 from siprec_bridge.recording.off_the_loop import off_the_loop, to_its_end
 from siprec_bridge.recording.orders import AUDIO
-from siprec_bridge.recording.retention import InUse
+from siprec_bridge.recording.retention import InUse, UnderHold
 from siprec_bridge.recording.safekeeping import Stores
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import (
@@ -128,7 +128,7 @@ class StoredAudio:
         """Change a session's files; what is yielded is to be committed before this ends.
 
         `row` is what the caller made up its mind by. Raises InUse, also when it is not that any
-        more; OSError, StoreError, and ValueError: nobody here can change them.
+        more, UnderHold; OSError, StoreError, and ValueError: nobody here can change them.
         """
         if row.audio_deleted_at is not None:
             yield Altered(None, None, lambda _: None)
@@ -138,6 +138,8 @@ class StoredAudio:
             now = await self._database.read(partial(recordings.get, session_id=row.id))
             if now is None or not same(now, row):
                 raise InUse
+            if now.held is not None:
+                raise UnderHold
             if taken.lent:
                 yield await self._lent(row, runner, wish)
             else:
@@ -256,8 +258,15 @@ async def clear_up(
 
     Their leases tell of them. Whoever asks for the change once more begins anew. Raises StoreError.
     """
-    runner = RUNNER + secrets.token_hex(4)
-    find = partial(deposits.cut_off, runners=f"{RUNNER}%", now=clock(), node=node, shared=shared)
+    over = partial(
+        deposits.cut_off, runners=f"{deposits.DELETING}%", now=clock(), node=None, shared=True
+    )
+    for id in await database.read(over):  # a later round deletes them; nobody has to wait for that
+        await database.write(partial(deposits.give_up, session_id=id, now=clock()))
+    runner = deposits.ALTERING + secrets.token_hex(4)
+    find = partial(
+        deposits.cut_off, runners=f"{deposits.ALTERING}%", now=clock(), node=node, shared=shared
+    )
     for id in await database.read(find):
         take = partial(deposits.take, session_id=id, runner=runner, now=clock())
         kept = await database.write(take)

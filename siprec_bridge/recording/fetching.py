@@ -28,8 +28,6 @@ from siprec_bridge.vault import (
     manifest_name,
 )
 
-RUNNER = "altering-"  # by which those are known that a custodian has to clear up after
-
 _CHUNK = 1 << 22
 _RENEW_S = 20.0
 
@@ -42,7 +40,7 @@ async def alone(
 
     Whether anybody keeps them or not: see `deposits.lend`. Raises InUse, StoreError.
     """
-    runner = RUNNER + secrets.token_hex(4)
+    runner = deposits.ALTERING + secrets.token_hex(4)
     lend = partial(deposits.lend, session_id=session_id, runner=runner, now=clock())
     row = await database.write(lend)
     if row is None:

@@ -5,6 +5,7 @@ Files go first, then the row says so: killed between the two, the next round doe
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,13 +117,15 @@ class Retention:
             while rows := await self._database.read(
                 partial(retention.ended, limit=_BATCH, before=before, node=self._node)
             ):
-                await self._delete_sessions(rows, "age")
+                if not await self._delete_sessions(rows, "age"):
+                    break
         if keep.audio is not None:
             before = now - keep.audio
             while rows := await self._database.read(
                 partial(retention.with_audio, limit=_BATCH, before=before, node=self._node)
             ):
-                await self._delete_audio(rows, "age")
+                if not await self._delete_audio(rows, "age"):
+                    break
         total = await self._database.read(partial(retention.audio_bytes, node=self._node))
         if keep.audio_size is not None:
             total = await self._make_room(total, keep.audio_size)
@@ -154,7 +157,9 @@ class Retention:
                 raise Elsewhere(row.node)
             case None:
                 pass
-        await self._delete_sessions([row], "request", also)
+        if not await self._delete_sessions([row], "request", also):
+            row, _ = await self._database.read(find)  # it has changed since
+            raise UnderHold if row is not None and row.held is not None else InUse
         return True
 
     async def _make_room(self, total: int, limit: int) -> int:
@@ -171,11 +176,15 @@ class Retention:
             if not some:
                 log.warning("retention.no_room_to_make", octets=total, limit=limit)
                 break
-            await self._give_room(some)
+            if not await self._give_room(some):
+                break  # somebody works at all of them
         return total
 
-    async def _give_room(self, rows: Sequence[SessionRow]) -> None:
-        """What a store has stays there; here it goes, as soon as nothing is under way with it."""
+    async def _give_room(self, rows: Sequence[SessionRow]) -> int:
+        """What a store has stays there; here it goes, as soon as nothing is under way with it.
+
+        Returns of how many.
+        """
 
         def drop(connection: Connection) -> set[str]:
             ids = [row.id for row in rows]
@@ -183,7 +192,8 @@ class Retention:
             return deposits.stored(connection, ids)
 
         elsewhere = await self._database.write(drop)
-        await self._delete_audio([row for row in rows if row.id not in elsewhere], "size")
+        here = [row for row in rows if row.id not in elsewhere]
+        return len(elsewhere) + await self._delete_audio(here, "size")
 
     async def _measure(self) -> None:
         while rows := await self._database.read(
@@ -194,26 +204,51 @@ class Retention:
             )
             await self._database.write(partial(retention.note_sizes, sizes=sizes))
 
-    async def _delete_audio(self, rows: Sequence[SessionRow], cause: str) -> None:
-        await asyncio.to_thread(_remove, [row.folder for row in rows])
-        ids = [row.id for row in rows]
-        await self._database.write(partial(retention.note_audio_deleted, ids=ids, at=self._clock()))
-        self._note("audio", cause, rows)
+    async def _delete_audio(self, rows: Sequence[SessionRow], cause: str) -> int:
+        def note(connection: Connection, ids: Sequence[str]) -> None:
+            retention.note_audio_deleted(connection, ids, self._clock())
+
+        return await self._delete("audio", rows, cause, note)
 
     async def _delete_sessions(
         self,
         rows: Sequence[SessionRow],
         cause: str,
         also: Callable[[Connection], None] = lambda _: None,
-    ) -> None:
-        await asyncio.to_thread(_remove, [row.folder for row in rows])
-
-        def delete(connection: Connection) -> None:
-            retention.delete_sessions(connection, [row.id for row in rows])
+    ) -> int:
+        def note(connection: Connection, ids: Sequence[str]) -> None:
+            retention.delete_sessions(connection, ids)
             also(connection)
 
-        await self._database.write(delete)
-        self._note("session", cause, rows)
+        return await self._delete("session", rows, cause, note)
+
+    async def _delete(
+        self,
+        what: str,
+        rows: Sequence[SessionRow],
+        cause: str,
+        note: Callable[[Connection, Sequence[str]], None],
+    ) -> int:
+        """Delete the files of those that may be deleted still, and note it; returns how many."""
+        runner = deposits.DELETING + secrets.token_hex(4)
+        ids = [row.id for row in rows]
+        take = partial(retention.take, ids=ids, runner=runner, now=self._clock())
+        taken = await self._database.write(take)
+        free = [row for row in rows if row.id in taken]
+
+        def finish(connection: Connection) -> None:
+            note(connection, [row.id for row in free])
+            deposits.release(connection, runner)
+
+        if free:
+            try:
+                await asyncio.to_thread(_remove, [row.folder for row in free])
+                await self._database.write(finish)
+            except OSError:
+                await self._database.write(partial(deposits.release, node=runner))
+                raise
+            self._note(what, cause, free)
+        return len(free)
 
     async def _delete_events(self, before: datetime) -> None:
         while True:

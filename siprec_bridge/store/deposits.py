@@ -24,6 +24,10 @@ Dropping = Literal["plain", "local"]
 
 LEASE = timedelta(seconds=60)
 _ALONE = "-"  # the runner where there is but one node
+ALTERING, DELETING = (
+    "altering-",
+    "deleting-",
+)  # how runners are called that have files to themselves
 _LENT = "lent"  # the reason of a row that is there for its lease alone: nobody keeps these files
 _KEPT = deposits.c.reason.is_distinct_from(_LENT)
 
@@ -236,6 +240,15 @@ def release(connection: Connection, node: str | None, session_id: str | None = N
     return lent + connection.execute(query).rowcount
 
 
+def give_up(connection: Connection, session_id: str, now: datetime) -> None:
+    """Give up a lease that is over, of whoever had it."""
+    over = (deposits.c.session_id == session_id) & (
+        deposits.c.lease_until < common_time(connection, now)
+    )
+    connection.execute(deposits.delete().where(over, ~_KEPT))
+    connection.execute(deposits.update().where(over).values(runner=None, lease_until=None))
+
+
 def note(
     connection: Connection,
     row: DepositRow,
@@ -349,8 +362,11 @@ def take(connection: Connection, session_id: str, runner: str, now: datetime) ->
 def lend(connection: Connection, session_id: str, runner: str, now: datetime) -> DepositRow | None:
     """As `take`, also of a session that was never entered: for the time of the lease it has a row.
 
-    Nobody else sees that one, and nothing becomes of its files.
+    Nobody else sees that one, and nothing becomes of its files. A hold that is being set is waited for.
     """
+    connection.execute(
+        sa.select(sessions.c.id).where(sessions.c.id == session_id).with_for_update()
+    )
     connection.execute(
         insert_new(connection, deposits),
         {
@@ -363,6 +379,35 @@ def lend(connection: Connection, session_id: str, runner: str, now: datetime) ->
         },
     )
     return take(connection, session_id, runner, now)
+
+
+def seize(connection: Connection, session_id: str, runner: str, now: datetime) -> bool:
+    """As `lend`, for a session that is to be deleted; False: its files are being changed, or deleted.
+
+    Whoever sends them loses them: what he has sent goes, as soon as he has noticed.
+    """
+    if lend(connection, session_id, runner, now) is not None:
+        return True
+    if is_busy(connection, session_id, now):
+        return False
+    forget(connection, [session_id])
+    return True
+
+
+def is_busy(connection: Connection, session_id: str, now: datetime) -> bool:
+    """Whether somebody changes or deletes a session's files, who cannot be stopped any more."""
+    at_it = sa.or_(deposits.c.runner.like(f"{ALTERING}%"), deposits.c.runner.like(f"{DELETING}%"))
+    going = sa.exists().where(
+        sessions.c.id == deposits.c.session_id, sessions.c.audio_deleted_at.is_(None)
+    )
+    query = sa.select(deposits.c.session_id).where(
+        deposits.c.session_id == session_id,
+        sa.or_(
+            at_it & (deposits.c.lease_until >= common_time(connection, now)),
+            (deposits.c.state == "deleting") & going,
+        ),
+    )
+    return connection.execute(query).first() is not None
 
 
 def given_back(connection: Connection, session_id: str, runner: str, now: datetime) -> bool:

@@ -3,7 +3,7 @@
 Nothing whose transcription waits or runs is ever listed, nor what somebody has put under hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,11 @@ from siprec_bridge.store import deposits
 from siprec_bridge.store.recordings import SessionRow, row_of
 from siprec_bridge.store.schema import deliveries, events, jobs, sessions
 from siprec_bridge.store.schema import deposits as kept
+
+
+class Going(Exception):
+    """A session cannot be held: its files are being deleted, or changed."""
+
 
 _OVER = sessions.c.state.in_(("finished", "failed")) & sessions.c.held.is_(None)
 _WITH_AUDIO = sessions.c.audio_deleted_at.is_(None)
@@ -83,6 +88,29 @@ def has_open_jobs(connection: Connection, session_id: str) -> bool:
         jobs.c.session_id == session_id, jobs.c.state.in_(("queued", "running"))
     )
     return connection.execute(query.limit(1)).first() is not None
+
+
+def take(connection: Connection, ids: Collection[str], runner: str, now: datetime) -> set[str]:
+    """Have these sessions to ourselves, to delete their files; returns those that may be deleted now.
+
+    From here on no hold can be set: see `hold`.
+    """
+    query = sessions.select().where(sessions.c.id.in_(ids), _OVER, ~_job_in("queued", "running"))
+    free = _oldest(connection, query.with_for_update(), len(ids), None)
+    return {row.id for row in free if deposits.seize(connection, row.id, runner, now)}
+
+
+def hold(connection: Connection, session_id: str, held: str | None, now: datetime) -> bool:
+    """Keep a session from being deleted and changed, or not any more; False: there is none.
+
+    Raises Going: too late, its files are being deleted or changed.
+    """
+    changed = sessions.update().where(sessions.c.id == session_id).values(held=held)
+    if connection.execute(changed).rowcount == 0:
+        return False
+    if held is not None and deposits.is_busy(connection, session_id, now):
+        raise Going
+    return True
 
 
 def note_audio_deleted(connection: Connection, ids: Sequence[str], at: datetime) -> None:
