@@ -1,12 +1,23 @@
 """Deposits where nodes share the database: one works at each, and who has lost it is not heard."""
 
+import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from sqlalchemy import Connection
 
 from harness.database import opened
-from siprec_bridge.store import Database, DepositRow, JobRow, SessionRow, deposits, jobs, recordings
+from siprec_bridge.store import (
+    Database,
+    DepositRow,
+    JobRow,
+    SessionRow,
+    deposits,
+    jobs,
+    recordings,
+    retention,
+)
 from siprec_bridge.store.jobs import JobState
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -106,3 +117,54 @@ async def test_older_recordings_are_entered_once(database_url: str) -> None:
         listed = await database.read(partial(deposits.listing, limit=10))
         assert {row.session_id for row in listed} == {f"s{number}" for number in range(5)}
         assert await database.read(partial(deposits.listing, limit=10, failing=True)) == []
+
+
+async def test_files_of_a_session_that_nobody_keeps_are_lent_to_one_alone(
+    database_url: str,
+) -> None:
+    lend = partial(deposits.lend, session_id="s1", now=NOW)
+    async with opened(database_url) as database:
+        await lay_down(database, "s1")
+        await free(database, "DELETE FROM deposits")
+
+        first = await database.write(partial(lend, runner="altering-1"))
+        second = await database.write(partial(lend, runner="altering-2"))
+        seized = await database.write(
+            partial(deposits.seize, session_id="s1", runner="deleting-1", now=NOW)
+        )
+        back = [
+            await database.write(
+                partial(deposits.given_back, session_id="s1", runner=runner, now=NOW)
+            )
+            for runner in ("altering-2", "altering-1")
+        ]
+        older = await database.read(partial(deposits.older, limit=9))
+
+    assert (first is not None and first.lent, second, seized) == (True, None, False)
+    assert (back, older) == ([False, True], [("s1", None)])
+
+
+async def test_what_is_taken_to_be_deleted_waits_for_the_hold_that_is_being_set(
+    database_url: str,
+) -> None:
+    set_, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> bool:
+        done = retention.hold(connection, "s1", "{}", NOW)
+        set_.set()
+        go_on.wait(10)
+        return done
+
+    take = partial(retention.take, ids=["s1"], runner="deleting-1", now=NOW)
+    async with opened(database_url) as one, opened(database_url) as other:
+        await lay_down(one, "s1")
+        holding = asyncio.create_task(one.write(hold))
+        await asyncio.to_thread(set_.wait, 10)
+        taking = asyncio.create_task(other.write(take))
+        await asyncio.wait({taking}, timeout=0.2)
+        early = taking.done()
+        go_on.set()
+
+        assert (early, await holding, await taking) == (False, True, set())
+        await one.write(partial(retention.hold, session_id="s1", held=None, now=NOW))
+        assert await other.write(take) == {"s1"}
