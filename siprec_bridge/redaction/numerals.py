@@ -133,7 +133,7 @@ class Run:
 
 
 def fold(text: str) -> str:
-    """Lower case without accents; each character keeps its place."""
+    """Lower case without accents, any script's digits as ours; each character keeps its place."""
     if text.isascii():
         return text.lower()
     return "".join(map(_folded, text))
@@ -141,6 +141,9 @@ def fold(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _folded(character: str) -> str:
+    digit = unicodedata.decimal(character, None)
+    if digit is not None:
+        return str(digit)
     plain = unicodedata.normalize("NFKD", character.lower())[:1] or character
     return plain if len(plain) == 1 else character
 

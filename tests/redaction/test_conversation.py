@@ -2,6 +2,7 @@
 
 import random
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -167,3 +168,25 @@ def test_a_leg_may_begin_before_its_session() -> None:
     ).redactions
 
     assert (found.start, found.end) == (-0.7, 1.2)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["ARABIC-INDIC", "EXTENDED ARABIC-INDIC", "DEVANAGARI", "BENGALI", "THAI", "FULLWIDTH"],
+)
+def test_numbers_in_the_digits_of_any_script_go(script: str) -> None:
+    zero = ord(unicodedata.lookup(f"{script} DIGIT ZERO"))
+
+    def written(text: str) -> str:
+        return "".join(chr(zero + int(one)) if one.isdecimal() else one for one in text)
+
+    said = (
+        f"a: x {written(CARD)} x",
+        f"a: call me at {written('030 901820')}, room {written('12')}",
+    )
+
+    clean = redact_conversation(conversation(said, None), EVERYTHING).conversation
+
+    assert clean.text == f"x [card] x\ncall me at [phone], room {written('12')}"
+    words = " ".join(word.text.strip() for one in clean.utterances for word in one.words)
+    assert words == clean.text.replace("\n", " ")
