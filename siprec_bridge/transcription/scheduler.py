@@ -6,6 +6,7 @@ business, who commits the result and the job's end in one transaction (`on_done`
 """
 
 import asyncio
+import errno
 import secrets
 import shutil
 import tempfile
@@ -44,6 +45,8 @@ _LONGEST_DELAY_S = 3600.0
 _OUTAGE_FIRST_S, _OUTAGE_LONGEST_S = 0.5, 15.0
 _PROBE_S = 1.0  # length of the tone that a recogniser is probed with
 _MOST_MODELS = 50  # with metrics of their own
+# What is not the audio's fault, and passes: no disk, memory or descriptor is left.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _OURS = ("audio_missing", "internal_error")  # reasons that are no vendor's
 
 
@@ -484,7 +487,17 @@ class Scheduler:
         try:
             prepared = await lane.preparation.prepare(await self._load(row), folder)
         except (OSError, ValueError, LookupError) as error:
-            await self._fail(row, ProviderError("audio_missing", str(error)), None)
+            code = error.errno if isinstance(error, OSError) else None
+            missing = ProviderError("audio_missing", str(error))
+            if code in _NO_ROOM:
+                self._note_away(
+                    lane, ProviderError("no_room", f"no audio can be prepared: {error}")
+                )
+                await self._give_back([row], 6 * self._retry_delay)  # a smaller one may have room
+            elif code is None or isinstance(error, FileNotFoundError):
+                await self._fail(row, missing, None)
+            else:  # a disk or mount in trouble, which may be well again
+                await self._reschedule([row], missing, None)
             return None
         for found in prepared.maps.values():
             kept = found.packed
@@ -629,9 +642,9 @@ class Scheduler:
             if lane.try_at is None:
                 return
             error = await self._probe(lane)
-            if isinstance(error, ProviderUnavailable):
+            if error is not None:
                 self._note_away(lane, error)
-            else:  # what is there but broken is found out by jobs
+            else:
                 self._note_availability(lane, None)
 
     async def _probe(self, lane: _Lane) -> ProviderError | None:
@@ -732,11 +745,12 @@ class Scheduler:
         self._metrics.jobs_total.labels(outcome="retried").inc()
         log.info("job.retried_later", job=row.id, session_id=row.session_id, in_s=delay)
 
-    async def _give_back(self, rows: Sequence[JobRow]) -> None:
+    async def _give_back(self, rows: Sequence[JobRow], delay: float | None = None) -> None:
         ids = [row.id for row in rows]
+        due = None if delay is None else self._clock() + timedelta(seconds=delay)
         try:
             await self._database.write(
-                partial(jobs.release, job_ids=ids, runner=self._database.node)
+                partial(jobs.release, job_ids=ids, not_before=due, runner=self._database.node)
             )
         except StoreError as error:  # the next start queues them again
             log.error("jobs.not_given_back", jobs=ids, cause=str(error))

@@ -1,6 +1,8 @@
 """Jobs on a real database, a provider in the test's hand."""
 
 import asyncio
+import errno
+import os
 import sys
 import time
 import wave
@@ -39,13 +41,18 @@ class Office:
         self.failed: dict[str, ProviderError] = {}
         self.audio: dict[str, tuple[AudioFile, ...]] = {}
         self.disk_full = 0
+        self.loads = 0
+        self.unreadable: list[OSError] = []  # what becomes of those who read audio first
         self.poison: str | None = None  # a job that cannot be ended
         self.ends: list[str] = []  # jobs whose ends were asked for
         self.scheduler: Scheduler
 
     async def load(self, row: JobRow) -> Job:
+        self.loads += 1
         if row.id.startswith("lost"):
             raise FileNotFoundError("no such recording")
+        if self.unreadable:
+            raise self.unreadable.pop()
         if row.id.startswith("empty"):
             return Job(row.id, ())
         if row.id in self.audio:
@@ -320,6 +327,25 @@ async def test_audio_that_is_lost_and_audio_that_is_empty_need_no_run(tmp_path: 
     assert here.failed["lost"].reason == "audio_missing"
     assert here.done["empty"] == {}
     assert provider.runs == []
+
+
+@pytest.mark.parametrize(
+    ("code", "tries"), [(errno.ENOSPC, 1), (errno.EMFILE, 1), (errno.ESTALE, 2)]
+)
+async def test_a_full_disk_or_a_mount_in_trouble_is_no_reason_to_give_a_job_up(
+    tmp_path: Path, code: int, tries: int
+) -> None:
+    async with office(tmp_path, ScriptedProvider()) as (here, metrics, wake):
+        here.unreadable = [OSError(code, os.strerror(code))]
+        await here.add("a")
+        wake()
+        if tries == 1:
+            await eventually(lambda: gauge(metrics, "vendor_available") == 0, "a pause")
+            assert os.strerror(code) in (await here.scheduler.trouble("scripted") or "")
+        await eventually(lambda: "a" in here.done, "a result")
+
+        assert (await here.states())["a"] == ("done", tries, False)
+        assert here.loads == 2
 
 
 async def test_stopping_queues_what_was_running_again_uncounted(tmp_path: Path) -> None:
