@@ -1,5 +1,6 @@
 """The farm's pieces that need no broker: settings, jobs, store, tokens."""
 
+import base64
 import hashlib
 import json
 import os
@@ -229,6 +230,21 @@ def test_a_pair_of_keys_signs_tokens_where_the_dispatcher_cannot(tmp_path: Path)
         issue(public, "gpu-3", 60)
     with pytest.raises(Refused):
         node_of(public, confused)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"5", b"{}", b'{"alg": null}', b'{"alg": "none"}', b'{"alg": "HS256", "crit": 5}',
+     b'{"alg": "HS256", "crit": ["x"]}', b'{"alg": ["HS256"]}', b"\xff", b"[" * 10_000],
+)  # fmt: skip
+def test_a_token_of_any_header_is_refused_not_tripped_over(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 40)
+    key = read_key(tmp_path / "key")
+    _, claims, signature = issue(key, "node-1", 60).split(".")
+    forged = base64.urlsafe_b64encode(header).rstrip(b"=").decode()
+
+    with pytest.raises(Refused):
+        node_of(key, f"{forged}.{claims}.{signature}")
 
 
 def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def node_of(key: Key, token: str) -> str:
     try:
         claims = jwt.decode(token, key, algorithms=[_algorithm(key)]).claims
         _CLAIMS.validate(claims)
-    except (JoseError, ValueError) as error:
+    except (JoseError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # Anybody may send any header: joserfc trips over some whose fields are of other types.
         raise Refused(str(error)) from error
     return str(claims["sub"])
 
