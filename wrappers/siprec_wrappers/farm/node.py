@@ -76,7 +76,7 @@ async def _work(url: str, headers: dict[str, str], context: ssl.SSLContext, engi
                 if offer is not None:
                     await _Leased(session, url, engine, offer).do()
                 pause = _FIRST_PAUSE_S
-            except (aiohttp.ClientError, TimeoutError, MalformedJob) as error:
+            except (aiohttp.ClientError, OSError, MalformedJob) as error:
                 log.warning("%s: %s", url, str(error) or type(error).__name__)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), pause)
@@ -164,6 +164,12 @@ class _Leased:
                 await self._hand_in("POST", "release", {})
         except _LeaseLost:
             log.warning("%s: the lease is lost", self._job.request)
+        except OSError as error:
+            if not isinstance(error, aiohttp.ClientError | TimeoutError):
+                # Our disk is full, say: somebody else may do it now.
+                with contextlib.suppress(_LeaseLost):
+                    await self._hand_in("POST", "release", {})
+            raise
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)

@@ -253,6 +253,10 @@ class _Child:
             self._patiently(job, lambda: self._work.fail(job, text, unavailable=unavailable))
             self._signal(job)
             return
+        except OSError as error:  # our disk is full, say
+            log.error("%s: %s", job.request, error)
+            time.sleep(_LOOK_AGAIN_S)  # not before all others: whoever is free takes it
+            raise Reject(str(error), requeue=True) from error
         finally:
             if audio.parent == scratch:
                 audio.unlink(missing_ok=True)
