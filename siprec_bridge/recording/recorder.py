@@ -111,6 +111,7 @@ class Recorder:
         self._snapshots_left = _SNAPSHOTS
         self._silent: set[str] = set()  # streams that carry nothing, by their ids
         self._unanswered = 0  # probes
+        self._followed: RequestId = ""  # the last re-INVITE or UPDATE that changed something
         self._over = False  # no instruction is taken any more
         self._started_at = desk.clock()
         self._session = RecordingSession(
@@ -255,8 +256,8 @@ class Recorder:
                 case InviteCancelled(id=id):
                     if id == self._invite.id:
                         return "cancelled"
-                    # A re-INVITE's CANCEL came while we were following it: what it asked for
-                    # holds until the next one. RFC 3261 §9.2 leaves it to us.
+                    if id == self._followed:  # and not answered: it is as if it had never come
+                        await self._go_back()
                 case DialogEnded(cause=cause, request=request):
                     self._take_last_metadata(request)
                     return cause
@@ -297,10 +298,22 @@ class Recorder:
         sdp: bytes | None = None
         if changes.needs_answer:
             sdp = self._session.answer(self._local(), self._desk.address_for(change.peer))
+        self._followed = change.id
         await self._store_update(changes, at)
         self._answer_with(change.id, sdp)
         if not invite:
             self._ask_for_metadata()
+
+    async def _go_back(self) -> None:
+        """Undo the last change: its CANCEL came while we were following it."""
+        self._followed = ""
+        at = self._desk.clock()
+        changes = self._session.cancelled()
+        try:
+            await self._follow_sdp(changes, at)
+        except Refused as refusal:  # a stream that it had removed; the others are as before
+            log.error("session.not_as_before", cause=str(refusal))
+        await self._store_update(changes, at)
 
     async def _follow(self, instruction: Instruction) -> None:
         """Pause or resume as told by somebody other than the SRC, which is not asked."""

@@ -148,6 +148,37 @@ class RecordingSession:
         """Undo the last `offer`: it was refused after all. RFC 3261 §14.2."""
         self._now = self._before
 
+    def cancelled(self) -> Changes:
+        """Undo the last `offer`, which was followed, but not answered before its CANCEL came.
+
+        The peer goes on as before it, and so do we. RFC 3261 §14.1.
+        """
+        withdrawn = self._now
+        self.withdraw()
+        before, after = self._now.streams, withdrawn.streams
+        running = {index for index, one in before.items() if one.state != "closed"}
+        followed = {index for index, one in after.items() if one.state != "closed"}
+        both = sorted(running & followed)
+        return Changes(
+            opened=tuple(to_record(before[index]) for index in sorted(running - followed)),
+            changed=tuple(
+                to_record(before[index])
+                for index in both
+                if to_record(before[index]) != to_record(after[index])
+            ),
+            closed=tuple(sorted(followed - running)),
+            paused=tuple(
+                index for index in both
+                if (before[index].state, after[index].state) == ("paused", "active")
+            ),
+            resumed=tuple(
+                index for index in both
+                if (before[index].state, after[index].state) == ("active", "paused")
+            ),
+            pauses_changed=any(before[index].pauses != after[index].pauses for index in both),
+            metadata_changed=not self._now.same_people(withdrawn),
+        )  # fmt: skip
+
     def answer(self, ports: Mapping[int, int], address: str) -> bytes:
         """The SDP for the last offer, or our own offer where the peer made none.
 

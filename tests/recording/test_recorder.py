@@ -499,6 +499,24 @@ async def test_a_hold_while_no_media_worker_answers_is_taken_and_the_call_goes_o
     assert [len(one.pauses) for one in document.streams] == [1, 1]
 
 
+async def test_a_hold_whose_cancel_comes_while_it_is_followed_never_was(tmp_path: Path) -> None:
+    held = multipart(sdp=OFFER.replace("sendonly", "inactive"))
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        lines = sdp.parse(here.phone.answers["i1"].body).media
+        here.service.on_sip(invite(held, id="i2", initial=False))
+        here.service.on_sip(InviteCancelled("i2", DIALOG))
+        await here.service.settled()
+        for line in lines:  # the SRC goes on sending
+            send(packets(tone(440, 0.4)), line.port)
+        row = await hang_up(here)
+
+    document = SessionDocument.model_validate_json(row.document)
+    assert [one.quality and one.quality.packets for one in document.streams] == [20, 20]
+    assert [one.pauses for one in document.streams] == [(), ()]
+
+
 async def test_an_ack_with_a_body_of_another_kind_ends_nothing(tmp_path: Path) -> None:
     async with office(tmp_path) as here:
         here.service.on_sip(invite())

@@ -737,3 +737,26 @@ def test_a_new_stream_of_partial_metadata_takes_its_label_from_the_one_before() 
     session.offer(Body(metadata=carol.encode()), later(5), invite=False)
 
     assert on_lines(session) == {0: ["Alice"], 1: ["Carol"]}
+
+
+def test_a_cancelled_change_is_undone_on_lines_that_it_added_removed_held_or_resumed() -> None:
+    session = started(full(OFFER.replace("a=sendonly", "a=inactive", 1)))
+    changed = OFFER.replace("audio 30002", "audio 0")
+    changed += "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:98\r\n"
+    before = session.document()
+    session.offer(Body(sdp=changed.encode()), later(5))
+
+    undone = session.cancelled()
+
+    assert [one.index for one in undone.opened] == [1]
+    assert (undone.closed, undone.paused, undone.resumed) == ((2,), (0,), ())
+    assert session.document() == before
+
+
+def test_an_offer_of_ours_that_was_cancelled_is_pending_no_more() -> None:
+    session = started()
+    session.offer(Body(), later(1))
+
+    session.cancelled()
+
+    assert session.offer(full(), later(2)).needs_answer
