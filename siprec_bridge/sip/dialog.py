@@ -57,6 +57,7 @@ class Dialog:
     remote_target: str
     route_set: tuple[str, ...]
     remote_seq: int
+    secure: bool = False  # its INVITE asked for SIPS
     local_seq: int = 0
     confirmed: bool = False
     interval: SessionInterval | None = None
@@ -81,6 +82,7 @@ class Dialog:
             remote_target=contact_of(request) or request.from_.uri,
             route_set=tuple(request.headers.values("Record-Route")),
             remote_seq=request.cseq.number,
+            secure=is_secured(request),
         )
 
     @property
@@ -177,6 +179,16 @@ def seconds_of(value: str | None) -> int | None:
     """A header's delta-seconds, ahead of parameters or a comment; None: it has none."""
     found = re.match(r"[0-9]{1,9}(?![0-9])", (value or "").strip())
     return int(found[0]) if found is not None else None
+
+
+def is_secured(request: Request) -> bool:
+    """Whether it asks for SIPS: by its Request-URI, top Record-Route, or else its Contact."""
+    route = request.headers.first_value("Record-Route")
+    try:
+        hop = parse_name_addr(route).uri if route else contact_of(request) or ""
+    except MalformedMessage:
+        hop = ""
+    return any(one.lower().startswith("sips:") for one in (request.uri, hop))
 
 
 def contact_of(request: Request) -> str | None:

@@ -16,6 +16,7 @@ from siprec_bridge.sip.dialog import (
     DialogId,
     SessionInterval,
     Unacknowledged,
+    is_secured,
     negotiate_timer,
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
@@ -482,7 +483,8 @@ class SipServer:
         if success and request.method in ("INVITE", "UPDATE", "OPTIONS"):
             for route in request.headers.get_all("Record-Route"):
                 headers.add("Record-Route", route)
-            headers.add("Contact", self._contact(pending.peer))
+            secure = dialog.secure if dialog is not None else is_secured(request)
+            headers.add("Contact", self._contact_for(pending.peer, secure=secure))
             headers.add("Allow", ", ".join(ALLOW))
             headers.add("Supported", ", ".join(SUPPORTED))
         if success and request.method in _CHANGES and pending.interval is not None:
@@ -496,6 +498,13 @@ class SipServer:
         if content_type is not None:
             headers.add("Content-Type", content_type)
         return Response(status, reason or REASONS.get(status, "Unknown"), headers, body)
+
+    def _contact_for(self, peer: Peer, *, secure: bool) -> str:
+        """Our Contact; a SIPS one for who asked by SIPS. RFC 3261 §12.1.1, RFC 5630 §3.1.4."""
+        contact = self._contact(peer)
+        if not secure or peer.transport != "tls":
+            return contact
+        return contact.replace("<sip:", "<sips:", 1).replace(";transport=tls", "", 1)
 
     def _reject(self, error: MalformedMessage, peer: Peer) -> list[Output]:
         out: list[Output] = [Malformed(peer, error.reason)]
@@ -538,7 +547,7 @@ class SipServer:
             dialog,
             method,
             branch=f"{_MAGIC}{self._token()}",
-            contact=self._contact(dialog.peer),
+            contact=self._contact_for(dialog.peer, secure=dialog.secure),
             user_agent=self._user_agent,
             extra=extra,
             content_type=content_type,

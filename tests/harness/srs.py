@@ -95,8 +95,8 @@ class Srs:
         session = self.sessions.get(dialog)
         try:
             body = _body(ack)
-            if session is not None and body.sdp is not None:
-                session.late_answer(body.sdp, _START)
+            if session is not None:
+                session.acknowledged(body, _START)
                 session.document().model_dump_json()
         except Refused:
             return self.server.request(dialog, "BYE", now=now)

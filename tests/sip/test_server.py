@@ -1006,3 +1006,33 @@ def test_a_malformed_request_is_told_what_is_wrong_with_it() -> None:
     (answer,) = sent(new_server().receive(request("INVITE", number=1 << 32), PEER, 0.0))
 
     assert answer.startswith(b"SIP/2.0 400 bad CSeq\r\n")
+
+
+@pytest.mark.parametrize(
+    ("uri", "contact", "route", "scheme"),
+    [
+        ("sips:srs@192.0.2.1", "sips:src@192.0.2.10", "", "sips"),
+        ("SIPS:srs@192.0.2.1", "sip:src@192.0.2.10", "", "sips"),
+        ("sip:srs@192.0.2.1", "sips:src@192.0.2.10", "", "sips"),
+        ("sip:srs@192.0.2.1", "sip:src@192.0.2.10", "<sips:p1;lr>", "sips"),
+        ("sip:srs@192.0.2.1", "sips:src@192.0.2.10", "<sip:p1;lr>", "sip"),
+        ("sip:srs@192.0.2.1", "sip:src@192.0.2.10", "", "sip"),
+    ],
+)
+def test_who_asks_by_sips_gets_a_sips_contact(
+    uri: str, contact: str, route: str, scheme: str
+) -> None:
+    peer = Peer("tls", "192.0.2.10", 40000, 7, "192.0.2.1", 5061)
+    srs = new_server()
+    data = request("INVITE", headers=[f"Record-Route: {route}"] if route else [])
+    data = data.replace(b"INVITE sip:srs@192.0.2.1", f"INVITE {uri}".encode())
+    data = data.replace(b"sip:src@192.0.2.10:5070", contact.encode())
+    (invite,) = invites(srs.receive(data, peer, 0.0))
+
+    (ok,) = responses(srs.respond(invite.id, 200, now=0.0))
+    ours = asked(srs, invite.dialog, "OPTIONS", 1.0)
+
+    for one in (ok, ours):
+        assert (one.headers.get("Contact") or "").startswith(f"<{scheme}:srs@192.0.2.1:5060")
+        assert ("transport=tls" in (one.headers.get("Contact") or "")) is (scheme == "sip")
+        assert "+sip.srs" in (one.headers.get("Contact") or "")
