@@ -429,6 +429,9 @@ class SipServer:
         data = serialize(self._response(pending, status, reason, headers, content_type, body))
         what = Input.SUCCESS if status < 300 else Input.FAILURE
         pending.transaction.step(what, now, data)
+        if status >= 300:
+            # Whoever is refused may try another address of ours: RFC 3263 §4.3.
+            self._end_merging(pending)
         out: list[Output] = [
             Send(data, pending.peer),
             ResponseSent(_method(pending.request), status),
@@ -659,9 +662,14 @@ class SipServer:
     def _forget(self, pending: _Pending) -> None:
         self._pending.pop(pending.key, None)
         self._by_id.pop(pending.id, None)
+        self._end_merging(pending)
+
+    def _end_merging(self, pending: _Pending) -> None:
+        """Let the same INVITE come on another way: it is a new one from now on."""
         request = pending.request
-        if request.method == "INVITE":
-            self._merged.pop((request.call_id, request.from_.tag, str(request.cseq)), None)
+        merge = (request.call_id, request.from_.tag, str(request.cseq))
+        if self._merged.get(merge) == pending.key:
+            del self._merged[merge]
 
     def _schedule(self, owner: _Timed) -> None:
         """Have the owner in the agenda at its deadline, or earlier: once, not once a message."""

@@ -357,6 +357,20 @@ def test_an_invite_that_came_on_two_ways_is_answered_once() -> None:
     assert statuses(srs.receive(other_way, PEER, 0.1)) == [482]
 
 
+def test_an_invite_that_was_refused_may_be_tried_at_another_address_of_ours() -> None:
+    srs = new_server()
+    (first,) = invites(srs.receive(INVITE, PEER, 0.0))
+    srs.respond(first.id, 503, now=0.1)
+    other_way = request("INVITE", branch="z9hG4bKother", body=multipart(), transport="TCP")
+
+    (second,) = invites(srs.receive(other_way, TCP_PEER, 0.2))
+    third_way = request("INVITE", branch="z9hG4bKthird", body=multipart())
+
+    assert second.initial
+    # 482 would keep a client from going on to another recorder, as 503 does not.
+    assert statuses(srs.receive(third_way, PEER, 0.3)) == [482]
+
+
 def test_options_is_for_the_recorder_to_answer() -> None:
     srs = new_server()
 
