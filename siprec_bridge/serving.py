@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 from collections.abc import Mapping
 
@@ -15,8 +16,19 @@ from siprec_bridge.settings import Settings
 log = structlog.get_logger()
 
 
+def use_all_files() -> None:
+    """Open as many files as this process may: each caller over TCP and each listener is one.
+
+    The soft limit of 1,024 that processes begin with is for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems set a lower one than they tell
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(settings: Settings, options: Mapping[str, str]) -> None:
     """Run a bridge until SIGTERM or SIGINT. Raises ConfigurationError when it cannot start."""
+    use_all_files()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
