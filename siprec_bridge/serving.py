@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ import structlog
 from siprec_bridge.app import Bridge
 from siprec_bridge.choices import tell_choices
 from siprec_bridge.settings import Settings
+from siprec_bridge.telemetry import ServiceManager
 
 log = structlog.get_logger()
+
+_STOPPING_S = 120.0  # for what is done when the calls have ended: files, the last events
 
 
 def use_all_files() -> None:
@@ -33,8 +37,12 @@ async def serve(settings: Settings, options: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with contextlib.AsyncExitStack() as parts:
-        bridge = Bridge(settings, options)
+    manager = ServiceManager(os.environ)
+    bridge = Bridge(settings, options)
+    async with (
+        manager.kept_told(lambda: f"calls: {bridge.service.active}"),
+        contextlib.AsyncExitStack() as parts,
+    ):
         gc.collect()
         await bridge.start(parts)
         # What is there by now stays there. To look through it each time takes 0.1 s, in which nobody
@@ -42,6 +50,9 @@ async def serve(settings: Settings, options: Mapping[str, str]) -> None:
         gc.freeze()
         gc.set_threshold(10_000, 20, 20)
         await tell_choices(bridge)
+        manager.tell(READY="1")
         await stop.wait()
+        longest = settings.shutdown_timeout.total_seconds() + _STOPPING_S
+        manager.tell(STOPPING="1", EXTEND_TIMEOUT_USEC=f"{longest * 1e6:.0f}")
         log.info("bridge.stopping", calls=bridge.service.active)
     log.info("bridge.stopped")
