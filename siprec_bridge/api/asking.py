@@ -79,9 +79,9 @@ def cursor_of(request: web.Request) -> Cursor | None:
         when = datetime.fromisoformat(at.replace(" ", "+"))
         if when.tzinfo is None or not id:
             raise ValueError
-    except ValueError:
+        return when.astimezone(UTC), id
+    except (ValueError, OverflowError):
         raise web.HTTPBadRequest(text="before must be the `next` of the page before") from None
-    return when, id
 
 
 def cursor_after(last: Cursor) -> str:
@@ -96,9 +96,9 @@ def time_of(request: web.Request, name: str) -> datetime | None:
         return None
     try:
         when = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
+        return when.astimezone(UTC) if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # of the first and last years some are none in UTC
         raise web.HTTPBadRequest(text=f"{name} must be a time such as 2026-05-04T12:00Z") from None
-    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
 def choice_of(request: web.Request, name: str, allowed: tuple[Any, ...]) -> Any:

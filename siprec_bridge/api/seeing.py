@@ -11,6 +11,7 @@ from siprec_bridge.access import Client
 from siprec_bridge.api.asking import CLIENT, LARGEST_PAGE, Cursor, cursor_after
 from siprec_bridge.store import Database, Found, JobRow, SessionRow, recordings
 
+_NO_ID = "0"  # before all ids
 _MOST_LOOKED_AT = 5000  # rows for one page of a client that may not see all of them
 
 Row = TypeVar("Row", SessionRow, JobRow, Found)
@@ -68,4 +69,15 @@ def visible(
                     return found, cursor_after(before)
         if len(rows) < LARGEST_PAGE:
             return found, None
-    return found, cursor_after(before) if before is not None else None
+    if before is None:
+        return found, None
+    # What was looked at last may be another's, whose id is nobody's business: from here on the
+    # moment alone is said, once all of that moment were looked at.
+    moment = before[0]
+    while rows := page(connection, LARGEST_PAGE, before):
+        of_it = [row for row in rows if key(row)[0] == moment]
+        found += [row for row in of_it if seen(connection, row)]
+        if len(of_it) < len(rows):
+            break
+        before = key(rows[-1])
+    return found, cursor_after((moment, _NO_ID))

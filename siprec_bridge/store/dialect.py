@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
 
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store.errors import StoreError
@@ -370,9 +376,9 @@ def _fts5(terms: Sequence[Term]) -> str:
 
 def cause_of(error: Exception) -> str:
     """One line without SQL and without the values in it, which are callers' data."""
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, DBAPIError):
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, StatementError):
         return " ".join(str(error).split()) or type(error).__name__
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
     diagnosis = getattr(cause, "diag", None)  # PostgreSQL's DETAIL holds values
     primary = getattr(diagnosis, "message_primary", None)
     return " ".join(str(primary or cause).split()) or type(cause).__name__

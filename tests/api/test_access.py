@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,16 @@ from siprec_bridge.recording import (
 )
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.redaction import KINDS, Policy
-from siprec_bridge.store import Event, JobRow, SessionRow, jobs, outbox, recordings, search
+from siprec_bridge.store import (
+    Database,
+    Event,
+    JobRow,
+    SessionRow,
+    jobs,
+    outbox,
+    recordings,
+    search,
+)
 from siprec_bridge.telemetry import Health
 from siprec_bridge.transcription import Scheduler
 
@@ -97,6 +107,7 @@ def session(id: str, number: int, domain: str) -> SessionRow:
 
 @dataclass
 class Desk:
+    database: Database
     api: Api
     url: str
     http: aiohttp.ClientSession
@@ -156,7 +167,7 @@ async def desk(folder: Path, *tokens: Given) -> AsyncIterator[Desk]:
 
         await place.database.write(insert)
         async with TestServer(api.application()) as server, aiohttp.ClientSession() as http:
-            yield Desk(api, str(server.make_url("")).rstrip("/"), http)
+            yield Desk(place.database, api, str(server.make_url("")).rstrip("/"), http)
 
 
 async def test_without_tokens_a_strangers_name_gets_at_nothing_but_health_and_metrics(
@@ -287,7 +298,7 @@ async def test_a_page_without_a_session_of_ones_own_says_where_to_go_on(
 ) -> None:
     monkeypatch.setattr(seeing, "LARGEST_PAGE", 1)
     monkeypatch.setattr(seeing, "_MOST_LOOKED_AT", 1)
-    pages = []
+    pages, told = [], []
     async with desk(tmp_path, SALES) as place:
         path = "GET /api/sessions?limit=1"
         while True:
@@ -295,9 +306,49 @@ async def test_a_page_without_a_session_of_ones_own_says_where_to_go_on(
             pages.append([one["id"] for one in page["sessions"]])
             if page["next"] is None:
                 break
+            told.append(page["next"].partition("~")[2])
             path = f"GET /api/sessions?limit=1&before={page['next']}"
 
     assert pages == [["s3"], [], ["s1"], []]
+    assert told == ["s3", "0", "s1"]  # s2 is another's
+
+
+async def test_of_sessions_that_began_at_once_none_is_left_out_between_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeing, "LARGEST_PAGE", 2)
+    monkeypatch.setattr(seeing, "_MOST_LOOKED_AT", 2)
+    pages = []
+    async with desk(tmp_path, SALES) as place:
+        for id, domain in (("s4", "sales.example.com"), ("s5", "example.com"), ("s6", "x.org")):
+            add = partial(recordings.insert, row=session(id, 9, domain))
+            await place.database.write(add)
+        path = "GET /api/sessions"
+        while True:
+            _, page = await place.ask(path, SALES.headers)
+            pages.append([one["id"] for one in page["sessions"]])
+            if page["next"] is None:
+                break
+            path = f"GET /api/sessions?before={page['next']}"
+
+    assert pages == [["s4"], ["s3"], ["s1"]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/sessions?before=0001-01-01T00:00:00%2B14:00~x",
+        "/api/jobs?before=9999-12-31T23:59:59-14:00~x",
+        "/api/search?q=hello&from=0001-01-01T00:00:00%2B14:00",
+        "/api/search?q=hello&to=9999-12-31T23:59:59-14:00",
+    ],
+)
+async def test_a_time_that_is_none_in_utc_is_refused(tmp_path: Path, path: str) -> None:
+    async with desk(tmp_path, EVERYTHING) as place:
+        status, answer = await place.ask(f"GET {path}", EVERYTHING.headers)
+
+    assert status == 400
+    assert "must be" in answer["error"]
 
 
 async def test_a_login_gives_a_cookie_that_scripts_cannot_read(tmp_path: Path) -> None:
