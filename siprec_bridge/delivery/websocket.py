@@ -301,6 +301,13 @@ class TranscriptSocket:
             ready = {"type": "listener.ready", "sequence": here, "oldest": oldest or here + 1}
             await connection.send(json.dumps(ready))
             if since is not None:
+                if (wrong := await self._not_ours(since, here)) is not None:
+                    log.warning(
+                        "websocket.strange_cursor", source=listener.source, client=name, cause=wrong
+                    )
+                    await connection.send(json.dumps({"type": "listener.error", "error": wrong}))
+                    await connection.close(_NOT_ALLOWED, "since is not of this database")
+                    return
                 await self._replay(listener, tuple(listener.subscriptions.values()), since, here)
             listener.last = max(since or 0, here)
             while True:
@@ -335,11 +342,15 @@ class TranscriptSocket:
             message = parse_message(said)
             async with self._reading:
                 await self._take_new()  # what is stored by now is not news to what comes next
-                self._change(listener, message)
                 here = self._sequence
+                if message.since is not None:
+                    wrong = await self._not_ours(message.since, here)
+                    if wrong is not None:
+                        raise ValueError(wrong)
+                self._change(listener, message)
         except ValueError as error:
-            wrong = {"type": "listener.error", "error": str(error), "message": str(said[:200])}
-            await listener.connection.send(json.dumps(wrong))
+            told = {"type": "listener.error", "error": str(error), "message": str(said[:200])}
+            await listener.connection.send(json.dumps(told))
             return
         done = "subscribed" if message.subscribe else "unsubscribed"
         ids = [one.id for one in message.subscribe] or list(message.unsubscribe)
@@ -347,6 +358,19 @@ class TranscriptSocket:
         await listener.connection.send(json.dumps(note))
         if message.since is not None:
             await self._replay(listener, message.subscribe, message.since, here)
+
+    async def _not_ours(self, since: int, here: int) -> str | None:
+        """Why a cursor cannot be of this database, as it is now: that would leave out all up to it."""
+        if since <= here:
+            return None
+        # Another node may have told of it that is ahead of us, and its event be deleted by now.
+        latest = await self._database.read(outbox.latest_number)
+        if since <= latest:
+            return None
+        return (
+            f"since: {since} was never reached, {latest} is the latest: the database is another, or "
+            "was restored; begin anew with since=0"
+        )
 
     def _change(self, listener: _Listener, message: Message) -> None:
         """Raises ValueError, and then nothing is changed."""

@@ -377,6 +377,15 @@ def last_seq(connection: Connection) -> int:
     return connection.scalar(sa.select(sa.func.max(events.c.seq))) or 0
 
 
+def latest_number(connection: Connection) -> int:
+    """The latest seq that was ever given out, whatever became of its event; at least 0."""
+    if connection.dialect.name == "postgresql":
+        query = sa.text("SELECT last_value FROM events_seq_seq")
+    else:
+        query = sa.text("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+    return connection.scalar(query) or 0
+
+
 def get(connection: Connection, event_id: str) -> Event | None:
     """The event with this id, as long as it is kept."""
     row = connection.execute(events.select().where(events.c.id == event_id)).mappings().first()

@@ -152,6 +152,35 @@ async def test_resuming_leaves_nothing_out_and_repeats_nothing(tmp_path: Path) -
     assert [one["sequence"] for one in frames] == list(range(151, 1301))
 
 
+async def test_a_cursor_of_another_database_is_told_and_hides_nothing(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as news:
+        await news.publish(event(number=1), event(number=2))
+        async with connect(news.url + "?since=3") as listener:
+            await hello(listener)
+            (error,) = await take(listener, 1)
+            with pytest.raises(ConnectionClosed) as closed:
+                await listener.recv()
+        async with connect(news.url + "?subscribe=later") as listener:
+            await hello(listener)
+            refused = await say(listener, {"subscribe": {"id": "a"}, "since": 3})
+            again = await say(listener, {"subscribe": {"id": "a"}, "since": 0})
+            frames = await take(listener, 2)
+        # The latest that it knows was deleted: it goes on from there.
+        await news.database.write(lambda c: c.exec_driver_sql("DELETE FROM events WHERE seq = 2"))
+        async with connect(news.url + "?since=2") as listener:
+            await hello(listener)
+            await news.publish(event(number=3))
+            (frame,) = await take(listener, 1)
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+    assert [one["type"] for one in (error, refused, again)] == [
+        "listener.error", "listener.error", "listener.subscribed",
+    ]  # fmt: skip
+    assert "2 is the latest" in error["error"]
+    assert [one["sequence"] for one in (*frames, frame)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("path", "status", "reason"),
     [

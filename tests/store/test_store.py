@@ -349,3 +349,14 @@ async def test_pages_of_sessions_follow_each_other_without_gap(database_url: str
             before = (page[-1].started_at, page[-1].id)
 
     assert seen == ["s4", "s3", "s2", "s1", "s0"]
+
+
+async def test_the_latest_number_outlives_its_event(database_url: str) -> None:
+    async with opened(database_url) as database:
+        event = Event("e-1", "s", "session.ended", NOW, "{}")
+        (first,) = await database.write(lambda c: outbox.append(c, [event], []))
+        await database.write(lambda c: c.exec_driver_sql("DELETE FROM events"))
+        latest = await database.read(outbox.latest_number)
+        left = await database.read(outbox.last_seq)
+
+    assert (latest, left) == (first.seq, 0)
