@@ -38,6 +38,7 @@ from siprec_bridge.store import (
     recordings,
     retention,
 )
+from siprec_bridge.store.rewind import shorten_leases
 from siprec_bridge.vault import (
     Identities,
     KeptFile,
@@ -258,6 +259,7 @@ async def clear_up(
 
     Their leases tell of them. Whoever asks for the change once more begins anew. Raises StoreError.
     """
+    await database.write(partial(shorten_leases, now=clock()))
     over = partial(
         deposits.cut_off, runners=f"{deposits.DELETING}%", now=clock(), node=None, shared=True
     )

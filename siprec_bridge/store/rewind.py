@@ -4,6 +4,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from siprec_bridge.store.deposits import LEASE
+from siprec_bridge.store.dialect import common_time
 from siprec_bridge.store.schema import deliveries, deposits, jobs
 
 
@@ -17,4 +19,14 @@ def rewind(connection: Connection, now: datetime) -> int:
     for table in (jobs, deliveries, deposits):
         query = table.update().where(table.c.not_before > now).values(not_before=now)
         count += connection.execute(query).rowcount
+    shorten_leases(connection, now)
     return count
+
+
+def shorten_leases(connection: Connection, now: datetime) -> None:
+    """Let no lease last longer than one that is given now: who has it is alive, and renews it, or dead."""
+    until = common_time(connection, now) + LEASE
+    for table in (jobs, deposits):
+        connection.execute(
+            table.update().where(table.c.lease_until > until).values(lease_until=until)
+        )

@@ -138,3 +138,17 @@ async def _commit(database: Database, row: SessionRow, altered: Altered) -> None
         altered.note(connection)
 
     await database.write(store)
+
+
+async def test_a_lease_that_a_wrong_clock_gave_ends_as_others_do(tmp_path: Path) -> None:
+    a_day_ahead = START + timedelta(days=1)
+    async with desk(tmp_path) as here:
+        await here.database.write(lambda c: deposits.lend(c, "s-1", "altering-dead", a_day_ahead))
+        for minutes in (0, 2):  # the bridge starts, and looks again
+            now = START + timedelta(minutes=minutes)
+            await clear_up(here.database, clock=lambda: now, node=None, shared=True)  # noqa: B023
+        left = await here.database.read(
+            lambda c: c.execute(schema.deposits.select()).mappings().all()
+        )
+
+    assert left == []
