@@ -1,12 +1,12 @@
 """Events by their ids, for consumers that were sent a reference."""
 
-from functools import partial
-
 from aiohttp import web
+from sqlalchemy import Connection
 
 from siprec_bridge.api.asking import CLIENT, Route
 from siprec_bridge.api.seeing import may_see
-from siprec_bridge.store import Database, outbox
+from siprec_bridge.delivery import envelope
+from siprec_bridge.store import Database, Event, outbox
 
 
 class Events:
@@ -21,9 +21,17 @@ class Events:
 
     async def _data(self, request: web.Request) -> web.Response:
         """The data of an event, octet by octet what the reference's checksum is of."""
-        event = await self._database.read(partial(outbox.get, event_id=request.match_info["id"]))
-        if event is None or not await self._database.read(
-            partial(may_see, client=request[CLIENT], session_id=event.session_id)
-        ):
+        client, id = request[CLIENT], request.match_info["id"]
+
+        def find(connection: Connection) -> Event | None:
+            event = outbox.get(connection, id)
+            if event is None or not all(
+                may_see(connection, client, one) for one in envelope.sessions_named(event)
+            ):
+                return None
+            return event
+
+        event = await self._database.read(find)
+        if event is None:
             raise web.HTTPNotFound(text="there is no such event, or none any more")
         return web.Response(body=event.body.encode(), content_type="application/json")

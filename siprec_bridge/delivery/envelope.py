@@ -590,6 +590,14 @@ def by_reference(event: Event, limit: int, public_url: str) -> str:
     return body
 
 
+def sessions_named(event: Event) -> set[str]:
+    """Ids of the sessions that an event names: who sees one of a group does not see all of them."""
+    if event.type != "group.transcribed":
+        return {event.session_id}
+    told = GroupTranscribedData.model_validate_json(event.body)
+    return {event.session_id, *(one.session_id for one in told.sessions)}
+
+
 def attributes(event: Event) -> dict[str, str | int]:
     """The event's CloudEvents attributes, all but `data`."""
     return {

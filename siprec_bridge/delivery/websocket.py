@@ -26,6 +26,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from siprec_bridge.access import Client, Gate, Refused, View
+from siprec_bridge.delivery import envelope
 from siprec_bridge.delivery.subscriptions import (
     OF_THE_QUERY,
     Frame,
@@ -109,10 +110,14 @@ class _Sight:
         self._rows = rows
         self._judged: dict[tuple[View, str], bool] = {}
 
-    def sees(self, view: View, session_id: str) -> bool:
-        """A session that is gone cannot be judged: nobody sees it but those who see all."""
-        if view.whole:
-            return True
+    def sees(self, view: View, event: Event) -> bool:
+        """Whether all sessions may be seen that an event tells of.
+
+        One that is gone cannot be judged: nobody sees it but those who see all.
+        """
+        return view.whole or all(self._sees(view, id) for id in envelope.sessions_named(event))
+
+    def _sees(self, view: View, session_id: str) -> bool:
         key = view, session_id
         if key not in self._judged:
             row = self._rows.get(session_id)
@@ -401,7 +406,7 @@ class TranscriptSocket:
                 )
             )  # fmt: skip
             for event in page:
-                if not sight.sees(view, event.session_id):
+                if not sight.sees(view, event):
                     continue
                 frame = Frame(event)
                 if matching := tuple(one for one in wanted if one.wants(frame)):
@@ -454,7 +459,7 @@ class TranscriptSocket:
             news = [
                 (frame, wanted)
                 for frame in frames
-                if (wanted := listener.wanted(frame)) and sight.sees(view, frame.event.session_id)
+                if (wanted := listener.wanted(frame)) and sight.sees(view, frame.event)
             ]
             if not news:
                 continue
@@ -469,7 +474,7 @@ class TranscriptSocket:
         """Tell what is stored nowhere to those who can take it."""
         for listener in self._listeners:
             wanted = listener.wanted(frame)
-            if not wanted or not sight.sees(listener.client.view, frame.event.session_id):
+            if not wanted or not sight.sees(listener.client.view, frame.event):
                 continue
             if listener.takes_at_once:
                 listener.connection.transport.write(frame.octets(listener.name_of(wanted)))
@@ -520,7 +525,7 @@ def _read(
 ) -> tuple[list[Event], _Sight]:
     """A page of events, with their sessions where somebody may not see all of them."""
     page = outbox.since(connection, seq, _PAGE, types=types, until=until, session_id=session_id)
-    ids = {event.session_id for event in page} if judged else ()
+    ids = {id for event in page for id in envelope.sessions_named(event)} if judged else ()
     return page, _Sight(recordings.faces(connection, ids))
 
 

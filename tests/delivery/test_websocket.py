@@ -470,6 +470,28 @@ async def test_a_limited_token_hears_its_own_sessions_live_and_stored(tmp_path: 
     assert [one["sequence"] for one in stored] == [2, 5, 7]
 
 
+async def test_a_limited_token_hears_of_a_group_only_if_it_may_see_all_of_it(
+    tmp_path: Path,
+) -> None:
+    def transcribed(*sessions: str) -> Event:
+        told = [(one, 1) for one in sessions]
+        return envelope.group_transcribed(
+            "s1", "c", group_id="g1", call_ids={}, sessions=told, at=NOW
+        )
+
+    async with newsroom(tmp_path, (GROUP.token,)) as news:
+        async with connect(news.url, additional_headers=GROUP.headers) as limited:
+            await hello(limited)
+            await news.publish(transcribed("s2", "s1"), transcribed("s1"), event("s1"))
+            live = await take(limited, 2)
+        async with connect(news.url + "?since=0", additional_headers=GROUP.headers) as late:
+            await hello(late)
+            stored = await take(late, 2)
+
+    assert [one["sequence"] for one in live] == [2, 3]
+    assert stored == live
+
+
 async def test_a_session_that_comes_into_view_is_heard_from_then_on(tmp_path: Path) -> None:
     async with (
         newsroom(tmp_path, (GROUP.token,)) as news,
