@@ -285,12 +285,12 @@ class TranscriptSocket:
     async def _talk(self, listener: _Listener) -> None:
         connection = listener.connection
         since = listener.query.since
+        oldest = await self._database.read(outbox.first_seq)
         async with self._reading:
             if not self._listeners:
                 self._sequence = await self._database.read(outbox.last_seq)
             self._listeners.add(listener)
             here = self._sequence
-        oldest = await self._database.read(outbox.first_seq)
         self._metrics.websocket_listeners.set(len(self._listeners))
         name = listener.client.name
         log.info("websocket.listener", source=listener.source, client=name, since=since)

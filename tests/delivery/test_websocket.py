@@ -627,3 +627,25 @@ async def test_a_slow_listener_does_without_what_is_stored_nowhere_and_is_not_cu
     assert waiting == 3
     assert news.counted("siprec_websocket_passing_dropped_total") == 7
     assert frames[-1]["type"] == "session.updated"
+
+
+async def test_a_listener_who_came_while_the_database_failed_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url) as first:
+        await hello(first)
+        await news.database.write(
+            lambda c: c.exec_driver_sql("ALTER TABLE events RENAME TO events_away")
+        )
+        async with connect(news.url) as second:
+            with pytest.raises(ConnectionClosed):
+                await second.recv()
+        await news.database.write(
+            lambda c: c.exec_driver_sql("ALTER TABLE events_away RENAME TO events")
+        )
+        await news.publish(event())
+        (frame,) = await take(first, 1)
+        left = news.socket._metrics.registry.get_sample_value("siprec_websocket_listeners")
+
+        assert frame["sequence"] == 1
+        assert (left, len(news.socket._listeners)) == (1, 1)
