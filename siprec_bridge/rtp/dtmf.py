@@ -49,8 +49,9 @@ class KeyReader:
             if event.ssrc != ssrc or event.key != key:
                 continue
             offset = (timestamp - event.timestamp) & 0xFFFFFFFF
-            # A long key: its next segment begins where the one before it is full.
-            goes_on = offset % _SEGMENT == 0 and offset <= event.duration
+            # A long key: its next segment begins where the one before it is full, whose last packets
+            # may have been lost.
+            goes_on = offset % _SEGMENT == 0 and offset <= event.duration + clock_rate
             if offset == 0 or goes_on:
                 event.duration = max(event.duration, offset + duration)
                 return None

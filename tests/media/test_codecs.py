@@ -291,7 +291,7 @@ def test_keys_are_counted_by_their_timestamps(tmp_path: Path) -> None:
         (1.2, key(902, 11, at[2], 160)),
         (1.25, key(900, 1, at[0], 400, end=True)),  # late
         (1.26, key(903, 11, at[2], 400, end=True)),
-        (1.3, key(904, 15, at[3], 0xFFFF)),
+        (1.3, key(904, 15, at[3], 0xFFFF - 1600)),  # the last ones before it is full are lost
         (1.3, key(905, 15, at[3] + 0xFFFF, 100, end=True)),  # a key that was held for long
         (1.31, key(905, 15, at[3] + 0xFFFF, 100, end=True)),
         (1.4, key(906, 16, at[3] + 5, 100, end=True)),  # a flash is no key
