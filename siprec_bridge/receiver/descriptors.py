@@ -7,7 +7,7 @@ from pathlib import Path
 
 OF_A_STREAM = 3  # RTP, RTCP, spool
 OF_A_MUXED = 2  # where RTCP comes to the port of the RTP
-_SPARE = 64  # what a worker has open besides
+_SPARE = 64  # what a worker has open besides, pairs of ports that are bound ahead among it
 _CAP_SYS_RESOURCE = 24
 
 

@@ -4,8 +4,13 @@ import contextlib
 import errno
 import itertools
 import socket
+from collections import deque
 
 Pair = tuple[socket.socket, socket.socket]
+
+
+_AHEAD = 8  # pairs that are bound before they are wanted
+_TRIES = 16  # of pairs that are sent to: then it may be a stranger who sends to all of them
 
 
 class NoPortLeft(Exception):
@@ -31,11 +36,38 @@ class PortRange:
         self._first = first + first % 2
         self._count = max(0, (last - self._first + 1) // 2)
         self._next = 0
+        self._ahead: dict[str, deque[Pair]] = {}  # by host
 
     @property
     def pairs(self) -> int:
         """How many there are."""
         return self._count
+
+    def take(self, host: str) -> Pair:
+        """Sockets for RTP and RTCP at ports of the host to which nobody sends, as far as there are such.
+
+        They were bound a few streams before: what has come to them since, when nobody could know of
+        them, is of a call that is over for us, or was a bridge's before this one, and is in no other's.
+        Raises NoPortLeft; OSError when the host is no address of ours.
+        """
+        ahead = self._ahead.setdefault(host, deque())
+        for _ in range(_TRIES):
+            pair = ahead.popleft() if ahead else self.bind(host)
+            with contextlib.suppress(NoPortLeft, OSError):
+                while len(ahead) < _AHEAD:
+                    ahead.append(self.bind(host))
+            if not _is_sent_to(pair[0]):
+                return pair
+            for one in pair:
+                one.close()
+        return ahead.popleft() if ahead else self.bind(host)
+
+    def close(self) -> None:
+        """Give back what nobody has taken."""
+        for pair in itertools.chain(*self._ahead.values()):
+            for one in pair:
+                one.close()
+        self._ahead.clear()
 
     def bind(self, host: str) -> Pair:
         """Sockets for RTP and RTCP at the next free ports of the host.
@@ -49,6 +81,14 @@ class PortRange:
                 return bind_pair(host, candidate)
         last = self._first + 2 * self._count - 1
         raise NoPortLeft(f"all ports from {self._first} to {last} are taken")
+
+
+def _is_sent_to(one: socket.socket) -> bool:
+    try:
+        one.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return False
+    return True
 
 
 def bind_pair(host: str, port: int) -> Pair:

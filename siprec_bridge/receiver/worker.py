@@ -116,6 +116,7 @@ class Worker:
         self._close(list(self._streams))
         self._feedback.stop()
         self._durable.stop()
+        self._ports.close()
         self._wake.close()
 
     def _take_commands(self) -> bool:
@@ -215,7 +216,7 @@ class Worker:
         The other one's pair was free when it was chosen, and nobody else of ours gets its upper port.
         """
         if port is None:
-            rtp, rtcp = self._ports.bind(host)
+            rtp, rtcp = self._ports.take(host)
             if mux:
                 rtcp.close()
             return rtp, None if mux else rtcp

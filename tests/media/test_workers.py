@@ -72,6 +72,23 @@ async def test_a_worker_without_ports_passes_streams_on_until_none_is_left(tmp_p
     assert again.rtp_port == opened[2]
 
 
+async def test_a_port_to_which_a_call_that_is_over_goes_on_sending_is_given_to_no_other(
+    tmp_path: Path,
+) -> None:
+    async with engine(ports=(29960, 29967)) as (media, _, metrics):
+        ports = [(await media.open(spec(tmp_path, 0))).rtp_port]
+        send(VOICE[:1], 29962)  # nobody was told of it: a bridge before this one may have been
+        ports.append((await media.open(spec(tmp_path, 1))).rtp_port)
+        send(VOICE, ports[1])
+        await received(metrics, len(VOICE))
+        ports += [(await media.open(spec(tmp_path, index))).rtp_port for index in (2, 3)]
+        await media.close([f"s1-{index}" for index in range(4)])
+
+    assert ports == [29960, 29964, 29966, 29962]  # rather that one than none
+    assert spooled(spec(tmp_path, 1).spool) == VOICE
+    assert spooled(spec(tmp_path, 3).spool) == []
+
+
 async def test_a_range_too_small_for_the_workers_is_said_and_makes_fewer(tmp_path: Path) -> None:
     with capture_logs() as lines:
         async with engine(workers=8, ports=(29950, 29957)) as (media, _, _):

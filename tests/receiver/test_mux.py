@@ -80,6 +80,7 @@ def test_a_stream_holds_as_many_files_as_the_advice_counts_on(
     tmp_path: Path, worker: tuple[Worker, socket.socket], mux: bool, each: int
 ) -> None:
     media, _ = worker
+    opened(media, spec(tmp_path, 9))  # ports for a few more are bound with it
     before = files()
 
     ports = [opened(media, replace(spec(tmp_path, n), rtcp_mux=mux)) for n in range(4)]
