@@ -3,7 +3,8 @@
     magic | one JSON line: SpoolHeader | records: kind u8, flags u8, length u16, arrival u64, bytes
 
 Numbers are little-endian, arrivals nanoseconds since 1970 (UTC). Nothing is ever rewritten: a
-file that ends in the middle of a record, since its writer was killed, is whole up to there.
+file that ends in the middle of a record, since its writer was killed, is whole up to there. One that
+lost pages in its middle, which are zeros after a power cut, is read on from the next record behind them.
 """
 
 import contextlib
@@ -28,6 +29,11 @@ RTP, EVENT, RTCP = 0, 1, 2
 _CHUNK = 1 << 20
 _MOST_PIECES = 1000  # of one system call
 _LONGEST_HEADER = 1 << 20
+_LAST_KIND = 15
+_LATEST_NS = 1 << 62  # in 2116
+_LONGEST_SURE = 2048  # octets of a datagram: a longer one may be something else
+_DAY_NS = 24 * 3600 * 1_000_000_000
+_SEARCHED = 1 << 16  # octets at a time
 _PENDING_LIMIT = 4 << 20  # kept in memory while the disk is full: minutes of G.711
 
 
@@ -277,10 +283,13 @@ def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent | ControlPacket
 
     at, end, size = 0, len(chunk), RECORD.itemsize
     while at + size <= end:
+        arrival = int.from_bytes(chunk[at + 4 : at + 12], "little")
+        if not 0 < arrival < _LATEST_NS or chunk[at] > _LAST_KIND or chunk[at + 1]:
+            at = _next_record(data, at + 1)
+            continue
         length = chunk[at + 2] | chunk[at + 3] << 8
         if at + size + length > end:
             break
-        arrival = int.from_bytes(chunk[at + 4 : at + 12], "little")
         if chunk[at] == RTP:
             offsets.append(at + size)
             lengths.append(length)
@@ -296,6 +305,30 @@ def _parse(chunk: bytes) -> tuple[int, list[Packets | SpoolEvent | ControlPacket
         at += size + length
     flush()
     return at, found
+
+
+def _next_record(data: npt.NDArray[np.uint8], start: int) -> int:
+    """Where the next record begins, or may: one whose head could be one, with another behind it."""
+    size = RECORD.itemsize
+    heads: npt.NDArray[np.void] = np.ndarray(
+        (max(0, len(data) - size + 1),), RECORD, data, strides=(1,)
+    )
+
+    def are_heads(some: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+        fits: npt.NDArray[np.bool_] = (some["kind"] <= _LAST_KIND) & (some["flags"] == 0)
+        fits &= (some["arrival"] > 0) & (some["arrival"] < _LATEST_NS)
+        fits &= (some["length"] <= _LONGEST_SURE) | (some["kind"] == EVENT)
+        return fits
+
+    for begin in range(start, len(heads), _SEARCHED):
+        for at in (np.flatnonzero(are_heads(heads[begin : begin + _SEARCHED])) + begin).tolist():
+            behind = at + size + int(heads["length"][at])
+            if behind >= len(heads):
+                return at
+            apart = int(heads["arrival"][behind]) - int(heads["arrival"][at])
+            if are_heads(heads[behind : behind + 1])[0] and abs(apart) < _DAY_NS:
+                return at
+    return max(start, len(heads))
 
 
 def _read_event(body: bytes, at_ns: int) -> SpoolEvent | None:

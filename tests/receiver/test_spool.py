@@ -85,6 +85,31 @@ def test_any_file_is_a_spool_or_malformed(tmp_path: Path, data: bytes) -> None:
             continue
 
 
+@anywhere
+@given(st.integers(0, 200 * 184), st.sampled_from([100, 4096, 20_000]))
+def test_pages_that_a_power_cut_took_cost_what_was_on_them_and_nothing_behind(
+    tmp_path: Path, lost_at: int, lost: int
+) -> None:
+    (tmp_path / "s-0.spool").unlink(missing_ok=True)
+    voice = [number.to_bytes(2, "big") + bytes(range(170)) for number in range(200)]
+    path = write(tmp_path, voice, start=1.7e9)
+    whole = path.read_bytes()
+    start = len(whole) - 200 * 184
+    lost = min(lost, 200 * 184 - lost_at)
+    at = start + lost_at
+    path.write_bytes(whole[:at] + bytes(lost) + whole[at + lost :])
+    intact = {
+        one
+        for number, one in enumerate(voice)
+        if (number + 1) * 184 <= lost_at or number * 184 >= lost_at + lost
+    }
+
+    got = read(path)
+
+    assert [one for one in got if one in intact] == [one for one in voice if one in intact]
+    assert len(got) <= len(intact) + 2  # the ends of what was lost may look like records
+
+
 def test_a_writer_goes_on_behind_the_half_record_of_a_dead_one(tmp_path: Path) -> None:
     path = write(tmp_path, [b"one", b"two"])
     path.write_bytes(path.read_bytes()[:-1])
