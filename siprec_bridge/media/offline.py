@@ -11,7 +11,6 @@ from datetime import datetime
 import numpy as np
 
 from siprec_bridge.receiver.control import StreamPort, StreamReport, StreamSpec
-from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.spool import RECORD, write_records
 from siprec_bridge.receiver.stream import ReceivedStream, open_spool, srtp_receiver
 from siprec_bridge.rtp import (
@@ -130,7 +129,7 @@ def _spool(stream: _Stream) -> str | None:
     stream.malformed += len(waiting) - len(kept)
     if not len(kept):
         return None
-    rates = np.full(len(waiting), float(clock_rate(stream.spec.codecs)))
+    rates = np.full(len(waiting), float(stream.rate))
     times = of_arrivals(arrivals, batch.timestamp, batch.ssrc, rates)
     stream.count(batch, kept, arrivals, lengths, times)
     heads = np.zeros(len(waiting), RECORD)

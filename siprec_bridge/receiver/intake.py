@@ -16,7 +16,6 @@ import numpy as np
 from siprec_bridge.receiver.feedback import Feedback
 from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
-from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.stream import Ints
 from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock, dropped, shield, shut
@@ -97,7 +96,7 @@ class Intake:
 
     def follow(self, stream: LiveStream) -> None:
         """Take over the clock of its time stamps."""
-        self._rows["rate"][stream.row] = clock_rate(stream.spec.codecs)
+        self._rows["rate"][stream.row] = stream.rate
 
     def note_heard(self, stream: LiveStream, now: float) -> None:
         """Begin to wait for its next packet anew."""
@@ -253,6 +252,7 @@ class Intake:
         stream.silent = False
         before = stream.sequence.duplicates
         octets = stream.count(sweep.batch, slots, sweep.arrivals_ns, sweep.lengths, sweep.times)
+        self.follow(stream)
         counters.packets += len(slots)
         counters.octets += octets
         counters.duplicates += stream.sequence.duplicates - before

@@ -5,7 +5,6 @@ import socket
 from dataclasses import dataclass, field, replace
 
 from siprec_bridge.receiver.control import StreamReport, StreamSpec
-from siprec_bridge.receiver.quality import clock_rate
 from siprec_bridge.receiver.stream import Ints, ReceivedStream
 from siprec_bridge.receiver.sweep import NOBODY, Source
 from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpReceiver, SrtpSender
@@ -61,8 +60,9 @@ class LiveStream(ReceivedStream):
     ) -> int:
         self._settle()
         octets = ReceivedStream.count(self, batch, slots, arrivals_ns, lengths, times)
-        rate = float(clock_rate(self.spec.codecs))
-        self.ledger.expect(self.row, self.sequence, self.jitter, self.payload_type, rate)
+        self.ledger.expect(
+            self.row, self.sequence, self.jitter, self.payload_type, float(self.rate)
+        )
         return octets
 
     def note_silence(self) -> None:

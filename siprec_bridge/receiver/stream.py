@@ -34,11 +34,13 @@ class ReceivedStream:
     unauthenticated: int = 0
     first_ns: int | None = None
     last_ns: int | None = None
+    rate: int = field(init=False)  # Hz, of the time stamps that come
     secure: bool = field(init=False)  # without keys its packets are nobody's
     _beside: frozenset[int] = field(init=False)  # payload types that are no voice
 
     def __post_init__(self) -> None:
         self.secure = self.spec.secure
+        self.rate = clock_rate(self.spec.codecs)
         self._beside = _no_voice(self.spec)
 
     def take_over(self, spec: StreamSpec, now_ns: int) -> None:
@@ -66,10 +68,15 @@ class ReceivedStream:
         if self.first_ns is None:
             self.first_ns = int(arrivals_ns[slots[0]])
         self.last_ns = int(arrivals_ns[slots[-1]])
-        self.jitter.add(times, slots, clock_rate(self.spec.codecs))
         payload_type = int(batch.payload_type[slots[-1]])
         if payload_type not in self._beside:
             self.payload_type = payload_type
+        rate = clock_rate(self.spec.codecs, self.payload_type)
+        if rate == self.rate:
+            self.jitter.add(times, slots, rate)
+        else:  # the times were reckoned by another clock
+            self.jitter.change_clock(rate / self.rate)
+            self.rate = rate
         self.sequence.add(batch.sequence[slots], batch.ssrc[slots])
         octets = int(lengths[slots].sum())
         self.octets += octets

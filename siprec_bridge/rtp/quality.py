@@ -82,6 +82,11 @@ class Jitter:
             self._note(count - 1)
             self.transit, self.timestamp = float(of.transit[last]), int(of.timestamp[last])
 
+    def change_clock(self, ratio: float) -> None:
+        """Go on with a source whose ticks come so many times as fast."""
+        self.now, self.ssrc = 0.0, None
+        self._sum *= ratio
+
     def advance(
         self, count: int, *, now: float, total: float, transit: float, timestamp: int
     ) -> None:

@@ -1,12 +1,15 @@
 """Streams whose packets are brought with their times."""
 
 import resource
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from harness.rtp import loudest_frequency, packets, read_wav, tone
 from siprec_bridge.media import OfflineMedia, StreamSpec, finish_session
-from siprec_bridge.sdp import Codec
+from siprec_bridge.sdp import STATIC, Codec
 
 START_NS = 1_800_000_000_000_000_000
 PACKET_NS = 20_000_000
@@ -65,3 +68,22 @@ async def test_a_full_disk_is_told(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     assert media.trouble == "File too large"
+
+
+@pytest.mark.parametrize(("first", "then"), [("PCMU", "PCMA"), ("OPUS", "PCMU")])
+async def test_jitter_is_told_by_the_clock_of_the_codec_that_is_sent(
+    tmp_path: Path, first: str, then: str
+) -> None:
+    """Of several that were answered: the first one's clock may be another."""
+    known = {"OPUS": Codec(111, "OPUS", 48000, 2), **{one.name: one for one in STATIC.values()}}
+    codecs = (known[first], *(one for one in known.values() if one.name != first))
+    media = OfflineMedia(lambda: START_NS)
+    await media.open(replace(_spec(tmp_path), codecs=codecs))
+    late_ns = [0, 4_000_000]  # every second packet
+
+    for number, packet in enumerate(packets(tone(440, 20), codec=then)):
+        media.receive("s-0", packet, START_NS + number * PACKET_NS + late_ns[number % 2])
+    (report,) = await media.close(["s-0"])
+
+    assert report.codec == then
+    assert report.jitter_ms == pytest.approx(4.0, abs=0.15)
