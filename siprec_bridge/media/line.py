@@ -23,6 +23,7 @@ from siprec_bridge.media.decode import (
     plain_width,
 )
 from siprec_bridge.media.decoder import Decoder, Pcm, Undecodable
+from siprec_bridge.media.odd_clock import OddClocks
 from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent, SpoolReader
 from siprec_bridge.rtp import (
     Batch,
@@ -105,6 +106,7 @@ class Line:
         self._in_order = False
         self._beside: dict[tuple[int, int], None] = {}  # sequence numbers of keys and noise
         self._keys = KeyReader()
+        self._odd_clocks = OddClocks()
         self._unplaced: list[KeyEvent] = []
 
     @property
@@ -213,12 +215,21 @@ class Line:
         clocks = np.zeros(128, np.int64)
         for number, codec in voices.items():
             clocks[number] = codec.clock_rate
+        timestamps = self._odd_clocks.correct(
+            batch.timestamp[chosen],
+            batch.sequence[chosen],
+            batch.ssrc[chosen],
+            types,
+            packets.arrivals_ns[chosen],
+            lengths / UNIT,
+            clocks[types],
+        )
         positions = np.zeros(len(chosen), np.int64)
         changes = (np.flatnonzero(np.diff(clocks[types])) + 1).tolist()
         for start, stop in zip([0, *changes], [*changes, len(chosen)], strict=True):
             run = slice(start, stop)
             positions[run] = self.timeline.place(
-                batch.timestamp[chosen[run]],
+                timestamps[run],
                 batch.sequence[chosen[run]],
                 batch.ssrc[chosen[run]],
                 packets.arrivals_ns[chosen[run]],

@@ -340,3 +340,25 @@ def test_a_tone_of_each_rate_survives_at_every_target(tmp_path: Path) -> None:
             leg, heard = finished(tmp_path, paced(stream), (stream.codec,), rate)
             assert leg.duration == pytest.approx(2.0, abs=0.001)
             assert loudest_frequency(heard[2000:], rate) == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("G722", 2), ("G722", 1), ("Opus", 1 / 3)])
+@pytest.mark.parametrize("jitter", [0.0, 0.015])
+def test_timestamps_at_another_clock_than_the_codec_s_make_no_call_longer_or_shorter(
+    tmp_path: Path, name: str, factor: float, jitter: float
+) -> None:
+    stream = STREAMS[name]
+    sent = paced(stream)
+    by_other = [
+        (at + jitter * (number % 3), build_packet(
+            stream.codec.payload_type, 65500 + number,
+            2**32 - 3200 + round(number * stream.ticks * factor), 7, payload,
+        ))
+        for number, ((at, _), payload) in enumerate(zip(sent, stream.payloads, strict=True))
+    ]  # fmt: skip
+
+    leg, heard = finished(tmp_path, by_other, (stream.codec,), stream.rate)
+    _, right = finished(tmp_path, sent, (stream.codec,), stream.rate)
+
+    assert leg.discontinuities == 0
+    assert same(heard, right)
