@@ -29,6 +29,7 @@ from siprec_bridge.delivery.broker import (
     Brokers,
     cause_of,
 )
+from siprec_bridge.delivery.events import CONTENT_TYPE
 from siprec_bridge.delivery.relay import Declined, Returned, Unacceptable, Unreachable
 from siprec_bridge.store import Event
 from siprec_bridge.telemetry import Metrics
@@ -277,7 +278,7 @@ def _properties(event: Event) -> Basic.Properties:
     if further := _further_keys(event):
         headers["CC"] = further  # a queue that is bound to several of its keys gets it once
     return Basic.Properties(
-        content_type=envelope.CONTENT_TYPE,
+        content_type=CONTENT_TYPE,
         content_encoding="utf-8",
         delivery_mode=_PERSISTENT,
         message_id=event.id,

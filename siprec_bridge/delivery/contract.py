@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from siprec_bridge.delivery.envelope import CONTENT_TYPE, EVENT_MODELS, SCHEMA
+from siprec_bridge.delivery.events import CONTENT_TYPE, EVENT_MODELS, SCHEMA
 from siprec_bridge.delivery.subscriptions import Message
 
 

@@ -16,6 +16,7 @@ from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import EVENT_MODELS
 from siprec_bridge.store import Event
 
 OF_THE_QUERY: Final = "query"  # id of what the address itself asks for
@@ -69,7 +70,7 @@ def _types(value: object) -> object:
         raise ValueError("a type or a list of types is needed")
     kinds = [one.strip().removesuffix("*") for one in parts if one.strip()]
     for kind in kinds:
-        if not any(known.startswith(kind) for known in envelope.EVENT_MODELS):
+        if not any(known.startswith(kind) for known in EVENT_MODELS):
             raise ValueError(f"no type begins with {kind}")
     return tuple(kinds)
 

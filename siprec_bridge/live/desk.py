@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import TranscriptPartialData
 from siprec_bridge.live.control import LiveStream
 from siprec_bridge.live.engine import LiveEngine
 from siprec_bridge.live.recogniser import Line, Wanted
@@ -261,7 +262,7 @@ class LiveDesk:
                 return None
             text, words = said.text, said.words
         call.told += 1
-        data = envelope.TranscriptPartialData(
+        data = TranscriptPartialData(
             session_id=call.row.id,
             sip_call_id=call.row.sip_call_id,
             group_id=document.group_id,

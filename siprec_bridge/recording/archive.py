@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import Stream
 from siprec_bridge.media import Finisher
 from siprec_bridge.recording.assurance import assure
 from siprec_bridge.recording.orders import AUDIO, Orders
@@ -211,7 +212,7 @@ def facts_of(document: SessionDocument, sip_call_id: str, at: datetime) -> envel
         call_ids=document.call_ids,
         participants=document.participants,
         streams=tuple(
-            envelope.Stream(
+            Stream(
                 label=one.label,
                 participants=document.on_stream(one.label),
                 codec=one.codec,

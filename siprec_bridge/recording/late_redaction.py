@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import TranscriptFinalData, TranscriptSegmentData
 from siprec_bridge.media import FinishedAudio, silence, write_atomically
 from siprec_bridge.recording.alteration import (
     Alteration,
@@ -426,12 +427,12 @@ def _events_without(
             case "transcript.partial" | "session.vcon":
                 changed[seq] = None
             case "transcript.segment":
-                segment = envelope.TranscriptSegmentData.model_validate_json(body)
+                segment = TranscriptSegmentData.model_validate_json(body)
                 told = segment.model_copy(update=without(segment.version, segment))
                 if told != segment:
                     changed[seq] = told.model_dump_json()
             case "transcript.final":
-                whole = envelope.TranscriptFinalData.model_validate_json(body)
+                whole = TranscriptFinalData.model_validate_json(body)
                 lines = [
                     one.model_copy(update=without(whole.version, one)) for one in whole.utterances
                 ]

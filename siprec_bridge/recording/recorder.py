@@ -11,6 +11,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import PausedStream
 from siprec_bridge.media import (
     DtlsTask,
     MediaEvent,
@@ -606,14 +607,14 @@ class Recorder:
         return int(stream_id.removeprefix(f"{self.session_id}-"))
 
 
-def _reasons(document: SessionDocument, labels: Sequence[str]) -> list[envelope.PausedStream]:
+def _reasons(document: SessionDocument, labels: Sequence[str]) -> list[PausedStream]:
     """Why these streams have just been paused."""
-    found: list[envelope.PausedStream] = []
+    found: list[PausedStream] = []
     for label in labels:
         stream = document.stream(label)
         pauses = stream.pauses if stream is not None else ()
         found += [
-            envelope.PausedStream(
+            PausedStream(
                 label=label,
                 cause=one.cause,
                 participant_id=one.participant_id,

@@ -10,13 +10,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from siprec_bridge.delivery import contract, envelope
+from siprec_bridge.delivery.events import PausedStream, Stream
 from siprec_bridge.store import Event
 from siprec_bridge.transcript import Conversation, Participant, RunFacts, Utterance, Word
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 ALICE = Participant(id="p1", name="Alice", aor="sip:alice@example.com")
-STREAM = envelope.Stream(label="1", participants=(ALICE,), codec="PCMU")
+STREAM = Stream(label="1", participants=(ALICE,), codec="PCMU")
 FACTS = envelope.SessionFacts("s1", "c1", NOW, "g1", {"ucid": "1"}, (ALICE,), (STREAM,))
 
 
@@ -37,7 +38,7 @@ def every_event() -> list[Event]:
     return [
         envelope.session_started(FACTS),
         envelope.session_updated(FACTS, 1),
-        envelope.session_paused(FACTS, 2, [envelope.PausedStream(label="1", cause="hold")]),
+        envelope.session_paused(FACTS, 2, [PausedStream(label="1", cause="hold")]),
         envelope.session_resumed(FACTS, 3, ["1"]),
         envelope.session_ended(FACTS, started_at=NOW, cause="bye"),
         *envelope.transcript_events(conversation(), 1),

@@ -19,6 +19,7 @@ from harness.tokens import given
 from siprec_bridge.access import Gate, Token
 from siprec_bridge.api import Front
 from siprec_bridge.delivery import TranscriptSocket, envelope, websocket
+from siprec_bridge.delivery.events import TranscriptPartialData
 from siprec_bridge.delivery.subscriptions import Frame
 from siprec_bridge.delivery.websocket import _Sight
 from siprec_bridge.store import Database, Event, SessionRow, outbox, recordings
@@ -558,7 +559,7 @@ async def test_a_dead_listener_is_noticed_by_its_missing_pong(
 
 
 def partial_event(session: str = "s1", text: str = "hel") -> Event:
-    data = envelope.TranscriptPartialData(
+    data = TranscriptPartialData(
         session_id=session, sip_call_id=f"{session}@pbx", label="1", utterance=0, settled=False,
         start=0.0, end=1.0, starts_at=NOW, ends_at=NOW, text=text,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from harness.age import recipients_of, secret_key
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import SessionErased
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
 from siprec_bridge.recording import (
@@ -353,7 +354,7 @@ async def test_what_was_not_delivered_yet_is_delivered_without_the_person(tmp_pa
     assert final["text"] == "lovely weather there\nit is mine now"
     assert "zanzibar" not in "".join(one.body for one in after)
     told = envelope.parse(envelope.structured(after[-1]))
-    assert isinstance(told, envelope.SessionErased)
+    assert isinstance(told, SessionErased)
     assert (told.data.participant_ids, told.data.labels, told.data.whole) == (
         ("p-carol",), ("0", "2"), False,
     )  # fmt: skip

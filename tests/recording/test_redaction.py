@@ -21,6 +21,7 @@ from harness.age import recipients_of, secret_key
 from harness.vcons import checked
 from siprec_bridge.cli import app
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import SessionRedacted, TranscriptFinal
 from siprec_bridge.media import FinishedAudio, FinishedLeg
 from siprec_bridge.media.audio_file import AudioFile
 from siprec_bridge.recording import (
@@ -473,11 +474,11 @@ async def test_what_was_stored_before_is_redacted_in_place_and_is_nowhere_then(
     assert json.loads(same[1].body)["text"] == "it is [card]"
     assert [one["text"] for one in json.loads(same[1].body)["words"]] == [" it", " is", " [card]"]
     final = envelope.parse(envelope.structured(same[-1]))
-    assert isinstance(final, envelope.TranscriptFinal)
+    assert isinstance(final, TranscriptFinal)
     assert final.data.text == transcript.text
     assert len(final.data.redactions) == 2
     event = envelope.parse(envelope.structured(told))
-    assert isinstance(event, envelope.SessionRedacted)
+    assert isinstance(event, SessionRedacted)
     assert (event.data.versions, event.data.redactions) == ((1,), final.data.redactions)
     first, last = silent(here.folder / "s-1-1.wav") or (0, 0)
     assert [first, last] == [pytest.approx(1.3), pytest.approx(5.45)]
