@@ -19,9 +19,10 @@ from siprec_bridge.transcription.rules import (
     facts_of_call,
     load_rules,
 )
-from siprec_bridge.transcription.scheduler import Scheduler, VendorState
+from siprec_bridge.transcription.scheduler import Scheduler
 from siprec_bridge.transcription.speech import SpeechOptions
 from siprec_bridge.transcription.vad import missing_detector
+from siprec_bridge.transcription.vendor import VendorState
 
 __all__ = [
     "UNRULED",

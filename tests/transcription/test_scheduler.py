@@ -502,7 +502,7 @@ async def test_a_real_recogniser_hears_both_parties_of_one_file_each_for_itself(
             folder, provider, "a",
             audio=with_silence(folder), speech=SpeechOptions(), packing=packing,
         ) as (here, metrics, _):  # fmt: skip
-            await eventually(lambda: "a" in here.done, "a result")
+            await eventually(lambda: "a" in here.done, "a result", patience=100.0)
             packed.append(
                 metrics.registry.get_sample_value("siprec_packed_legs_total", {"heard": "together"})
             )
