@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 COMMAND = [str(Path(sys.executable).with_name("siprec-bridge"))]
 DATA = Path("build/demo").absolute()
@@ -37,8 +38,8 @@ def main() -> int:
     listener: subprocess.Popen[str] | None = None
     try:
         ready = _wait_for(log, bridge, "bridge.ready")
-        for line in ready["chosen"]:
-            print(f"bridge   {line}")
+        for line in _entries(log, "bridge.chose"):
+            print(f"bridge   {line['what']}")
         listener = subprocess.Popen(
             [*COMMAND, "listen", f"ws://{ready['http']}/ws/transcripts", "--once"],
             stdout=subprocess.PIPE,
@@ -65,14 +66,19 @@ def main() -> int:
     return code
 
 
-def _wait_for(log: Path, bridge: subprocess.Popen[bytes], event: str) -> dict[str, list[str]]:
+def _wait_for(log: Path, bridge: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and bridge.poll() is None:
-        for line in log.read_text().splitlines():
-            if line.startswith("{") and (entry := json.loads(line)).get("event") == event:
-                return entry
+        for entry in _entries(log, event):
+            return entry
         time.sleep(0.1)
     _give_up(log, f"the bridge did not say {event}")
+
+
+def _entries(log: Path, event: str) -> Iterator[dict[str, Any]]:
+    for line in log.read_text().splitlines():
+        if line.startswith("{") and (entry := json.loads(line)).get("event") == event:
+            yield entry
 
 
 def _show_where(http: str) -> None:

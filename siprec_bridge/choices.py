@@ -90,7 +90,6 @@ async def tell_choices(bridge: Bridge) -> None:
     log.info(
         "bridge.ready",
         version=__version__,
-        chosen=chosen,
         sip_udp=bound["udp"],
         sip_tcp=bound["tcp"],
         sip_tls=bound["tls"],

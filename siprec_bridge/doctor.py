@@ -28,7 +28,7 @@ from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.ports import PortRange, shares
 from siprec_bridge.receiver.ring import Ring
 from siprec_bridge.sdp import RECORDABLE
-from siprec_bridge.settings import Settings
+from siprec_bridge.settings import Settings, likely_typos
 from siprec_bridge.signalling import TlsFiles, TlsServerContext
 from siprec_bridge.store import Database, StoreError
 from siprec_bridge.telemetry import Metrics
@@ -59,6 +59,9 @@ class Finding:
 
 async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Examine everything that the settings choose, one piece after the other."""
+    for name, setting in likely_typos(options):
+        text = f"{name} is none and does nothing; perhaps {setting} is meant"
+        yield Finding("settings", True, text, soon=True)
     yield _ports(settings)
     yield _access(settings)
     if settings.http_tls_cert_path is not None and settings.http_tls_key_path is not None:
@@ -91,27 +94,31 @@ async def examine(settings: Settings, options: Mapping[str, str]) -> AsyncIterat
 
 def _ports(settings: Settings) -> Finding:
     wanted = [
-        (settings.http_host, settings.http_port, socket.SOCK_STREAM, "HTTP_PORT"),
+        (settings.http_host, settings.http_port, socket.SOCK_STREAM, "HTTP_HOST", "HTTP_PORT"),
     ]
     for host in settings.sip_host:
-        wanted += [(host, port, socket.SOCK_DGRAM, "PORTS") for port in settings.sip_udp_ports]
-        wanted += [(host, port, socket.SOCK_STREAM, "PORTS") for port in settings.sip_tcp_ports]
+        for kind, ports in (
+            (socket.SOCK_DGRAM, settings.sip_udp_ports),
+            (socket.SOCK_STREAM, settings.sip_tcp_ports),
+        ):
+            wanted += [(host, port, kind, "SIP_HOST", "PORTS") for port in ports]
         if settings.tls_port is not None:
-            wanted.append((host, settings.tls_port, socket.SOCK_STREAM, "TLS_PORT"))
-    for host, port, kind, setting in wanted:
+            wanted.append((host, settings.tls_port, socket.SOCK_STREAM, "SIP_HOST", "TLS_PORT"))
+    for host, port, kind, host_setting, port_setting in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, kind) as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
             try:
                 one.bind((host, port))
             except OSError as error:
-                name = "UDP" if kind == socket.SOCK_DGRAM else "TCP"
-                return Finding(
-                    "ports",
-                    False,
-                    f"{name} {host}:{port}: {error.strerror}; is a bridge running already? "
-                    f"Else choose another {setting}",
+                refusal = ConfigurationError.cannot_listen(
+                    "UDP" if kind == socket.SOCK_DGRAM else "TCP",
+                    (host, port),
+                    error,
+                    host=host_setting,
+                    port=port_setting,
                 )
+                return Finding("ports", False, str(refusal))
     return Finding("ports", True, f"SIP and HTTP can listen ({len(wanted)} ports tried)")
 
 

@@ -6,6 +6,8 @@ makes one instance with `from_options(options)`, where `options` maps every conf
 its own variables without the bridge knowing them.
 """
 
+import errno
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,25 @@ class ConfigurationError(Exception):
         super().__init__(f"{setting}: {reason}")
         self.setting = setting
         self.reason = reason
+
+    @classmethod
+    def cannot_listen(
+        cls, what: str, place: tuple[str, int], error: OSError, *, host: str, port: str
+    ) -> Self:
+        """That a socket cannot be bound, blamed on the setting of the host or on that of the port."""
+        number = error.errno or 0
+        text = f"{what} cannot listen on {place[0]}:{place[1]}: "
+        if number < 0:  # of getaddrinfo
+            return cls(f"{host}={place[0]}", f"{text}{error.strerror}")
+        if number == errno.EADDRNOTAVAIL:
+            return cls(f"{host}={place[0]}", f"{text}this machine has no such address")
+        if number == errno.EADDRINUSE:
+            return cls(f"{port}={place[1]}", f"{text}it is taken; is a bridge running already?")
+        if number == errno.EACCES:
+            return cls(
+                f"{port}={place[1]}", f"{text}not allowed; below 1024 it takes CAP_NET_BIND_SERVICE"
+            )
+        return cls(f"{port}={place[1]}", f"{text}{os.strerror(number)}")
 
 
 def parse_duration(text: str) -> float:

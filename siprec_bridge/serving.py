@@ -12,7 +12,7 @@ import structlog
 
 from siprec_bridge.app import Bridge
 from siprec_bridge.choices import tell_choices
-from siprec_bridge.settings import Settings
+from siprec_bridge.settings import Settings, likely_typos
 from siprec_bridge.telemetry import ServiceManager
 
 log = structlog.get_logger()
@@ -37,6 +37,8 @@ async def serve(settings: Settings, options: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    for name, setting in likely_typos(options):
+        log.warning("settings.unknown", name=name, effect="none", perhaps=setting)
     manager = ServiceManager(os.environ)
     bridge = Bridge(settings, options)
     async with (

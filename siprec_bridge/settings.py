@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -140,9 +141,20 @@ def _duration(value: object) -> object:
 
 
 def _age(value: object) -> object:
-    if isinstance(value, str) and value.strip().lower() == "never":
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() == "never":
         return None
+    # 90 is 90 seconds elsewhere; here that would delete what was to be kept for 90 days.
+    if value.strip().isdecimal():
+        raise ValueError("a unit is needed: 90d, 12h or 30m")
     return _duration(value)
+
+
+def _room(value: object) -> object:
+    if isinstance(value, str) and value.strip().isdecimal():
+        raise ValueError("a unit is needed: 500GB or 2TB")
+    return _size(value)
 
 
 def _kinds(value: object) -> object:
@@ -150,10 +162,12 @@ def _kinds(value: object) -> object:
 
 
 def _regions(value: object) -> object:
+    from phonenumbers import SUPPORTED_REGIONS  # many modules, for who says something here
+
     names = _upper_names(value)
     for name in names if isinstance(names, list) else ():
-        if not re.fullmatch(r"[A-Z]{2}", name):
-            raise ValueError(f"{name}: countries such as US,GB,DE are needed")
+        if name not in SUPPORTED_REGIONS:  # UK, say: its numbers would stay
+            raise ValueError(f"{name}: countries by ISO 3166, such as US,GB,DE, are needed")
     return names
 
 
@@ -167,7 +181,7 @@ Tokens = Annotated[tuple[Token, ...], BeforeValidator(_tokens), Field(repr=False
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 NetworkList = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_networks)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Age = Annotated[timedelta | None, BeforeValidator(_age), Field(gt=timedelta(0))]
+Age = Annotated[Annotated[timedelta, Field(gt=timedelta(0))] | None, BeforeValidator(_age)]
 
 
 _SECRETS = (
@@ -362,7 +376,7 @@ class Settings(BaseModel):
         500_000_000, description="new calls are turned away (503) while less than this is free"
     )
     keep_audio: Age = Field(None, description="audio of older calls is deleted; unset: never")
-    keep_audio_size: Annotated[int, BeforeValidator(_size), Field(gt=0)] | None = Field(
+    keep_audio_size: Annotated[int, BeforeValidator(_room), Field(gt=0)] | None = Field(
         None,
         description="beyond it, the oldest audio that has been transcribed is deleted; "
         "unset: never",
@@ -771,11 +785,23 @@ def load(options: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
+        message = re.sub(r"datetime\.timedelta\(seconds=(\d+)\)", r"\1 seconds", message)
         if not first["loc"]:  # a rule over several settings: the text names them
             raise ConfigurationError("settings", message) from error
         name = str(first["loc"][0]).upper()
         shown = "***" if name in _SECRETS else options.get(name, "")
         raise ConfigurationError(f"{name}={shown}", message) from error
+
+
+def likely_typos(options: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Names that are no setting, but all but one, each with that: `SIP_ALOWED_SOURCES` does nothing."""
+    known = {name.upper() for name in Settings.model_fields}
+    found = []
+    for name in options:
+        if name.removesuffix("_FILE") not in known:
+            near = get_close_matches(name.removesuffix("_FILE"), known, n=1, cutoff=0.9)
+            found += [(name, near[0])] if near else []
+    return found
 
 
 def from_environment(toml_file: Path | None = None) -> tuple[Settings, dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from siprec_bridge.provider import ConfigurationError
-from siprec_bridge.settings import Settings, gather, load
+from siprec_bridge.settings import Settings, gather, likely_typos, load
 
 
 def test_with_nothing_configured_everything_has_a_default_under_one_data_folder() -> None:
@@ -71,6 +71,21 @@ def test_by_default_there_is_a_media_worker_for_each_core_we_may_use() -> None:
     assert load({"MEDIA_WORKERS": "3"}).worker_count == 3
 
 
+def test_what_is_kept_may_be_kept_for_ever() -> None:
+    settings = load({"KEEP_EVENTS": "never", "KEEP_AUDIO": "Never"})
+
+    assert (settings.keep_events, settings.keep_audio) == (None, None)
+
+
+def test_a_name_that_is_nearly_a_setting_is_told_with_it_and_others_names_are_not() -> None:
+    options = {
+        "SIP_ALOWED_SOURCES": "192.0.2.1", "AMQP_ULR_FILE": "/x", "HTTP_TOKENS_FILE": "/y",
+        "HTTP_PROXY": "http://p", "SSL_CERT_FILE": "/z", "WHISPER_MODEL": "base", "PORT": "80",
+    }  # fmt: skip
+
+    assert likely_typos(options) == [("SIP_ALOWED_SOURCES", "SIP_ALLOWED_SOURCES")]
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("250ms", 0.25), ("7", 7)]
 )
@@ -90,6 +105,11 @@ def test_a_duration_is_written_as_people_say_it(text: str, seconds: float) -> No
         ({"PORTS": "5060,x"}, "PORTS=5060,x", "integer"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL=loud", "'debug', 'info', 'warning' or 'error'"),
         ({"RTP_TIMEOUT": "soon"}, "RTP_TIMEOUT=soon", "90s, 20m, 1h30m or 90d"),
+        ({"AMQP_HEARTBEAT": "0"}, "AMQP_HEARTBEAT=0", "greater than or equal to 1 seconds"),
+        ({"REDACT_REGIONS": "US,UK"}, "REDACT_REGIONS=US,UK", "UK: countries by ISO 3166"),
+        ({"KEEP_AUDIO": "90"}, "KEEP_AUDIO=90", "a unit is needed: 90d"),
+        ({"KEEP_AUDIO_SIZE": "500"}, "KEEP_AUDIO_SIZE=500", "a unit is needed: 500GB"),
+        ({"KEEP_SESSIONS": "0d"}, "KEEP_SESSIONS=0d", "greater than 0 seconds"),
         ({"RTP_PORT_MIN": "9000", "RTP_PORT_MAX": "9001"}, "settings", "RTP_PORT_MAX must be"),
         ({"STT_DEFAULT_VENDOR": "x"}, "settings", "not among SUPPORTED_VENDORS"),
         ({"UDP_PORTS": "none", "TCP_PORTS": "none"}, "settings", "at least one"),

@@ -40,8 +40,8 @@ class Front:
                 ssl_handshake_timeout=_TLS_HANDSHAKE_TIMEOUT_S if tls is not None else None,
             )
         except OSError as error:
-            raise ConfigurationError(
-                f"HTTP_PORT={port}", f"cannot listen on {host}:{port}: {error.strerror}"
+            raise ConfigurationError.cannot_listen(
+                "HTTP", (host, port), error, host="HTTP_HOST", port="HTTP_PORT"
             ) from error
         self.address = server.sockets[0].getsockname()[:2]
         return server

@@ -181,8 +181,8 @@ class Listener:
                     stream.close()
                 if port == 0 and attempt < 19:
                     continue  # the port that TCP got is taken for UDP: another one
-                raise ConfigurationError(
-                    f"PORTS={port}", f"SIP cannot listen on {host}:{port}: {error.strerror}"
+                raise ConfigurationError.cannot_listen(
+                    "SIP", (host, port), error, host="SIP_HOST", port="PORTS"
                 ) from error
             if stream is not None:
                 self._streams.append(("tcp", stream))
@@ -200,8 +200,8 @@ class Listener:
                 reuse_address=True,
             )
         except OSError as error:
-            raise ConfigurationError(
-                f"TLS_PORT={port}", f"SIP cannot listen on {host}:{port}: {error.strerror}"
+            raise ConfigurationError.cannot_listen(
+                "SIP", (host, port), error, host="SIP_HOST", port="TLS_PORT"
             ) from error
         self._streams.append(("tls", server))
 

@@ -31,6 +31,12 @@ STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
         ("NODE_ID", "a b", "NODE_ID=a b: "),
         ("AMQP_URL", "http://h", "AMQP_URL: must be amqp://"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL=loud: "),
+        (
+            "SIP_HOST",
+            "192.0.2.1",
+            "SIP_HOST=192.0.2.1: SIP cannot listen on 192.0.2.1:0: this machine",
+        ),
+        ("HTTP_HOST", "no.such.invalid", "HTTP_HOST=no.such.invalid: HTTP cannot listen on"),
         ("DATA_DIR", "/proc/nowhere", "DATA_DIR=/proc/nowhere: "),
     ],
 )
@@ -84,13 +90,14 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path: Path) -> 
         code, out, _ = await command(
             "doctor", data=tmp_path, SIP_HOST="127.0.0.1", PORTS=str(taken.getsockname()[1]),
             HTTP_PORT="0", WHISPER_BINARY_PATH=failing, AMQP_URL="amqp://127.0.0.1:1/",
-            MIN_FREE_DISK="900TB",
+            MIN_FREE_DISK="900TB", SIP_ALOWED_SOURCES="192.0.2.1",
         )  # fmt: skip
 
     findings = {line.split()[1]: line for line in out.splitlines()}
     assert code == 1
     assert "below MIN_FREE_DISK" in findings["recordings"]
     assert "is a bridge running already?" in findings["ports"]
+    assert "perhaps SIP_ALLOWED_SOURCES is meant" in findings["settings"]
     assert "exit code 1; it wrote: out of memory on GPU 3" in findings["recogniser"]
     assert "check AMQP_URL" in findings["broker"]
     assert findings["database"].startswith("ok ")
