@@ -51,6 +51,14 @@ async def body_of(request: web.Request, model: type[Model]) -> Model:
         raise web.HTTPBadRequest(text=f"{where or 'body'}: {first['msg']}") from None
 
 
+def refuse_others(request: web.Request, *names: str) -> None:
+    """A parameter that is misspelt must not pass for none: the answer would be everything."""
+    if unknown := sorted(set(request.query) - set(names)):
+        raise web.HTTPBadRequest(
+            text=f"there is no parameter {', '.join(unknown)}; there are: {', '.join(names)}"
+        )
+
+
 def number_of(request: web.Request, name: str) -> int | None:
     """A number from 1; None where there is none. Raises HTTPBadRequest, as all that follow."""
     text = request.query.get(name)

@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection
 
-from siprec_bridge.api.asking import CLIENT, Route, body_of, limit_of
+from siprec_bridge.api.asking import CLIENT, Route, body_of, limit_of, refuse_others
 from siprec_bridge.delivery import Relay
 from siprec_bridge.store import Database, SinkBacklog, outbox
 from siprec_bridge.store.outbox import FailingEvent, ParkedEvent
@@ -97,6 +97,7 @@ class Deliveries:
         )
 
     async def _parked(self, request: web.Request) -> web.Response:
+        refuse_others(request, "reason", "limit", "after")
         sink = await self._known(request)
         limit = limit_of(request)
         found = await self._database.read(

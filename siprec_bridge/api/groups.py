@@ -4,7 +4,7 @@ from functools import partial
 
 from aiohttp import web
 
-from siprec_bridge.api.asking import CLIENT, Route
+from siprec_bridge.api.asking import CLIENT, Route, choice_of
 from siprec_bridge.recording import read_group
 from siprec_bridge.store import Database, groups
 from siprec_bridge.transcription import JoinedConversation
@@ -31,7 +31,7 @@ class Groups:
         found = await self._find(request, with_text=True)
         if all(one.version is None for one in found.sessions):
             raise web.HTTPNotFound(text="there is no transcript yet")
-        if request.query.get("format") == "text":
+        if choice_of(request, "format", ("json", "text")) == "text":
             return web.Response(text=found.text + "\n")
         return _json(found)
 

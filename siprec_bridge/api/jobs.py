@@ -8,7 +8,15 @@ from typing import Any
 from aiohttp import web
 from sqlalchemy import Connection
 
-from siprec_bridge.api.asking import CLIENT, Cursor, Route, choice_of, cursor_of, limit_of
+from siprec_bridge.api.asking import (
+    CLIENT,
+    Cursor,
+    Route,
+    choice_of,
+    cursor_of,
+    limit_of,
+    refuse_others,
+)
 from siprec_bridge.api.seeing import may_see, visible
 from siprec_bridge.store import Backlog, Database, JobRow, Waiting, jobs
 from siprec_bridge.transcription import Scheduler
@@ -33,6 +41,7 @@ class Jobs:
 
     async def _jobs(self, request: web.Request) -> web.Response:
         client = request[CLIENT]
+        refuse_others(request, "limit", "before", "state")
         state = choice_of(request, "state", _STATES)
 
         def page(connection: Connection, limit: int, before: Cursor | None) -> list[JobRow]:

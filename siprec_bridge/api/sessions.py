@@ -16,6 +16,7 @@ from siprec_bridge.api.asking import (
     choice_of,
     cursor_of,
     limit_of,
+    refuse_others,
     time_of,
 )
 from siprec_bridge.api.jobs import job_fields
@@ -66,6 +67,7 @@ class Sessions:
                 group_id=group_id,
             )
 
+        refuse_others(request, "limit", "before", "state", "call_id", "group", "assurance")
         state = choice_of(request, "state", _STATES)
         call_id, group_id = request.query.get("call_id"), request.query.get("group")
         verdict = choice_of(request, "assurance", _VERDICTS)
@@ -84,6 +86,7 @@ class Sessions:
 
     async def _search(self, request: web.Request) -> web.Response:
         """Sessions whose latest transcript has what is asked for, and where in it."""
+        refuse_others(request, "q", "participant", "from", "to", "limit", "before")
         view = request[CLIENT].view
         since, until = time_of(request, "from"), time_of(request, "to")
 

@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 from sqlalchemy import Connection
 
-from siprec_bridge.api.asking import LARGEST_PAGE, Route, body_of, number_of
+from siprec_bridge.api.asking import LARGEST_PAGE, Route, body_of, choice_of, number_of
 from siprec_bridge.api.jobs import job_fields
 from siprec_bridge.api.seeing import check_view, find_session
 from siprec_bridge.recording import (
@@ -52,7 +52,7 @@ class Transcriptions:
         if found is None:
             which = "transcript yet" if version is None else f"version {version} of the transcript"
             raise web.HTTPNotFound(text=f"there is no {which}")
-        if request.query.get("format") == "text":
+        if choice_of(request, "format", ("json", "text")) == "text":
             return web.Response(text=found.text + "\n")
         return web.Response(text=found.document, content_type="application/json")
 

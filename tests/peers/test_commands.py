@@ -239,7 +239,8 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
             for path in (
                 "/api/sessions/none", "/api/sessions?limit=0", "/api/sessions?before=x",
                 "/api/jobs?state=odd", "/api/sessions?assurance=odd", f"/api/sessions/{session}/audio/..%2f..%2fsiprec-bridge.db",
-                "/nothing", "/api/search?q=a&from=soon",
+                "/nothing", "/api/search?q=a&from=soon", "/api/sessions?asurance=nothing", "/api/search?who=a",
+                "/api/jobs?states=failed", f"/api/sessions/{session}/transcript?format=pdf",
             )
         ]  # fmt: skip
 
@@ -257,7 +258,7 @@ async def test_the_api_pages_and_refuses_in_json(tmp_path: Path) -> None:
     assert json.loads(missed) == {"sessions": [], "next": None}
     assert searched[1].count("Alice: hello there") == 3
     assert in_vain[:2] == (0, "nothing found\n")
-    assert [status for status, _ in refused] == [404, 400, 400, 400, 400, 404, 404, 400]
+    assert [status for status, _ in refused] == [404, 400, 400, 400, 400, 404, 404, *[400] * 5]
     assert all("error" in json.loads(body) for _, body in refused)
 
 

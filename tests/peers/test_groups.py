@@ -97,7 +97,20 @@ async def test_both_ends_of_a_call_are_one_conversation_once_both_are_written_do
         await page.until("document.querySelectorAll('#group button').length === 3")
         await page.run("document.querySelector('#group button:last-child').click()")
         await page.until("document.querySelectorAll('#talk p').length === 2")
+        linked = await page.run("location.hash.slice(1)")
+        await page.run("rows = 1; sessions()")
+        await page.until("document.querySelectorAll('#sessions tr').length === 1 && !older.hidden")
+        await page.run("older.click()")
+        await page.until("document.querySelectorAll('#sessions tr').length === 2 && older.hidden")
+        await page.open(f"{bridge.http}/?again#{first['subject']}")
+        await page.until("document.querySelectorAll('#talk p').length === 1")
+        opened = await page.run("facts.innerText")
+        await page.run("document.getElementById('close').click()")
+        closed = await page.run("one.hidden && !location.hash")
 
+    assert linked == second["subject"]
+    assert f"session {first['subject']}" in opened
+    assert closed
     assert early == []
     (told,) = of_type(events, "group.transcribed")
     assert told["subject"] == second["subject"]
