@@ -14,7 +14,14 @@ T = TypeVar("T")
 
 
 def with_database(settings: Settings, use: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    """Open the database, use it, and close it."""
+    """Open the database, use it, and close it. Exits where no bridge has made one."""
+    # An empty one, made on the spot, would say that there are no sessions, and that nobody is to erase.
+    file = settings.data_dir.absolute() / "siprec-bridge.db"
+    if settings.database_url is None and not file.exists():
+        refuse(
+            f"there is no database {file}: give the settings of the bridge "
+            "(DATA_DIR, --config, or the folder of its .env)"
+        )
 
     async def run() -> T:
         store = Database(settings.database)

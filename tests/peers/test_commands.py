@@ -103,6 +103,17 @@ async def test_the_doctor_names_what_is_wrong_and_the_remedy(tmp_path: Path) -> 
     assert findings["database"].startswith("ok ")
 
 
+@pytest.mark.parametrize("asked", [["sessions", "list"], ["erase", "--participant", "sip:a@b"]])
+async def test_a_command_that_does_not_find_the_bridges_database_says_so_and_makes_none(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    code, out, err = await command(*asked, data=tmp_path)
+
+    assert (code, out) == (1, "")
+    assert f"there is no database {tmp_path}/siprec-bridge.db" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
     async with running_bridge(tmp_path / "data") as bridge:
         host, port = bridge.tcp
