@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sqlite3
+import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ class Unreadable(Exception):
 
 def main() -> None:
     """Consume until SIGTERM or SIGINT."""
+    if "AMQP_URL" not in os.environ:
+        sys.exit("AMQP_URL=amqp://user:password@host/ says where; see the head of this file")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(consume(os.environ))
 

@@ -61,6 +61,9 @@ async def _listen(
                         screen.show(line)
                 if once and event["type"] in ("transcript.final", "transcript.failed"):
                     return 0 if event["type"] == "transcript.final" else 1
+            why = socket.close_reason or "the bridge stops"
+            print(f"siprec-bridge: {url}: closed ({socket.close_code}): {why}", file=sys.stderr)
+            return 1
     except InvalidStatus as refusal:
         answer = refusal.response
         why = (answer.body or b"").decode(errors="replace").strip() or answer.reason_phrase
@@ -71,7 +74,6 @@ async def _listen(
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         return code
-    return code
 
 
 class _Screen:

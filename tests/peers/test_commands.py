@@ -114,6 +114,17 @@ async def test_a_command_that_does_not_find_the_bridges_database_says_so_and_mak
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_listener_whose_bridge_stops_says_so(tmp_path: Path) -> None:
+    async with running_bridge(tmp_path) as bridge:
+        listener = asyncio.create_task(command("listen", bridge.websocket, data=tmp_path))
+        await bridge.wait_for_log("websocket.listener")
+        await bridge.stop()
+        code, out, err = await listener
+
+    assert (code, out) == (1, f"listening to {bridge.websocket}\n")
+    assert f"siprec-bridge: {bridge.websocket}: closed (1001)" in err
+
+
 async def test_our_caller_reports_what_a_server_answers(tmp_path: Path) -> None:
     async with running_bridge(tmp_path / "data") as bridge:
         host, port = bridge.tcp
