@@ -17,17 +17,21 @@ from siprec_bridge.telemetry import ServiceManager
 
 log = structlog.get_logger()
 
+_ENOUGH_FILES = 1 << 18
 _STOPPING_S = 120.0  # for what is done when the calls have ended: files, the last events
 
 
 def use_all_files() -> None:
     """Open as many files as this process may: each caller over TCP and each listener is one.
 
-    The soft limit of 1,024 that processes begin with is for programs that use select(2).
+    The soft limit of 1,024 that processes begin with is for programs that use select(2). But where
+    the limit is a thousand million, some programs that we start would close that many.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # some systems set a lower one than they tell
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        with contextlib.suppress(OSError, ValueError):  # some systems set a lower one than they tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 async def serve(settings: Settings, options: Mapping[str, str]) -> None:

@@ -122,6 +122,12 @@ class Utterance(Value):
     compression_ratio: float | None = None
     doubt: str | None = None  # why it may never have been said
 
+    @property
+    def line(self) -> str:
+        """Who says what, for readers."""
+        who = self.participant.name or self.participant.aor if self.participant else None
+        return f"{who or f'stream {self.label}'}: {self.text}"
+
 
 class Redaction(Value):
     """That something was taken out, and when it was said: never what. Seconds of the session.
@@ -174,3 +180,8 @@ class Conversation(Value):
     def text(self) -> str:
         """All utterances' text, a line each, in order of start."""
         return "\n".join(utterance.text for utterance in self.utterances)
+
+    @property
+    def lines(self) -> str:
+        """The same, with who says it."""
+        return "\n".join(utterance.line for utterance in self.utterances)

@@ -32,7 +32,7 @@ class Groups:
         if all(one.version is None for one in found.sessions):
             raise web.HTTPNotFound(text="there is no transcript yet")
         if choice_of(request, "format", ("json", "text")) == "text":
-            return web.Response(text=found.text + "\n")
+            return web.Response(text=found.lines + "\n")
         return _json(found)
 
     async def _find(self, request: web.Request, *, with_text: bool) -> JoinedConversation:

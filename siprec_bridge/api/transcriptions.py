@@ -1,5 +1,6 @@
 """Transcripts, and their further versions on request."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from functools import partial
@@ -20,6 +21,7 @@ from siprec_bridge.recording import (
 )
 from siprec_bridge.store import Database, JobRow, jobs
 from siprec_bridge.store import transcripts as transcripts_of
+from siprec_bridge.transcript import Conversation
 from siprec_bridge.transcription import Scheduler, Wish
 
 log = structlog.get_logger()
@@ -53,7 +55,9 @@ class Transcriptions:
             which = "transcript yet" if version is None else f"version {version} of the transcript"
             raise web.HTTPNotFound(text=f"there is no {which}")
         if choice_of(request, "format", ("json", "text")) == "text":
-            return web.Response(text=found.text + "\n")
+            read = Conversation.model_validate_json
+            talk = await asyncio.to_thread(read, found.document)  # hours of it take a second
+            return web.Response(text=talk.lines + "\n")
         return web.Response(text=found.document, content_type="application/json")
 
     async def _versions(self, request: web.Request) -> web.Response:

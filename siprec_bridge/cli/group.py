@@ -34,5 +34,4 @@ def sessions_group(
         version = "no transcript yet" if session.version is None else f"version {session.version}"
         print(f"{session.session_id}  {session.state:<9}  {session.started_at:%H:%M:%S}  {version}")
     for one in found.utterances:
-        who = one.participant.name or one.participant.aor if one.participant else None
-        print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+        print(f"  {one.start:7.1f}  {one.line}")

@@ -240,8 +240,7 @@ def sessions_show(
     talk = Conversation.model_validate_json(transcript.document)
     print(f"transcript {transcript.version} by {talk.provider}, {talk.model}")
     for one in talk.utterances:
-        who = one.participant.name or one.participant.aor if one.participant else None
-        print(f"  {one.start:7.1f}  {who or 'stream ' + one.label}: {one.text}")
+        print(f"  {one.start:7.1f}  {one.line}")
 
 
 def _assurance_lines(assurance: Assurance | None) -> list[str]:

@@ -36,9 +36,9 @@ class JoinedConversation(Value):
     utterances: tuple[JoinedUtterance, ...] = ()
 
     @property
-    def text(self) -> str:
-        """All utterances' text, a line each, in order of start."""
-        return "\n".join(one.text for one in self.utterances)
+    def lines(self) -> str:
+        """All utterances, a line each with who says it, in order of start."""
+        return "\n".join(one.line for one in self.utterances)
 
 
 def join(

@@ -102,7 +102,7 @@ async def test_the_latest_transcripts_of_all_sessions_are_one(tmp_path: Path) ->
         "near": 2, "far": 1,
     }  # fmt: skip
     assert (status, group["complete"], "utterances" in group) == (200, True, False)
-    assert text == (200, "good day\nhello\n")
+    assert text == (200, "stream 1: good day\nstream 1: hello\n")
 
 
 async def test_sessions_that_a_client_may_not_see_are_left_out(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_both_ends_of_a_call_are_one_conversation_once_both_are_written_do
     assert [one["session_id"] for one in told["data"]["sessions"]] == [
         first["subject"], second["subject"],
     ]  # fmt: skip
-    assert (status, text) == (200, "hello there\nhello there\n")
+    assert (status, text) == (200, "Ada: hello there\nsip:0301234@192.0.2.10: hello there\n")
     assert code == 0
     said = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("  ")]
     assert said == ["Ada: hello there", "sip:0301234@192.0.2.10: hello there"]

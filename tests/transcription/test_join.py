@@ -47,7 +47,7 @@ def test_both_parties_lines_come_in_order_of_time_on_one_clock() -> None:
         ("a", 1.0, "hello"), ("b", 2.25, "good day"), ("a", 5.0, "bye"), ("b", 5.75, "bye then"),
     ]  # fmt: skip
     assert [one.words[0].start for one in joined.utterances] == [1.0, 2.25, 5.0, 5.75]
-    assert joined.text.splitlines() == ["hello", "good day", "bye", "bye then"]
+    assert [one.text for one in joined.utterances] == ["hello", "good day", "bye", "bye then"]
     assert (joined.started_at, joined.ended_at) == (START, START + timedelta(seconds=30.25))
     assert joined.participants == (ADA, BOB)
     assert joined.complete
