@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from harness.rtp import packets, tone
 from siprec_bridge.rtp import (
     Batch,
+    Reception,
     SequenceTracker,
     Timeline,
     build_packet,
@@ -110,6 +111,72 @@ def test_counts_do_not_depend_on_how_packets_are_batched(numbers: list[int], cut
     assert (parts.lost, parts.duplicates, parts.reordered, parts.packets) == (
         whole.lost, whole.duplicates, whole.reordered, whole.packets,
     )  # fmt: skip
+
+
+def counted_plainly(positions: list[int]) -> tuple[int, int, int, int, int]:
+    """Packets, lost, twice and out of order, and those due since the last jump. RFC 3550 A.1."""
+    runs: list[set[int]] = []
+    duplicates = reordered = highest = 0
+    for at in positions:
+        if not runs or abs(at - highest) > 3000:
+            runs.append({at})
+            highest = at
+        elif at in runs[-1] or highest - at >= 1024:
+            duplicates += 1
+        else:
+            reordered += at < highest
+            runs[-1].add(at)
+            highest = max(highest, at)
+    lost = sum(max(run) - min(run) + 1 - len(run) for run in runs)
+    due = max(runs[-1]) - min(runs[-1]) + 1
+    return sum(map(len, runs)), lost, duplicates, reordered, due
+
+
+EDGES = [-3001, -3000, -1025, -1024, -1023, 2999, 3000, 3001, 9000]
+
+
+@given(
+    st.integers(60_000, 70_000),
+    st.lists(
+        st.one_of(st.integers(1, 40).map(lambda count: [1] * count),
+                  st.integers(-4, 4).map(lambda step: [step]),
+                  st.sampled_from(EDGES).map(lambda step: [step])),
+        max_size=20,
+    ),
+)  # fmt: skip
+def test_counts_are_those_of_a_plain_list_of_what_came(first: int, steps: list[list[int]]) -> None:
+    tracker, positions = SequenceTracker(), [first]
+    tracker.add(np.array([first % 65536], np.uint16), np.ones(1, np.uint32))
+    for batch in steps:
+        more = [positions[-1] + sum(batch[: place + 1]) for place in range(len(batch))]
+        numbers = np.array([one % 65536 for one in more], np.uint16)
+        tracker.add(numbers, np.ones(len(more), np.uint32))
+        positions += more
+
+    packets, lost, duplicates, reordered, due = counted_plainly(positions)
+    assert (tracker.packets, tracker.lost) == (packets, lost)
+    assert (tracker.duplicates, tracker.reordered) == (duplicates, reordered)
+    assert tracker.reception is not None
+    assert tracker.reception.expected == due
+
+
+def test_the_highest_number_of_a_report_counts_how_often_the_numbers_began_anew() -> None:
+    tracker = track([65534, 65535])
+    for numbers in ([0, 1], [3]):
+        tracker.add(np.array(numbers, np.uint16), np.ones(len(numbers), np.uint32))
+
+    assert tracker.reception == Reception(ssrc=1, highest=65536 + 3, expected=6, received=5)
+
+
+def test_what_was_missing_before_a_pause_stays_missing_and_the_pause_itself_is_no_loss() -> None:
+    tracker = track([1, 2, 4])
+
+    tracker.rebase()
+    paused = tracker.reception
+    tracker.add(np.array([500, 502], np.uint16), np.ones(2, np.uint32))
+
+    assert paused is None
+    assert (tracker.packets, tracker.lost) == (5, 2)
 
 
 def test_a_new_source_does_not_count_as_loss() -> None:
