@@ -30,7 +30,9 @@ def use_all_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = _ENOUGH_FILES if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH_FILES)
     if soft != resource.RLIM_INFINITY and soft < enough:
-        with contextlib.suppress(OSError, ValueError):  # some systems set a lower one than they tell
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # some systems set a lower one than they tell
             resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 

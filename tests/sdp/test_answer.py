@@ -44,6 +44,7 @@ def test_every_line_is_answered_recvonly_with_its_label_and_our_port() -> None:
     [
         ("m=video 5000 RTP/AVP 96\r\na=rtpmap:96 H264/90000", "video is not recorded"),
         ("m=audio 5000 UDP/TLS/RTP/SAVP 0", "DTLS-SRTP is refused"),
+        ("m=audio 5000 TCP/RTP/AVP 0", "TCP/RTP/AVP is not supported"),
         ("m=audio 5000 RTP/AVP 15", "no codec in common"),
         ("m=audio 0 RTP/AVP 0", "offered at port 0"),
     ],
@@ -55,7 +56,8 @@ def test_a_line_that_cannot_be_recorded_is_answered_at_port_0(media: str, reason
 
     assert [line.port for line in lines] == [20000, 20002, 0]
     assert lines[2].label == "9"
-    assert plan(parse(offer.encode()), POLICY)[2].reason == reason
+    refused = plan(parse(offer.encode()), POLICY)[2]
+    assert (refused.reason, refused.paused) == (reason, False)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,24 @@ def test_the_old_hold_by_an_address_of_zeros_is_understood() -> None:
     assert plan(parse(offer.encode()), POLICY)[0].paused
 
 
-def test_rtcp_goes_where_the_offer_says() -> None:
-    explicit = plan(parse(one_line("m=audio 5000 RTP/AVP 0\r\na=rtcp:5009").encode()), POLICY)
-    muxed = plan(parse(one_line("m=audio 5000 RTP/AVP 0\r\na=rtcp-mux").encode()), POLICY)
-    plain = plan(parse(one_line("m=audio 5000 RTP/AVP 0").encode()), POLICY)
+@pytest.mark.parametrize(
+    ("attributes", "port"),
+    [
+        ("", 5001),
+        ("a=rtcp:5009", 5009),
+        ("a=rtcp:5009 IN IP4 192.0.2.9", 5009),
+        ("a=rtcp:65536", 5001),
+        ("a=rtcp-mux", 5000),
+        # The one of RFC 3605 is for who cannot share a port. RFC 5761 §5.1.1
+        ("a=rtcp:9 IN IP4 0.0.0.0\r\na=rtcp-mux", 5000),
+    ],
+)
+def test_rtcp_goes_where_the_offer_says(attributes: str, port: int) -> None:
+    offer = one_line(f"m=audio 5000 RTP/AVP 0\r\n{attributes}".rstrip())
 
-    assert [one[0].rtcp[1] for one in (explicit, muxed, plain)] == [5009, 5000, 5001]
+    (one,) = plan(parse(offer.encode()), POLICY)
+
+    assert one.rtcp == ("192.0.2.9", port)
 
 
 def test_feedback_profile_and_rtcp_mux_are_accepted_where_they_are_offered() -> None:
@@ -120,7 +134,8 @@ def test_refused_lines_keep_their_place_their_kind_and_their_protocol() -> None:
         ("application", "UDP/BFCP", 0),
         ("image", "udptl", 0),
     ]
-    assert all(one.formats for one in lines)
+    # RFC 3264 §6: one format at least, though nobody will send it.
+    assert [one.formats for one in lines] == [("96",), ("0",), ("0",), ("*",), ("t38",)]
     assert lines[2].attribute("crypto") is None
 
 
@@ -158,6 +173,24 @@ def test_what_concerns_the_recorded_parties_is_tolerated_and_not_answered(attrib
 
     for offer in (f"{plain}{attribute}\r\n", plain.replace("m=audio", f"{attribute}\r\nm=audio")):
         assert answered(offer) == answered(plain)
+
+
+@pytest.mark.parametrize(("address", "family"), [("192.0.2.1", "IP4"), ("2001:db8::1", "IP6")])
+def test_an_answer_says_whose_it_is_and_its_version_by_the_family_of_our_address(
+    address: str, family: str
+) -> None:
+    offer = parse(OFFER.encode())
+
+    reply = answer(
+        offer, plan(offer, POLICY), {0: 20000, 1: 20002}, address=address, session_id=7, version=3
+    )
+
+    lines = reply.write().decode().split("\r\n")
+    assert lines[:4] == [
+        "v=0", f"o=siprec-bridge 7 3 IN {family} {address}", "s=siprec-bridge",
+        f"c=IN {family} {address}",
+    ]  # fmt: skip
+    assert parse(reply.write()).media[0].connection == address
 
 
 MEDIA = st.builds(
@@ -234,6 +267,7 @@ def test_codecs_are_answered_in_the_order_of_the_src_with_their_parameters() -> 
 
     assert line.formats == ("18", "111", "97", "8", "13", "101")
     assert ("rtpmap", "111 OPUS/48000/2") in line.attributes
+    assert ("rtpmap", "8 PCMA/8000") in line.attributes
     assert ("fmtp", "97 octet-align=1") in line.attributes
 
 
