@@ -167,9 +167,7 @@ def _with_all(agreed: tuple[Codec, ...], line: Media, policy: MediaPolicy) -> tu
     used = {number(one, 128) for one in line.formats} | {one.payload_type for one in agreed}
     names = {one.name for one in agreed}
     more = tuple(
-        one
-        for one in _static(policy)
-        if one.name not in names and (one.payload_type not in used or one in line.codecs)
+        one for one in _static(policy) if one.name not in names and one.payload_type not in used
     )
     if policy.telephone_event and EVENTS not in names:
         free = next((one for one in (101, *range(96, 128)) if one not in used), None)
@@ -238,7 +236,7 @@ def _keyed(
         found = "SRTP is refused"
     else:
         # Keys under a plain profile are an offer of SRTP too, if only to who wants it. RFC 8643 §3
-        if not by_dtls and (media.crypto_lines or (secure and not certified)):
+        if not by_dtls and (media.crypto_lines or secure):
             found = _by_sdes(media, policy, over_tls)
         if certified and not isinstance(found, Crypto):
             found = read_dtls(media.attributes, session) if policy.dtls else "DTLS-SRTP is refused"

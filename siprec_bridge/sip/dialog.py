@@ -105,11 +105,10 @@ class Dialog:
         return first.uri, (*self.route_set[1:], f"<{self.remote_target}>")
 
     def follow(self, request: Request, peer: Peer) -> None:
-        """Take over what a request in the dialog changes: number, target and path."""
+        """Take over what a re-INVITE or UPDATE changes: number, target and path."""
         self.remote_seq = max(self.remote_seq, request.cseq.number)
         self.peer = peer
-        if request.method in ("INVITE", "UPDATE"):
-            self.remote_target = contact_of(request) or self.remote_target
+        self.remote_target = contact_of(request) or self.remote_target
 
     def acknowledge(self, number: int) -> bool:
         """Take an ACK; True when it was the first one for some answer.

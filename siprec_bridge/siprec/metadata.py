@@ -152,7 +152,7 @@ def _decode(xml: bytes) -> str:
     except (KeyError, UnicodeDecodeError) as error:
         raise MalformedMetadata(f"not well-formed: it is no {encoding}") from error
     # Some send more than the document, such as what was in their buffer.
-    return text[: text.rfind(">") + 1] or text
+    return text[: text.rfind(">") + 1]
 
 
 def _read(root: Element, namespace: str) -> Metadata:
