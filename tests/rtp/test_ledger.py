@@ -170,6 +170,24 @@ def test_an_unbroken_flow_is_counted_all_at_once_and_a_broken_one_by_itself() ->
     assert (first, second, third) == ([False, False], [True, False], [True, True])
 
 
+@pytest.mark.parametrize(("paused", "payload_type"), [(True, 0), (False, None)])
+def test_nothing_passes_while_a_stream_has_no_source_or_no_payload_type(
+    paused: bool, payload_type: int | None
+) -> None:
+    ledger = Ledger()
+    one = Stream(ledger.open())
+    sweep(ledger, [one], [flow(0, 10)])
+    assert one.row is not None
+    if paused:
+        one.sequence.rebase()
+
+    ledger.expect(one.row, one.sequence, one.jitter, payload_type, RATE)
+
+    assert sweep(ledger, [one], [flow(10, 10)]) == [False]
+    assert (one.sequence.packets, one.sequence.lost) == (20, 0)
+    assert sweep(ledger, [one], [flow(20, 10)]) == [True]
+
+
 def test_a_row_that_is_given_to_another_stream_knows_nothing_of_the_first() -> None:
     ledger = Ledger()
     old = Stream(ledger.open())

@@ -553,7 +553,7 @@ def test_a_bye_that_requires_what_we_do_not_know_ends_its_call_all_the_same() ->
     assert (statuses(outputs), ended(outputs)) == ([200], ["bye"])
 
 
-@pytest.mark.parametrize("status", [405, 501, 488])
+@pytest.mark.parametrize("status", [302, 405, 422, 501, 488])
 def test_a_peer_that_refuses_our_refresh_is_there_and_goes_on_being_recorded(status: int) -> None:
     srs = new_server()
 
@@ -577,6 +577,7 @@ def test_a_peer_that_knows_nothing_of_the_call_at_its_refresh_ends_it() -> None:
     [
         (["Supported: timer", "Session-Expires: 1800"], "1800;refresher=uac", True),
         (["Supported: timer", "x: 1800;refresher=uas"], "1800;refresher=uas", False),
+        (["Allow: INVITE, UPDATE", "x: 1800;refresher=uas"], "1800;refresher=uas", False),
         (["Require: timer", "Session-Expires: 90; refresher=uac"], "90;refresher=uac", True),
         # A proxy's wish, of which the SRC knows nothing.
         (["Session-Expires: 1800"], "1800;refresher=uas", False),

@@ -54,6 +54,17 @@ def test_a_paused_session_records_no_stream_and_says_who_wanted_it_when_and_why(
     )
 
 
+def test_a_stream_is_paused_by_its_label_alone_and_an_order_is_for_one_thing() -> None:
+    session = started()
+
+    paused = session.pause(PauseOrder(label="97"), later(1))
+
+    assert paused.paused == (1,)
+    assert states(session) == ["active", "paused"]
+    with pytest.raises(ValueError, match="not both"):
+        PauseOrder(label="97", participant_id="p1")
+
+
 def test_a_stream_that_joins_a_paused_session_is_paused_as_well() -> None:
     session = started()
     session.pause(CARD, later(1))

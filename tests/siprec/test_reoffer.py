@@ -90,6 +90,21 @@ def test_payload_types_that_the_call_has_used_otherwise_are_not_offered_anew() -
     assert len({one for one, _ in names}) == len(names)
 
 
+def test_each_codec_is_offered_once_and_each_payload_type_means_one_thing() -> None:
+    remapped = OFFER.replace("AVP 0 101", "AVP 96 101 18 100").replace(
+        "rtpmap:0 PCMU/8000",
+        "rtpmap:96 PCMU/8000\r\na=rtpmap:18 iLBC/8000\r\na=rtpmap:100 X-NONE/8000",
+    )
+    session = started(full(remapped))
+
+    line = reoffered(session, 1)[0]
+
+    named = [(codec.payload_type, codec.name) for codec in line.codecs]
+    assert named[:3] == [(96, "PCMU"), (18, "ILBC"), (101, "TELEPHONE-EVENT")]
+    assert len({name for _, name in named}) == len({one for one, _ in named}) == len(named)
+    assert {(8, "PCMA"), (9, "G722")} <= set(named)
+
+
 def test_a_line_that_was_refused_stays_refused_and_a_policy_is_kept() -> None:
     video = OFFER + "m=video 30004 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
     session = new_session(policy=MediaPolicy(codecs=("PCMU", "PCMA"), telephone_event=False))

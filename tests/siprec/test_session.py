@@ -232,7 +232,19 @@ def test_lines_that_are_gone_from_the_offer_are_closed_and_noted() -> None:
     changes = session.offer(full(OFFER[: OFFER.index("m=audio 30002")]), later(5))
 
     assert changes.closed == (1,)
-    assert "m-line 2 is gone from the offer" in session.warnings
+    assert session.warnings[0] == "m-line 2 is gone from the offer"
+    assert [one.closed_at for one in session.document().streams] == [None, later(5)]
+
+
+def test_a_line_that_was_closed_ended_then_and_not_with_the_session() -> None:
+    session = started()
+    session.offer(full(OFFER.replace("m=audio 30002", "m=audio 0")), later(5))
+
+    gone = session.offer(full(OFFER[: OFFER.index("m=audio 30002")]), later(6))
+    session.end(later(9))
+
+    assert gone.closed == ()
+    assert [one.closed_at for one in session.document().streams] == [later(9), later(5)]
 
 
 def test_an_invite_with_metadata_alone_gets_our_offer() -> None:
@@ -334,6 +346,28 @@ def test_an_invite_without_sdp_gets_our_offer_and_its_answer_comes_in_the_ack() 
         (20002, "recvonly"),
     ]
     assert (changes.opened, changes.closed) == ((), ())
+    # The metadata may know the streams by the labels of our offer. RFC 7866 §7.1.2
+    assert [one.label for one in ours.media] == ["1", "2"]
+    assert [one.label for one in session.document().streams] == ["1", "2"]
+
+
+def test_an_answer_that_nobody_waits_for_changes_nothing() -> None:
+    session = started()
+    before = session.document()
+    gone = Body(sdp=OFFER.replace("sendonly", "inactive").encode())
+
+    assert session.acknowledged(gone, later(1)) == Changes()
+    assert session.document() == before
+
+
+def test_a_refresh_without_sdp_crosses_no_offer_of_ours() -> None:
+    session = new_session()
+    session.offer(Body(), START)
+
+    changes = session.offer(Body(metadata=METADATA.encode()), later(0.1), invite=False)
+
+    assert changes.metadata_changed
+    assert not changes.needs_answer
 
 
 def test_an_offer_that_crosses_ours_is_491_and_one_after_the_answer_is_taken() -> None:
@@ -556,6 +590,33 @@ def test_keys_reach_the_media_side_and_change_with_the_offer_only() -> None:
     assert ours in after
     assert base64.b64encode(keys[0].remote) not in first
     assert b"RTP/SAVP" in first
+
+
+def test_a_secured_line_that_is_taken_away_leaves_no_keys_in_the_answer() -> None:
+    session = new_session()
+    session.offer(full(secured(7)), START)
+    session.answer(PORTS, "192.0.2.1")
+
+    session.offer(full(secured(7).replace("m=audio 30002", "m=audio 0")), later(1))
+    first, second = sdp.parse(session.answer(PORTS, "192.0.2.1")).media
+
+    assert (first.port, len(first.crypto_lines)) == (20000, 1)
+    assert (second.port, second.crypto_lines) == (0, ())
+
+
+def test_lines_of_one_offer_may_each_get_their_keys_another_way() -> None:
+    session = new_session()
+    theirs = f"a=fingerprint:{sdp.fingerprint_of(b'theirs')}\r\na=setup:actpass\r\na=label:97"
+    by_dtls = OFFER.replace("a=label:97", theirs).replace("30002 RTP/AVP", "30002 UDP/TLS/RTP/SAVP")
+    third = "m=audio 30004 RTP/SAVP 0\r\na=label:98\r\na=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:"
+    third += base64.b64encode(bytes(30)).decode() + "\r\n"
+
+    session.offer(full(by_dtls + third), START)
+    media = sdp.parse(session.answer(PORTS | {2: 20004}, "192.0.2.1")).media
+
+    assert [one.port for one in media] == [20000, 20002, 20004]
+    assert [one.attribute("fingerprint") is not None for one in media] == [False, True, False]
+    assert [len(one.crypto_lines) for one in media] == [0, 0, 1]
 
 
 def test_no_document_and_no_repr_holds_a_key() -> None:
