@@ -105,12 +105,13 @@ class RecordingSession:
         """
         if self._now.awaits_answer and body.sdp is not None:
             raise Refused(491, "Request Pending")  # RFC 3261 §14.2
+        offered = _read_sdp(body.sdp) if body.sdp is not None else None
         self._before = self._now.copy()
         for warning in body.warnings:
             self._warn(warning)
         changes = Changes()
-        if body.sdp is not None:
-            changes = self._take_sdp(_read_sdp(body.sdp), at)
+        if offered is not None:
+            changes = self._take_sdp(offered, at)
         elif invite and self._now.offer is not None:
             changes = self._offer_again(self._now.offer)
         elif invite:

@@ -18,6 +18,7 @@ from harness.src import (
 )
 from siprec_bridge.sip import (
     AckReceived,
+    AliasAsked,
     DialogEnded,
     DialogId,
     InviteCancelled,
@@ -339,6 +340,42 @@ def test_a_request_in_a_dialog_that_we_do_not_act_on_is_handed_over_and_ends_not
         assert statuses(srs.respond(asked.id, 200, now=1.0)) == [200]
 
     assert srs.dialogs == 1
+
+
+def test_a_refused_invite_is_answered_again_until_its_ack_and_others_when_they_come_again() -> None:
+    srs = new_server()
+    invite, options = request("INVITE", headers=["Require: x"]), request("REGISTER", call_id="c2")
+    (refused,) = sent(srs.receive(invite, PEER, 0.0))
+    (answered,) = sent(srs.receive(options, PEER, 0.0))
+
+    repeated = sent(until(srs, 1.6))
+    tag = responses(srs.receive(invite, PEER, 1.7))[0].to.tag
+    srs.receive(request("ACK", to_tag=tag), PEER, 1.8)
+
+    assert repeated == [refused, refused]  # at 0.5 and 1.5 s. RFC 3261 §17.2.1
+    assert sent(until(srs, 30)) == []
+    assert sent(srs.receive(options, PEER, 30)) == [answered]  # RFC 3261 §17.2.2
+
+
+@pytest.mark.parametrize(
+    ("transport", "via", "ports"),
+    [
+        ("tls", "192.0.2.10:5070;alias", [5070]),
+        ("tls", "192.0.2.10;alias", [5061]),
+        ("tls", "192.0.2.10:5070", []),
+        ("tcp", "192.0.2.10:5070;alias", []),
+    ],
+)
+def test_a_connection_stands_for_an_address_if_that_is_asked_for_over_tls(
+    transport: str, via: str, ports: list[int]
+) -> None:
+    peer = Peer(transport, "192.0.2.10", 40000, 7, "192.0.2.1", 5061)
+    data = request("OPTIONS").replace(b"192.0.2.10:5070;", f"{via};".encode())
+
+    outputs = new_server().receive(data, peer, 0.0)
+
+    # RFC 5923 §5: over plain TCP nobody proves whose address it is.
+    assert [one.port for one in outputs if isinstance(one, AliasAsked)] == ports
 
 
 @pytest.mark.parametrize("forwards", ["Max-Forwards: 0", "Max-Forwards: many", "X-None: 1"])
@@ -691,6 +728,24 @@ def test_a_question_that_stays_unanswered_is_told_and_ends_nothing() -> None:
 
     assert [one.response.status for one in told if isinstance(one, RequestAnswered)] == [408]
     assert ended(told) == []
+    assert srs.dialogs == 1
+
+
+def test_only_the_first_final_answer_to_what_we_asked_is_told() -> None:
+    srs = new_server()
+    ours = asked(srs, in_call(srs), "OPTIONS", 50.0)
+    trying, ok = answer_to(ours, 100), answer_to(ours, 200)
+    strange = [
+        ok.replace(b"OPTIONS", b"UPDATE"),  # RFC 3261 §17.1.3: of another method
+        ok.replace(ours.via.branch.encode(), b"z9hG4bKnobody"),
+    ]
+
+    before = [srs.receive(one, PEER, 50.1) for one in (trying, *strange)]
+    told = srs.receive(ok, PEER, 50.2)
+    after = [srs.receive(one, PEER, 50.3) for one in (ok, answer_to(ours, 481), trying)]
+
+    assert (before, answered(told), after) == ([[]] * 3, [200], [[]] * 3)
+    assert answered(until(srs, 200)) == []
     assert srs.dialogs == 1
 
 

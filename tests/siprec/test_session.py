@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -124,15 +125,19 @@ def test_a_stream_can_be_removed_and_added_again() -> None:
     assert [one.index for one in added.opened] == [1]
 
 
-def test_an_offer_that_cannot_be_recorded_is_488_and_leaves_all_as_it_was() -> None:
+@pytest.mark.parametrize(
+    ("offer", "status"),
+    [(OFFER.replace("RTP/AVP", "RTP/SAVP"), 488), (OFFER.replace("v=0", "x=0"), 400)],
+)
+def test_an_offer_that_is_refused_leaves_all_as_it_was(offer: str, status: int) -> None:
     session = started()
     before = session.document()
 
     with pytest.raises(Refused) as refusal:
-        session.offer(full(OFFER.replace("RTP/AVP", "RTP/SAVP")), later(5))
+        session.offer(replace(full(offer), warnings=("an odd part",)), later(5))
 
-    assert refusal.value.status == 488
-    assert "no crypto line" in refusal.value.headers[0][1]
+    assert refusal.value.status == status
+    assert status == 400 or "no crypto line" in refusal.value.headers[0][1]
     assert session.document() == before
 
 
@@ -240,10 +245,11 @@ def test_a_line_that_was_closed_ended_then_and_not_with_the_session() -> None:
     session = started()
     session.offer(full(OFFER.replace("m=audio 30002", "m=audio 0")), later(5))
 
-    gone = session.offer(full(OFFER[: OFFER.index("m=audio 30002")]), later(6))
+    again = session.offer(full(OFFER.replace("m=audio 30002", "m=audio 0")), later(6))
+    gone = session.offer(full(OFFER[: OFFER.index("m=audio 30002")]), later(7))
     session.end(later(9))
 
-    assert gone.closed == ()
+    assert (again.closed, gone.closed) == ((), ())
     assert [one.closed_at for one in session.document().streams] == [later(9), later(5)]
 
 
@@ -346,7 +352,7 @@ def test_an_invite_without_sdp_gets_our_offer_and_its_answer_comes_in_the_ack() 
         (20002, "recvonly"),
     ]
     assert (changes.opened, changes.closed) == ((), ())
-    # The metadata may know the streams by the labels of our offer. RFC 7866 §7.1.2
+    # The metadata may know the streams by the labels of our offer.
     assert [one.label for one in ours.media] == ["1", "2"]
     assert [one.label for one in session.document().streams] == ["1", "2"]
 
@@ -421,6 +427,7 @@ def test_metadata_that_was_lost_is_lost_until_a_complete_document_comes(metadata
     session.offer(Body(metadata=METADATA.encode()), later(1), invite=False)
 
     assert lost
+    assert any(one.startswith("metadata") for one in session.warnings)
     assert not session.metadata_lost
 
 
@@ -765,12 +772,24 @@ def test_a_line_that_takes_another_label_in_mid_call_has_the_people_of_that_labe
     assert session.warnings == ()
 
 
-def test_lines_that_swap_their_labels_swap_their_people() -> None:
+@pytest.mark.parametrize("metadata", [None, METADATA.encode()], ids=["alone", "metadata as before"])
+def test_lines_that_swap_their_labels_swap_their_people(metadata: bytes | None) -> None:
     session = started()
 
-    session.offer(Body(sdp=with_labels("97", "96").encode()), later(5))
+    changes = session.offer(Body(sdp=with_labels("97", "96").encode(), metadata=metadata), later(5))
 
+    assert changes.metadata_changed
     assert on_lines(session) == {0: ["Bob"], 1: ["Alice"]}
+
+
+def test_a_label_on_two_lines_is_the_first_one_s_and_both_are_recorded_apart() -> None:
+    session = started(full(with_labels("96", "96")))
+    answer = sdp.parse(session.answer(PORTS, "192.0.2.1"))
+
+    assert [one.label for one in answer.media] == ["96", "96"]  # as offered
+    assert [one.label for one in session.document().streams] == ["96", "96.2"]
+    assert on_lines(session) == {0: ["Alice"], 1: []}
+    assert session.warnings[0] == "label 96 is on two m-lines"
 
 
 def test_a_label_that_moves_on_to_another_line_takes_its_people_along() -> None:
@@ -812,6 +831,16 @@ def test_a_cancelled_change_is_undone_on_lines_that_it_added_removed_held_or_res
     assert [one.index for one in undone.opened] == [1]
     assert (undone.closed, undone.paused, undone.resumed) == ((2,), (0,), ())
     assert session.document() == before
+
+
+def test_a_cancelled_change_of_codec_is_undone_on_its_line_alone() -> None:
+    session = started()
+    session.offer(full(OFFER.replace("30002 RTP/AVP 8", "30002 RTP/AVP 0")), later(5))
+
+    undone = session.cancelled()
+
+    assert [(one.index, one.codecs[0].name) for one in undone.changed] == [(1, "PCMA")]
+    assert (undone.opened, undone.closed, undone.paused, undone.resumed) == ((), (), (), ())
 
 
 def test_an_offer_of_ours_that_was_cancelled_is_pending_no_more() -> None:
