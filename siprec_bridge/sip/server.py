@@ -187,7 +187,10 @@ class SipServer:
         content_type: str | None = None,
         body: bytes = b"",
     ) -> list[Output]:
-        """Answer a request. One that has its answer already (a CANCEL came) is passed over."""
+        """Answer a request for good, with 200 or more.
+
+        One that has its answer already (a CANCEL came) is passed over.
+        """
         pending = self._by_id.get(id)
         if pending is None:
             return []
@@ -317,7 +320,7 @@ class SipServer:
         self._dialogs[dialog.id] = dialog
         pending.dialog = dialog
         dialog.busy = pending.id
-        trying = self._provisional(pending, 100, now)
+        trying = self._trying(pending, now)
         return [*trying, InviteReceived(pending.id, dialog.id, request, peer, True)]
 
     def _take_in_dialog(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
@@ -333,10 +336,10 @@ class SipServer:
         if request.method not in _CHANGES:
             dialog.peer = pending.peer
             return [RequestReceived(pending.id, dialog.id, request, peer)]
-        if request.cseq.number < dialog.remote_seq and dialog.confirmed:
+        if request.cseq.number < dialog.remote_seq:
             raise Refused(500, REASONS[500])  # RFC 3261 §12.2.2
         pending.interval = negotiate_timer(request, self._min_session_expires)
-        out = self._provisional(pending, 100, now) if request.method == "INVITE" else []
+        out = self._trying(pending, now) if request.method == "INVITE" else []
         if dialog.busy is None:
             return out + self._begin_change(dialog, pending.id, request, peer)
         if len(dialog.waiting) >= _MAX_WAITING:
@@ -406,9 +409,8 @@ class SipServer:
     def _refuse(self, pending: _Pending, refusal: Refused, now: float) -> list[Output]:
         return self._answer(pending, refusal.status, now, refusal.reason, refusal.headers)
 
-    def _provisional(self, pending: _Pending, status: int, now: float) -> list[Output]:
-        response = self._response(pending, status, None, (), None, b"")
-        data = serialize(response)
+    def _trying(self, pending: _Pending, now: float) -> list[Output]:
+        data = serialize(self._response(pending, 100, None, (), None, b""))
         pending.transaction.step(Input.PROVISIONAL, now, data)
         return [Send(data, pending.peer)]
 
@@ -422,8 +424,6 @@ class SipServer:
         content_type: str | None = None,
         body: bytes = b"",
     ) -> list[Output]:
-        if status < 200:
-            return self._provisional(pending, status, now)
         self._by_id.pop(pending.id, None)
         method, dialog = pending.request.method, pending.dialog
         data = serialize(self._response(pending, status, reason, headers, content_type, body))

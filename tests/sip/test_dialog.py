@@ -66,6 +66,20 @@ def test_our_requests_go_to_the_last_contact_that_the_peer_named(method: str) ->
     assert bye.uri == "sip:src@192.0.2.44"
 
 
+@pytest.mark.parametrize("method", ["INVITE", "UPDATE"])
+def test_a_change_that_is_older_than_the_last_one_is_500_and_leaves_the_call(method: str) -> None:
+    srs = new_server()
+    tag = take(srs, request("INVITE", number=10), 0.0).local_tag
+    take(srs, request("UPDATE", number=12, branch="z9hG4bK12", to_tag=tag), 1.0)
+
+    outputs = srs.receive(request(method, number=11, branch="z9hG4bK11", to_tag=tag), PEER, 2.0)
+
+    assert [one.status for one in responses(outputs)] == [500]  # RFC 3261 §12.2.2
+    assert not any(isinstance(one, InviteReceived | UpdateReceived) for one in outputs)
+    assert srs.dialogs == 1
+    take(srs, request(method, number=13, branch="z9hG4bK13", to_tag=tag), 3.0)
+
+
 @pytest.mark.parametrize("contact", ["", "Contact: *", "Contact: <sip:broken"])
 def test_a_peer_without_a_contact_is_sought_where_it_says_it_is_from(contact: str) -> None:
     srs = new_server()
