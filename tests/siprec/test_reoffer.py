@@ -133,11 +133,12 @@ def test_metadata_may_come_with_the_answer_in_the_ack() -> None:
     session.offer(Body(), later(0))
     session.answer(PORTS, "192.0.2.1")
 
-    changes = session.acknowledged(full(), later(0.1))
+    changes = session.acknowledged(full(OFFER.replace("sendonly", "inactive", 1)), later(0.1))
 
-    assert changes.metadata_changed
+    assert (changes.metadata_changed, changes.paused) == (True, (0,))
     document = session.document()
     assert [one.name for one in document.participants] == ["Alice", "Bob"]
+    assert document.warnings == ()
 
 
 def test_an_ack_with_metadata_alone_brings_no_answer_and_the_next_offer_is_taken() -> None:

@@ -743,6 +743,19 @@ def test_a_handshake_that_failed_and_a_full_disk_are_warnings_of_the_session() -
     )
 
 
+def test_what_was_odd_of_a_body_is_noted_once_and_no_peer_can_fill_the_memory_with_it() -> None:
+    session = started(replace(full(), warnings=("an odd part",)))
+
+    session.offer(replace(full(), warnings=("an odd part", "x" * 100_000)), later(1))
+    noted = session.warnings
+    many = tuple(f"part {number} is odd" for number in range(1000))
+    session.offer(replace(full(), warnings=many), later(2))
+
+    assert (noted[0], len(noted)) == ("an odd part", 2)
+    assert len(session.warnings) == 50
+    assert max(map(len, session.warnings)) == 512
+
+
 def with_labels(first: str, second: str) -> str:
     head, middle, _ = re.split("label:9[67]", OFFER)
     return f"{head}label:{first}{middle}label:{second}\r\n"
