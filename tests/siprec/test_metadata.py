@@ -476,5 +476,21 @@ def test_what_is_no_metadata_or_too_much_of_it_is_noted_and_the_call_recorded(xm
     assert session.warnings[0].startswith("metadata: ")
 
 
+@pytest.mark.parametrize(
+    "nameless",
+    [
+        "<stream><label>96</label></stream>",
+        '<stream stream_id=" "><label>96</label></stream>',
+        '<participant><nameID aor="sip:x@example.com"/><send>t1</send></participant>',
+        '<session><group-ref>g2</group-ref></session><group id=""/>',
+        '<participantstreamassoc participant_id=""><send>t1</send></participantstreamassoc>',
+    ],
+)
+def test_what_has_no_id_says_nothing_of_anybody(nameless: str) -> None:
+    document = METADATA.replace("</recording>", f"{nameless}</recording>")
+
+    assert parse_metadata(document.encode()) == parse_metadata(METADATA.encode())
+
+
 def test_an_empty_document_is_complete_and_says_nothing() -> None:
     assert parse_metadata(b"<recording/>") == Metadata()
