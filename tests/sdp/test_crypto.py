@@ -75,16 +75,28 @@ def test_the_first_line_that_can_be_done_is_taken_and_only_that() -> None:
     assert line.startswith(f"3 {CM32} ")
 
 
+def test_a_suite_that_the_policy_leaves_out_is_not_taken_though_we_could() -> None:
+    policy = MediaPolicy(suites=(CM80,))
+
+    (line,) = answered(offer(crypto(1, CM32), crypto(2, CM80)), policy).crypto_lines
+
+    assert line.startswith(f"2 {CM80} ")
+    assert refusal(offer(crypto(1, CM32)), policy) == f"crypto suite {CM32} is not supported"
+
+
 @pytest.mark.parametrize("rest", ["|2^20", "|1000000", "|2^31|1:4", "|5:1", " WSH=64", " -X=1"])
 def test_lifetime_mki_and_what_may_be_ignored_do_no_harm(rest: str) -> None:
     assert answered(offer(crypto(1, rest=rest))).port == 20000
 
 
-def test_the_mki_s_length_is_kept_for_the_packets() -> None:
-    found = read_crypto(f"1 {CM80} inline:{KEY_TEXT}|2^20|1:4")
+@pytest.mark.parametrize(
+    ("rest", "octets"), [("|2^20|1:4", 4), ("|1:128", 128), ("|2^20", 0), ("", 0)]
+)
+def test_the_mki_s_length_is_kept_for_the_packets(rest: str, octets: int) -> None:
+    found = read_crypto(f"1 {CM80} inline:{KEY_TEXT}{rest}")
 
     assert isinstance(found, Crypto)
-    assert (found.key, found.mki_length) == (KEY, 4)
+    assert (found.key, found.mki_length) == (KEY, octets)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +115,9 @@ def test_the_mki_s_length_is_kept_for_the_packets() -> None:
          "crypto session parameter FEC_ORDER is not supported"),
         ([crypto(1, rest=";inline:AAAA")], "several keys in one crypto line are not supported"),
         ([crypto(1, rest="|1:129")], "a crypto line whose MKI cannot be read"),
+        ([crypto(1, rest="|٣:4")], "a crypto line whose MKI cannot be read"),
         ([crypto(1, rest="|soon")], "a crypto line whose lifetime cannot be read"),
+        ([crypto(1, rest="|2^20|2^20")], "a crypto line whose lifetime cannot be read"),
         ([f"crypto:1 {CM80} inline:AAAA"], "a crypto line whose key is not of 30 octets"),
         ([f"crypto:1 {CM80} inline:?"], "a crypto line whose key cannot be read"),
         ([f"crypto:1 {CM80} base:{KEY_TEXT}"], "a crypto line without an inline key"),
