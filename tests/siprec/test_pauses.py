@@ -169,11 +169,12 @@ TARGETS: list[tuple[str | None, str | None]] = [
         max_size=30,
     )
 )
-def test_a_stream_is_recorded_exactly_when_no_pause_of_it_goes_on(
+def test_a_stream_is_recorded_exactly_when_no_pause_of_it_goes_on_and_what_is_over_stays_so(
     steps: list[tuple[str, tuple[str | None, str | None]]],
 ) -> None:
     session = started()
     recorded = {0: True, 1: True}  # as the media side was told
+    before: list[tuple[Pause, ...]] = [(), ()]
     for number, (step, (label, participant)) in enumerate(steps):
         at = later(number)
         try:
@@ -187,6 +188,11 @@ def test_a_stream_is_recorded_exactly_when_no_pause_of_it_goes_on(
         except LookupError:
             continue
         recorded |= dict.fromkeys(changes.paused, False) | dict.fromkeys(changes.resumed, True)
-        for stream in session.document().streams:
+        streams = session.document().streams
+        for stream in streams:
             going_on = [one for one in stream.pauses if one.until is None]
             assert recorded[stream.index] is (not going_on) is (stream.state == "active")
+            over = [one for one in before[stream.index] if one.until is not None]
+            assert all(one in stream.pauses for one in over)
+        assert changes.pauses_changed is ([one.pauses for one in streams] != before)
+        before = [one.pauses for one in streams]
