@@ -104,14 +104,13 @@ class SipServer:
         token: Callable[[], str],
         contact: Callable[[Peer], str],
         user_agent: str = "siprec-bridge",
-        timers: Timers | None = None,
         min_session_expires: int = 90,
         authority: DigestAuthority | None = None,
     ) -> None:
         self._token = token
         self._contact = contact
         self._user_agent = user_agent
-        self._timers = timers or Timers()
+        self._timers = Timers()
         self._min_session_expires = min_session_expires
         self._authority = authority  # None: whoever reaches us may talk to us
         self._numbers = itertools.count(1)

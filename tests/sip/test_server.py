@@ -30,6 +30,8 @@ from siprec_bridge.sip import (
     Request,
     RequestAnswered,
     RequestReceived,
+    RequestSeen,
+    ResponseSent,
     Send,
     SipServer,
     UpdateReceived,
@@ -376,6 +378,25 @@ def test_a_connection_stands_for_an_address_if_that_is_asked_for_over_tls(
 
     # RFC 5923 §5: over plain TCP nobody proves whose address it is.
     assert [one.port for one in outputs if isinstance(one, AliasAsked)] == ports
+
+
+def test_requests_and_answers_are_counted_once_by_methods_that_we_know() -> None:
+    srs = new_server()
+    strange = request("NEWMETHOD", transport="TCP")
+
+    first, again = (srs.receive(strange, TCP_PEER, now) for now in (0.0, 0.1))
+    known = srs.receive(request("REGISTER", call_id="c2", branch="z9hG4bK2"), PEER, 0.2)
+    called = srs.receive(request("INVITE", call_id="c3", branch="z9hG4bK3"), PEER, 0.3)
+
+    # A label of a metric: a peer must not make up new ones.
+    assert counted(first) == {RequestSeen("tcp", "other"), ResponseSent("other", 501)}
+    assert counted(again) == set()
+    assert counted(known) == {RequestSeen("udp", "other"), ResponseSent("other", 405)}
+    assert counted(called) == {RequestSeen("udp", "INVITE")}
+
+
+def counted(outputs: list[Output]) -> set[Output]:
+    return {one for one in outputs if isinstance(one, RequestSeen | ResponseSent)}
 
 
 @pytest.mark.parametrize("forwards", ["Max-Forwards: 0", "Max-Forwards: many", "X-None: 1"])
