@@ -269,6 +269,33 @@ def test_a_request_uri_of_another_scheme_is_416(uri: str, status: int) -> None:
     assert statuses(outputs) == [status]
 
 
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [("INVITE", ["Require: x"], 420), ("INFO", ["Require: x"], 420), ("REFER", [], 405)],
+)
+def test_in_a_call_too_what_we_cannot_do_is_refused_and_the_call_goes_on(
+    method: str, headers: list[str], status: int
+) -> None:
+    srs = new_server()
+    tag = in_call(srs).local_tag
+
+    outputs = srs.receive(
+        request(method, number=2, branch="z9hG4bK2", to_tag=tag, headers=headers), PEER, 1.0
+    )
+
+    assert (statuses(outputs), srs.dialogs) == ([status], 1)
+    assert not any(isinstance(one, InviteReceived | RequestReceived) for one in outputs)
+
+
+def test_a_refusal_says_why_in_the_recorder_s_words() -> None:
+    srs = new_server()
+    (invite,) = invites(srs.receive(INVITE, PEER, 0.0))
+
+    (answer,) = responses(srs.respond(invite.id, 400, now=0.0, reason="Malformed SDP (no v= line)"))
+
+    assert (answer.status, answer.reason) == (400, "Malformed SDP (no v= line)")
+
+
 def test_a_bye_ends_its_call_whatever_its_request_uri() -> None:
     srs = new_server()
     bye = request("BYE", number=2, branch="z9hG4bKbye", to_tag=in_call(srs).local_tag)

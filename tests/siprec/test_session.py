@@ -383,10 +383,13 @@ def test_an_offer_that_crosses_ours_is_491_and_one_after_the_answer_is_taken() -
 
     with pytest.raises(Refused) as refused:
         session.offer(full(), later(0.1))
-    session.late_answer(OFFER.encode(), later(0.2))
+    late = session.late_answer(OFFER.encode(), later(0.2))
+    next_one = session.offer(full(OFFER.replace("sendonly", "inactive", 1)), later(0.3))
+    media = sdp.parse(session.answer(PORTS, "192.0.2.1")).media
 
     assert refused.value.status == 491
-    assert not session.offer(full(), later(0.3)).opened
+    assert (late.needs_answer, next_one.needs_answer, next_one.opened) == (False, True, ())
+    assert [one.direction for one in media] == ["inactive", "recvonly"]
 
 
 def test_an_ack_without_the_answer_leaves_what_we_offered_and_is_noted() -> None:
@@ -413,21 +416,27 @@ def test_a_reinvite_without_sdp_gets_our_last_description_and_its_ack_may_change
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    ("metadata", "warning"),
     [
-        "<recording>",
-        METADATA.replace("complete", "partial").replace('participant_id="p2"><nameID', 'x="p2"><n'),
+        ("<recording>", "metadata: not well-formed"),
+        (
+            METADATA.replace("complete", "partial").replace('participant participant_id="p2"',
+                                                            'participant x="p2"'),
+            "metadata names participants that it has never described",
+        ),
     ],
     ids=["broken", "in part"],
-)
-def test_metadata_that_was_lost_is_lost_until_a_complete_document_comes(metadata: str) -> None:
+)  # fmt: skip
+def test_metadata_that_was_lost_is_lost_until_a_complete_document_comes(
+    metadata: str, warning: str
+) -> None:
     session = started(full(metadata=metadata))
-    lost = session.metadata_lost
+    lost, warnings = session.metadata_lost, session.warnings
 
     session.offer(Body(metadata=METADATA.encode()), later(1), invite=False)
 
     assert lost
-    assert any(one.startswith("metadata") for one in session.warnings)
+    assert warnings[0].startswith(warning)
     assert not session.metadata_lost
 
 
@@ -793,6 +802,14 @@ def test_lines_that_swap_their_labels_swap_their_people(metadata: bytes | None) 
 
     assert changes.metadata_changed
     assert on_lines(session) == {0: ["Bob"], 1: ["Alice"]}
+
+
+def test_lines_without_a_label_are_called_by_their_place() -> None:
+    session = started(full(re.sub("a=label:.*\r\n", "", OFFER)))
+
+    assert [one.label for one in session.document().streams] == ["1", "2"]
+    assert session.warnings[:2] == ("m-line 1 has no label", "m-line 2 has no label")
+    assert b"a=label" not in session.answer(PORTS, "192.0.2.1")
 
 
 def test_a_label_on_two_lines_is_the_first_one_s_and_both_are_recorded_apart() -> None:
