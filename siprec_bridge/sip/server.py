@@ -660,7 +660,6 @@ class SipServer:
 
     def _forget(self, pending: _Pending) -> None:
         self._pending.pop(pending.key, None)
-        self._by_id.pop(pending.id, None)
         self._end_merging(pending)
 
     def _end_merging(self, pending: _Pending) -> None:
@@ -673,12 +672,11 @@ class SipServer:
     def _schedule(self, owner: _Timed) -> None:
         """Have the owner in the agenda at its deadline, or earlier: once, not once a message."""
         at = owner.deadline
-        if at is not None and self._is_live(owner):
-            if owner.scheduled is None or at < owner.scheduled:
-                owner.scheduled = at
-                heapq.heappush(self._agenda, (at, next(self._numbers), owner))
-        elif isinstance(owner, _Pending) and owner.transaction.terminated:
-            self._forget(owner)
+        if at is None or not self._is_live(owner):
+            return
+        if owner.scheduled is None or at < owner.scheduled:
+            owner.scheduled = at
+            heapq.heappush(self._agenda, (at, next(self._numbers), owner))
 
     def _is_live(self, owner: _Timed) -> bool:
         match owner:

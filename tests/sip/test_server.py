@@ -818,6 +818,26 @@ def test_an_answer_over_a_stream_says_where_else_it_may_go(
 
 
 @pytest.mark.parametrize(
+    ("via", "answered"),
+    [
+        ("sbc.example.com;branch=z9hG4bK1", "sbc.example.com;branch=z9hG4bK1;received=192.0.2.10"),
+        ("192.0.2.10;branch=z9hG4bK1", "192.0.2.10;branch=z9hG4bK1"),
+        ("192.0.2.10;rport;branch=z9hG4bK1",
+         "192.0.2.10;rport=5070;branch=z9hG4bK1;received=192.0.2.10"),
+        ("sbc.example.com;branch=z9hG4bK1, SIP/2.0/UDP h2;branch=z9hG4bK2",
+         "sbc.example.com;branch=z9hG4bK1;received=192.0.2.10, SIP/2.0/UDP h2;branch=z9hG4bK2"),
+    ],
+)  # fmt: skip
+def test_a_via_says_where_the_request_came_from(via: str, answered: str) -> None:
+    data = request("REGISTER").replace(b"192.0.2.10:5070;branch=z9hG4bK1;rport", via.encode())
+
+    (answer,) = responses(new_server().receive(data, PEER, 0.0))
+
+    # RFC 3261 §18.2.1, RFC 3581 §4
+    assert answer.headers.get("Via") == f"SIP/2.0/UDP {answered}"
+
+
+@pytest.mark.parametrize(
     ("transport", "contact", "route", "elsewhere"),
     [
         ("tcp", "sip:src@192.0.2.77:5071;transport=tcp", "", ("192.0.2.77", 5071)),
@@ -997,15 +1017,20 @@ def test_garbage_with_an_address_is_400_and_without_one_is_met_with_silence() ->
     assert [type(one) for one in silent] == [Malformed]
 
 
-def test_nothing_is_remembered_of_calls_that_are_long_over() -> None:
+@pytest.mark.parametrize("peer", [PEER, TCP_PEER], ids=["udp", "tcp"])
+def test_nothing_is_remembered_of_calls_that_are_long_over(peer: Peer) -> None:
     srs = new_server()
     for number in range(50):
         invite_bytes = request(
             "INVITE", call_id=f"c{number}", branch=f"z9hG4bK{number}", body=multipart()
         )
-        (invite,) = invites(srs.receive(invite_bytes, PEER, 0.0))
+        (invite,) = invites(srs.receive(invite_bytes, peer, 0.0))
         srs.respond(invite.id, 200, now=0.0)
         srs.request(invite.dialog, "BYE", now=1.0)
+        for method in ("INVITE", "REGISTER", "CANCEL"):
+            branch = f"z9hG4bKx{method}{number}"
+            srs.receive(request(method, call_id=branch, branch=branch, headers=["Require: x"]),
+                        peer, 0.0)  # fmt: skip
 
     while (at := srs.next_deadline()) is not None:
         srs.advance(at)

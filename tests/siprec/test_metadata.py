@@ -114,6 +114,7 @@ def test_what_a_partial_document_does_not_mention_stays() -> None:
     session.offer(
         partial(
             '<participant participant_id="p2"><nameID aor="sip:b2@example.com"/></participant>'
+            '<participant participant_id="p1"><nameID><name>Alicia</name></nameID></participant>'
         ),
         later(1),
         invite=False,
@@ -128,7 +129,7 @@ def test_what_a_partial_document_does_not_mention_stays() -> None:
 
     document = session.document()
     assert [(one.name, one.aor) for one in document.participants] == [
-        ("Alice", "sip:alice@example.com"),
+        ("Alicia", "sip:alice@example.com"),
         ("Bob", "sip:b2@example.com"),
     ]
     assert (document.group_id, document.communication_sessions) == ("g1", ("s1",))
