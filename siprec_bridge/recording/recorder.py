@@ -309,7 +309,7 @@ class Recorder:
         """Undo the last change: its CANCEL came while we were following it."""
         self._followed = ""
         at = self._desk.clock()
-        changes = self._session.cancelled()
+        changes = self._session.cancelled(at)
         try:
             await self._follow_sdp(changes, at)
         except Refused as refusal:  # a stream that it had removed; the others are as before

@@ -103,8 +103,11 @@ def _split(content: bytes, boundary: bytes) -> list[bytes]:
 def _read_parts(content: bytes, params: Mapping[str, str], found: _Found, depth: int) -> None:
     """Read the parts of a multipart body, and of those among them. RFC 5621 §3."""
     boundary = params.get("boundary", "")
-    if not boundary:
+    if not boundary and depth == _MAX_DEPTH:
         raise Refused(400, "Multipart Without Boundary")
+    if not boundary:
+        found.warnings.append("nested multipart part without boundary ignored")
+        return
     parts = _split(content, boundary.encode("utf-8", "surrogateescape"))
     found.parts += len(parts)
     if found.parts > _MAX_PARTS:

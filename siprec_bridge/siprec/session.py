@@ -149,36 +149,34 @@ class RecordingSession:
         """Undo the last `offer`: it was refused after all. RFC 3261 §14.2."""
         self._now = self._before
 
-    def cancelled(self) -> Changes:
+    def cancelled(self, at: datetime) -> Changes:
         """Undo the last `offer`, which was followed, but not answered before its CANCEL came.
 
-        The peer goes on as before it, and so do we. RFC 3261 §14.1.
+        The peer goes on as before it, and so do we, but for what others have ordered since.
+        RFC 3261 §14.1.
         """
         withdrawn = self._now
         self.withdraw()
+        self._now.warnings = withdrawn.warnings
         before, after = self._now.streams, withdrawn.streams
         running = {index for index, one in before.items() if one.state != "closed"}
         followed = {index for index, one in after.items() if one.state != "closed"}
-        both = sorted(running & followed)
-        return Changes(
+        for index in running:
+            # What has been recorded since, and what has not, is not to be undone.
+            then, now = before[index], after[index]
+            then.state = now.state if index in followed else "active"  # a port is open anew
+            then.active, then.pauses, then.quality = now.active, now.pauses, now.quality
+        changes = Changes(
             opened=tuple(to_record(before[index]) for index in sorted(running - followed)),
             changed=tuple(
                 to_record(before[index])
-                for index in both
+                for index in sorted(running & followed)
                 if to_record(before[index]) != to_record(after[index])
             ),
             closed=tuple(sorted(followed - running)),
-            paused=tuple(
-                index for index in both
-                if (before[index].state, after[index].state) == ("paused", "active")
-            ),
-            resumed=tuple(
-                index for index in both
-                if (before[index].state, after[index].state) == ("active", "paused")
-            ),
-            pauses_changed=any(before[index].pauses != after[index].pauses for index in both),
             metadata_changed=not self._now.same_people(withdrawn),
-        )  # fmt: skip
+        )
+        return self._with_pauses(changes, at)
 
     def answer(self, ports: Mapping[int, int], address: str) -> bytes:
         """The SDP for the last offer, or our own offer where the peer made none.

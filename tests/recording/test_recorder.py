@@ -499,7 +499,9 @@ async def test_a_hold_while_no_media_worker_answers_is_taken_and_the_call_goes_o
     assert [len(one.pauses) for one in document.streams] == [1, 1]
 
 
-async def test_a_hold_whose_cancel_comes_while_it_is_followed_never_was(tmp_path: Path) -> None:
+async def test_a_hold_whose_cancel_comes_while_it_is_followed_is_over_with_it(
+    tmp_path: Path,
+) -> None:
     held = multipart(sdp=OFFER.replace("sendonly", "inactive"))
     async with office(tmp_path) as here:
         here.service.on_sip(invite())
@@ -514,7 +516,8 @@ async def test_a_hold_whose_cancel_comes_while_it_is_followed_never_was(tmp_path
 
     document = SessionDocument.model_validate_json(row.document)
     assert [one.quality and one.quality.packets for one in document.streams] == [20, 20]
-    assert [one.pauses for one in document.streams] == [(), ()]
+    pauses = [pause for one in document.streams for pause in one.pauses]
+    assert [(one.cause, one.until is not None) for one in pauses] == 2 * [("hold", True)]
 
 
 async def test_an_ack_with_a_body_of_another_kind_ends_nothing(tmp_path: Path) -> None:

@@ -170,6 +170,18 @@ def test_nesting_beyond_reason_is_ignored_and_noted() -> None:
     assert (body.sdp, body.warnings) == (None, ("multipart parts nested too deeply ignored",))
 
 
+def test_a_nested_part_that_names_no_boundary_costs_the_rest_nothing() -> None:
+    outer = (
+        b"--n\r\nContent-Type: multipart/related\r\n\r\n--x\r\n\r\nhello\r\n--x--\r\n"
+        b"--n\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n\r\n--n--"
+    )
+
+    body = parse_body("multipart/mixed;boundary=n", None, outer)
+
+    assert body.sdp == b"v=0\r\n"
+    assert body.warnings == ("nested multipart part without boundary ignored",)
+
+
 def test_the_first_of_alternatives_that_we_know_is_taken() -> None:
     inner = (
         b"--a\r\nContent-Type: text/plain\r\n\r\nhello\r\n"

@@ -19,6 +19,7 @@ from siprec_bridge.siprec import (
     Changes,
     Fork,
     MalformedMetadata,
+    PauseOrder,
     RecordingSession,
     SessionDocument,
     StreamQuality,
@@ -853,14 +854,32 @@ def test_a_cancelled_change_is_undone_on_lines_that_it_added_removed_held_or_res
     session = started(full(OFFER.replace("a=sendonly", "a=inactive", 1)))
     changed = OFFER.replace("audio 30002", "audio 0")
     changed += "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:98\r\n"
-    before = session.document()
     session.offer(Body(sdp=changed.encode()), later(5))
 
-    undone = session.cancelled()
+    undone = session.cancelled(later(6))
 
     assert [one.index for one in undone.opened] == [1]
     assert (undone.closed, undone.paused, undone.resumed) == ((2,), (0,), ())
-    assert session.document() == before
+    held, removed = session.document().streams
+    assert [(one.since, one.until) for one in held.pauses] == [(START, later(5)), (later(6), None)]
+    assert [(one.since, one.until) for one in removed.active] == [
+        (START, later(5)),
+        (later(6), None),
+    ]
+
+
+def test_what_was_ordered_while_a_change_was_followed_outlasts_its_cancel() -> None:
+    session = started()
+    session.offer(Body(sdp=OFFER.replace("audio 30002", "audio 0").encode()), later(5))
+    session.pause(PauseOrder(by="alice"), later(6))
+    session.note_unwritten(0, "No space left on device")
+
+    undone = session.cancelled(later(7))
+
+    assert [one.index for one in undone.opened] == [1]
+    assert (undone.paused, undone.resumed) == ((1,), ())
+    assert session.streams_paused() == (0, 1)
+    assert any("No space left" in one for one in session.warnings)
 
 
 def test_a_cancelled_change_of_codec_is_undone_on_its_line_alone() -> None:
@@ -877,6 +896,6 @@ def test_an_offer_of_ours_that_was_cancelled_is_pending_no_more() -> None:
     session = started()
     session.offer(Body(), later(1))
 
-    session.cancelled()
+    session.cancelled(later(2))
 
-    assert session.offer(full(), later(2)).needs_answer
+    assert session.offer(full(), later(3)).needs_answer
