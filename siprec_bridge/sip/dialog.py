@@ -15,6 +15,7 @@ from siprec_bridge.sip.uri import parse_uri
 
 _PASSING = (408, 491, 500, 503, 504)  # another refresh may be taken
 _FIRST_RETRY_S = 2.0  # RFC 3261 §14.1 has up to 2 s for whoever did not make up the Call-ID
+_MOST_DOUBLED = 16  # then 36 hours: a peer may refuse for weeks
 _SHORTEST_S = 30
 
 
@@ -159,7 +160,7 @@ class Dialog:
         if response.status in _PASSING:
             wait = seconds_of(response.headers.get("Retry-After", ""))
             if not wait:
-                wait = _FIRST_RETRY_S * 2**refusals
+                wait = _FIRST_RETRY_S * 2 ** min(refusals, _MOST_DOUBLED)
             self.refresh_at, self.refusals = now + min(wait, interval.seconds / 2), refusals + 1
 
 

@@ -573,6 +573,20 @@ def test_a_peer_that_never_lets_itself_be_refreshed_is_asked_more_and_more_rarel
     assert 5 <= len(asked_at) <= 10
 
 
+def test_a_peer_that_refuses_refreshes_for_weeks_goes_on_being_asked() -> None:
+    srs = new_server()
+    refreshed(srs, 500, expires=1800)
+
+    asked = 0
+    while asked < 1100 and (at := srs.next_deadline()) is not None:
+        for ours in requests(srs.advance(at)):
+            asked += 1
+            srs.receive(answer_to(ours, 500), PEER, at)
+
+    assert asked == 1100
+    assert srs.dialogs == 1
+
+
 def test_a_refresh_that_is_not_answered_is_tried_again_until_the_session_expires() -> None:
     srs = new_server()
     timed = request("INVITE", headers=["Session-Expires: 180"], body=multipart())
