@@ -6,6 +6,7 @@ import math
 import resource
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -41,7 +42,7 @@ log = structlog.get_logger()
 
 _BACKLOG = 1024
 _HANDSHAKE_TIMEOUT_S = 10.0
-_ANY_NUMBER = 1 << 20
+_MOST_CONNECTIONS = 20_000  # where files are without number, memory is not
 _MOST_SEARCHES = 256  # at once, for servers of peers
 _SEARCH_S = 5.0
 _MOST_ALIASES = 16  # of one connection
@@ -65,7 +66,7 @@ class Listener:
     """Binds the endpoints and drives the machine. `on_event` gets what it reports, in order.
 
     `nameservers`: those to ask, address and port, instead of the system's. `most_connections`
-    are open at once; by default, half of the files that the process may open.
+    are open at once; by default, half of the files that the process may open, up to 20,000.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class Listener:
         self._metrics = metrics
         self._flows = itertools.count(1)
         self._udp: dict[int, UdpEndpoint] = {}
-        self._connections: dict[int, StreamConnection] = {}
+        # By flow, in the order in which they give way: strangers, then the longest silent.
+        self._connections: OrderedDict[int, StreamConnection] = OrderedDict()
         self._streams: list[tuple[str, asyncio.Server]] = []  # transport and server
         self._tls: TlsServerContext | None = None
         self._aliases: dict[tuple[str, int], StreamConnection] = {}  # RFC 5923: latest that asked
@@ -231,6 +233,7 @@ class Listener:
             self._receive,
             self._refuse,
             self._connection_made,
+            self._connection_heard,
             self._connection_lost,
             ours=ours,
         )
@@ -244,21 +247,28 @@ class Listener:
         if peer is None:
             return
         if not self._admission.admits(peer.host):
+            self._connections.move_to_end(connection.flow, last=False)
             self._note_unadmitted("sip.source_not_allowed", peer)
             if not self._admission.forbid:
                 connection.close()
         elif peer.transport == "tls":
             domains = domains_of(connection.certificate)
             if not self._admission.admits_certificate(domains):
+                self._connections.move_to_end(connection.flow, last=False)
                 self._note_unadmitted("sip.certificate_not_allowed", peer, domains=list(domains))
                 connection.close()
         if len(self._connections) > self._most_connections:
             self._make_room()
 
+    def _connection_heard(self, connection: StreamConnection) -> None:
+        peer = connection.peer
+        there = connection.flow in self._connections
+        if there and peer is not None and self._admission.admits(peer.host):
+            self._connections.move_to_end(connection.flow)
+
     def _make_room(self) -> None:
-        """Close the connection that has been silent the longest; whoever needs it opens another."""
-        idlest = min(self._connections.values(), key=lambda one: one.heard_at)
-        self._connections.pop(idlest.flow)
+        """Close the connection that is missed least; whoever needs it opens another."""
+        _, idlest = self._connections.popitem(last=False)
         idlest.abort()
         self._metrics.sip_connections_crowded_out_total.inc()
         if idlest.peer is not None and (unsaid := self._crowds.due("")) is not None:
@@ -424,7 +434,8 @@ class Listener:
 
 def _half_of_all_files() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft // 2 if soft != resource.RLIM_INFINITY else _ANY_NUMBER
+    files = soft if soft != resource.RLIM_INFINITY else 2 * _MOST_CONNECTIONS
+    return min(files // 2, _MOST_CONNECTIONS)
 
 
 def _place(peer: Peer) -> Place:

@@ -1,7 +1,6 @@
 """SIP over TCP and TLS: a connection is a stream of messages."""
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ _LAST_WORDS_S = 1.0
 
 
 class StreamConnection(asyncio.Protocol):
-    """One connection. `on_lost` is called once it is gone."""
+    """One connection. `on_heard` is called whenever something comes, `on_lost` once it is gone."""
 
     def __init__(
         self,
@@ -25,6 +24,7 @@ class StreamConnection(asyncio.Protocol):
         receive: Callable[[bytes, Peer], None],
         refuse: Callable[[BrokenStream, Peer], None],
         on_made: Callable[["StreamConnection"], None],
+        on_heard: Callable[["StreamConnection"], None],
         on_lost: Callable[["StreamConnection"], None],
         *,
         ours: bool = False,
@@ -35,13 +35,13 @@ class StreamConnection(asyncio.Protocol):
         self._receive = receive
         self._refuse = refuse
         self._on_made = on_made
+        self._on_heard = on_heard
         self._on_lost = on_lost
         self._framer = StreamFramer()
         self._transport: asyncio.Transport | None = None
         self._peer: Peer | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._over = False  # nothing is read or written any more
-        self.heard_at = -math.inf  # when something came, by the loop's clock; once it is there
 
     @property
     def peer(self) -> Peer | None:
@@ -67,7 +67,6 @@ class StreamConnection(asyncio.Protocol):
         local_host, local_port = transport.get_extra_info("sockname")[:2]
         kind = "tls" if transport.get_extra_info("ssl_object") is not None else "tcp"
         self._peer = Peer(kind, host, port, self.flow, local_host, local_port)
-        self.heard_at = asyncio.get_running_loop().time()
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -75,7 +74,7 @@ class StreamConnection(asyncio.Protocol):
         assert self._peer is not None
         if not self.is_open:
             return  # the rest of a broken stream, or what TLS had read already
-        self.heard_at = asyncio.get_running_loop().time()
+        self._on_heard(self)
         broken: BrokenStream | None = None
         try:
             whole = self._framer.feed(data)
