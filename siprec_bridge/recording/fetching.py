@@ -1,6 +1,5 @@
 """A session's files back from the store, whole and proven."""
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from siprec_bridge.recording.leases import renewed
 from siprec_bridge.recording.off_the_loop import off_the_loop
 from siprec_bridge.recording.retention import InUse
 from siprec_bridge.recording.safekeeping import NotInStore, Stores
@@ -29,7 +29,6 @@ from siprec_bridge.vault import (
 )
 
 _CHUNK = 1 << 22
-_RENEW_S = 20.0
 
 
 @asynccontextmanager
@@ -45,21 +44,10 @@ async def alone(
     row = await database.write(lend)
     if row is None:
         raise InUse
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            with contextlib.suppress(StoreError):
-                await database.write(
-                    partial(deposits.renew, ids=[session_id], now=clock(), node=runner)
-                )
-
-    renewal = asyncio.create_task(renew())
     try:
-        yield row, runner
+        async with renewed(database, [session_id], runner, clock):
+            yield row, runner
     finally:
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)
         with contextlib.suppress(StoreError):  # then the lease ends by itself
             await database.write(partial(deposits.release, node=runner, session_id=session_id))
 

@@ -17,6 +17,7 @@ from typing import Literal
 import structlog
 from sqlalchemy import Connection
 
+from siprec_bridge.recording.leases import renewed
 from siprec_bridge.store import Database, SessionRow, StoreError, deposits, recordings, retention
 from siprec_bridge.telemetry import Metrics
 
@@ -242,8 +243,9 @@ class Retention:
 
         if free:
             try:
-                await asyncio.to_thread(_remove, [row.folder for row in free])
-                await self._database.write(finish)
+                async with renewed(self._database, taken, runner, self._clock):
+                    await asyncio.to_thread(_remove, [row.folder for row in free])
+                    await self._database.write(finish)
             except OSError:
                 await self._database.write(partial(deposits.release, node=runner))
                 raise

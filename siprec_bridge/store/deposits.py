@@ -391,6 +391,7 @@ def seize(connection: Connection, session_id: str, runner: str, now: datetime) -
     if is_busy(connection, session_id, now):
         return False
     forget(connection, [session_id])
+    lend(connection, session_id, runner, now)  # where no store has anything, that left no row
     return True
 
 

@@ -1,19 +1,24 @@
 """A hold that is set in the last moment: it keeps the session as it is, or it is refused."""
 
 import asyncio
+import shutil
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from recording.test_alteration import wish
 from recording.test_erasure import START, WHOM, desk
 from recording.test_retention import DAY, NOW, cellar
-from siprec_bridge.recording import Keep, Keys, UnderHold
+from siprec_bridge.recording import Keep, Keys, Retention, UnderHold
 from siprec_bridge.store import deposits, recordings, retention
+from siprec_bridge.store.schema import deposits as kept
+from siprec_bridge.telemetry import Metrics
 
 
 def hold(id: str, now: datetime = NOW) -> Callable[[Connection], bool]:
@@ -36,6 +41,59 @@ async def test_what_is_being_deleted_cannot_be_held_any_more(tmp_path: Path) -> 
     assert taken == {"s1"}
     assert row is not None
     assert (row.held, later) == (None, True)
+
+
+async def test_what_a_custodian_was_at_and_is_deleted_cannot_be_held_any_more(
+    tmp_path: Path,
+) -> None:
+    async with cellar(tmp_path) as here:
+        await here.lay_down("s1", 1)
+        await here.database.write(partial(deposits.add, session_id="s1", node=None, at=NOW))
+        claim = partial(deposits.claim, limit=1, now=NOW, node=None)
+        (claimed,) = await here.database.write(claim)  # he encrypts it, nothing is in a store yet
+        taken = await here.database.write(
+            partial(retention.take, ids=["s1"], runner=f"{deposits.DELETING}x", now=NOW)
+        )
+
+        with pytest.raises(retention.Going):
+            await here.database.write(hold("s1"))
+        kept = await here.database.write(lambda c: deposits.note(c, claimed, None, state="done"))
+
+    assert (taken, kept) == ({"s1"}, False)
+
+
+async def test_what_takes_long_to_delete_cannot_be_held_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siprec_bridge.recording.leases._RENEW_S", 0.02)
+    begun, go_on, remove, now = threading.Event(), threading.Event(), shutil.rmtree, NOW
+
+    def slowly(folder: str) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        remove(folder)
+
+    async def leased_until() -> datetime:
+        return await here.database.read(lambda c: c.scalars(sa.select(kept.c.lease_until)).one())
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    async with cellar(tmp_path) as here:
+        await here.lay_down("s1", 1)
+        keeper = Retention(here.database, Metrics(), Keep(), clock=lambda: now)
+        deleting = asyncio.create_task(keeper.delete("s1"))
+        try:
+            assert await asyncio.to_thread(begun.wait, 20)
+            now += timedelta(minutes=5)  # a share that is slow
+            async with asyncio.timeout(10):
+                while await leased_until() < now:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+
+            with pytest.raises(retention.Going):
+                await here.database.write(hold("s1", now))
+        finally:
+            go_on.set()
+            assert await deleting
+        assert await here.left() == {}
 
 
 async def test_what_is_held_since_it_was_found_to_be_too_old_stays(tmp_path: Path) -> None:
