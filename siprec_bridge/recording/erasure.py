@@ -224,17 +224,30 @@ class Eraser:
                 ),
             )
             for one in some:
-                found: Affected | None = None
-                if go_on():
-                    found = await self._erased(one, whom, line, by, whole, keys or Keys())
+                if not go_on():
+                    done.append(await self._judged(one.row, one.people))
+                elif (there := await self._still(one, whom)) is None:
+                    await self._tell(line, one.row.id)
                 else:
-                    found = await self._judged(one.row, one.people)
-                if found is not None:
-                    done.append(found)
+                    done.append(await self._erased(there, whom, line, by, whole, keys or Keys()))
         # Also where nothing was erased: whoever did it before may have been cut off.
         await erasure.compact_index(self._database)
         await self._database.shorten_log()
         return done
+
+    async def _still(self, one: _Found, whom: Identifier) -> _Found | None:
+        """The session as it is by now; None: there is nothing to erase any more.
+
+        Not as it was found, before the others were done: there may be a hold on it.
+        """
+        row = await self._database.read(partial(recordings.get, session_id=one.row.id))
+        if row is None:
+            return None
+        document = SessionDocument.model_validate_json(row.document)
+        people = _people_of(document, whom)
+        if not people and not one.groups.keys() & groups_of(document):
+            return None
+        return _Found(row, people, one.groups)
 
     async def _erased(
         self,
@@ -244,27 +257,15 @@ class Eraser:
         by: str | None,
         whole: bool,
         keys: Keys,
-    ) -> Affected | None:
-        """Erase one session; None: there is nothing to erase any more."""
-        # Not as it was found, before the others were done: there may be a hold on it by now.
-        row = await self._database.read(partial(recordings.get, session_id=one.row.id))
-        if row is None:
-            await self._tell(line, one.row.id)
-            return None
-        document = SessionDocument.model_validate_json(row.document)
-        people = _people_of(document, whom)
-        if not people and not one.groups.keys() & groups_of(document):
-            await self._tell(line, one.row.id)
-            return None
-        found = await self._judged(row, people)
+    ) -> Affected:
+        found = await self._judged(one.row, one.people)
+        what = "session" if whole and one.people else "person"
         if found.outcome == "due":
             try:
-                if whole and people:
-                    await self._erase_session(row, found, whom, one.groups, line)
+                if what == "session":
+                    await self._erase_session(one, found, whom, line)
                 else:
-                    altered = await self._erase_person(
-                        replace(one, row=row, people=people), whom, keys, line
-                    )
+                    altered = await self._erase_person(one, whom, keys, line)
                     found = replace(found, treatment=altered.treatment, replaces=altered.replaces)
             except UnderHold:
                 found = replace(found, outcome="held")
@@ -274,15 +275,13 @@ class Eraser:
                 found = replace(found, outcome="elsewhere", cause=str(error))
             except (OSError, ValueError, StoreError) as error:
                 found = replace(found, outcome="failed", cause=str(error))
-                log.error("erasure.failed", session_id=row.id, cause=str(error))
+                log.error("erasure.failed", session_id=one.row.id, cause=str(error))
             else:
-                found = replace(found, outcome="erased")
-                what = "session" if whole and people else "person"
                 self._metrics.erasures_total.labels(what=what).inc()
-                log.info(f"erasure.{what}_erased", session_id=row.id, by=by)
-                line.add(row.id, "erased", *marks_of(found.treatment, found.replaces))
-                return found
-        await self._tell(line, row.id, found.outcome)
+                log.info(f"erasure.{what}_erased", session_id=one.row.id, by=by)
+                line.add(one.row.id, "erased", *marks_of(found.treatment, found.replaces))
+                return replace(found, outcome="erased")
+        await self._tell(line, one.row.id, found.outcome)
         return found
 
     async def _tell(self, line: AuditLine, session_id: str, *outcomes: str) -> None:
@@ -352,21 +351,17 @@ class Eraser:
         )
 
     async def _erase_session(
-        self,
-        row: SessionRow,
-        found: Affected,
-        whom: Identifier,
-        groups: Mapping[str, str],
-        line: AuditLine,
+        self, one: _Found, found: Affected, whom: Identifier, line: AuditLine
     ) -> None:
-        event = self._event(row, groups, _telling(found.participant_ids, whom), found.labels, True)
+        session_id = one.row.id
+        event = self._event(one, _telling(found.participant_ids, whom), found.labels, whole=True)
 
         def store(connection: Connection) -> None:
-            erasure.delete_events(connection, row.id)
+            erasure.delete_events(connection, session_id)
             outbox.append(connection, [event], self._sinks)
-            line.note(connection, row.id, "erased")
+            line.note(connection, session_id, "erased")
 
-        await self._retention.delete(row.id, store)
+        await self._retention.delete(session_id, store)
 
     async def _erase_person(
         self, one: _Found, whom: Identifier, keys: Keys, line: AuditLine
@@ -374,7 +369,7 @@ class Eraser:
         row = one.row
         document = SessionDocument.model_validate_json(row.document)
         scrub = replace(_scrub(document, one.people, whom.user), groups=one.groups)
-        event = self._event(row, one.groups, _telling(scrub.ids, whom), sorted(scrub.labels), False)
+        event = self._event(one, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
         if not one.people:  # the id of its group names the person, who is not in it
             altered = Altered(None, None, lambda _: None)
             await self._store_without(row, scrub, altered, event, line)
@@ -419,18 +414,14 @@ class Eraser:
         await self._database.write(store)
 
     def _event(
-        self,
-        row: SessionRow,
-        groups: Mapping[str, str],
-        ids: Sequence[str],
-        labels: Sequence[str],
-        whole: bool,
+        self, one: _Found, ids: Sequence[str], labels: Sequence[str], *, whole: bool
     ) -> outbox.Event:
+        row = one.row
         document = SessionDocument.model_validate_json(row.document)
         return envelope.session_erased(
             row.id,
             row.sip_call_id,
-            group_id=groups.get(document.group_id or "", document.group_id),
+            group_id=one.groups.get(document.group_id or "", document.group_id),
             participant_ids=ids,
             labels=labels,
             whole=whole,
