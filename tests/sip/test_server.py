@@ -608,6 +608,7 @@ def test_a_refresh_that_is_not_answered_is_tried_again_until_the_session_expires
         ("x: 600", 900.1 + 300, "UPDATE"),
         ("Session-Expires: 600;refresher=uas", 900.1 + 600 - 32, "BYE"),  # the peer will refresh
         ("Session-Expires: never", 900.1 + 900, "UPDATE"),
+        ("Session-Expires: 1", 900.1 + 15, "UPDATE"),  # not a flood of them
         ("", 900.1 + 900, "UPDATE"),
     ],
 )
@@ -990,6 +991,24 @@ def test_a_server_that_cannot_be_reached_is_passed_over() -> None:
         "192.0.2.98", 0, ("192.0.2.10", 5070),
     )  # fmt: skip
     assert ("192.0.2.98", 5060) in next_one.failed
+
+
+@pytest.mark.parametrize("method", ["INVITE", "INFO", "ACK"])
+def test_our_requests_go_where_answers_to_the_dialog_s_latest_one_do(method: str) -> None:
+    srs = new_server()
+    (invite,) = invites(srs.receive(request("INVITE", body=multipart()), PEER, 0.0))
+    srs.respond(invite.id, 200, now=0.0)
+    number = 1 if method == "ACK" else 2
+    tag = invite.dialog.local_tag
+    later = request(method, number=number, branch="z9hG4bK2", to_tag=tag, body=multipart())
+
+    # A gateway that sends from a port on which it does not listen, and asks for no rport.
+    moved = later.replace(b":5070;branch=z9hG4bK2;rport", b":5080;branch=z9hG4bK2", 1)
+    assert moved != later
+    srs.receive(moved, Peer("udp", PEER.host, 41000, 1, "192.0.2.1", 5060), 0.1)
+
+    (bye, *_) = [one for one in srs.request(invite.dialog, "BYE", now=0.2) if isinstance(one, Send)]
+    assert bye.peer.port == 5080
 
 
 @pytest.mark.parametrize(

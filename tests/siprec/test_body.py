@@ -164,6 +164,16 @@ def test_parts_of_a_nested_multipart_part_count(levels: int) -> None:
     assert body.warnings == ()
 
 
+def test_parts_are_counted_wherever_they_are() -> None:
+    inner = b"\r\n--a\r\nContent-Type: text/plain\r\n\r\nhello" * 20 + b"\r\n--a--"
+    outer = b"\r\n--n\r\nContent-Type: multipart/mixed;boundary=a\r\n\r\n" + inner
+
+    with pytest.raises(Refused) as refused:
+        parse_body("multipart/mixed;boundary=n", None, 3 * outer + b"\r\n--n--")
+
+    assert refused.value.status == 400
+
+
 def test_nesting_beyond_reason_is_ignored_and_noted() -> None:
     body = parse_body("multipart/mixed;boundary=n9", None, nested(10))
 

@@ -850,6 +850,16 @@ def test_a_new_stream_of_partial_metadata_takes_its_label_from_the_one_before() 
     assert on_lines(session) == {0: ["Alice"], 1: ["Carol"]}
 
 
+def test_lines_that_are_called_the_same_from_now_on_are_told_apart() -> None:
+    session = started()
+
+    session.offer(full(OFFER.replace("label:97", "label:96")), later(5))
+
+    first, second = session.document().streams
+    assert [one.until for one in first.presences] == [None]
+    assert [one.until for one in second.presences] == [later(5)]
+
+
 def test_a_cancelled_change_is_undone_on_lines_that_it_added_removed_held_or_resumed() -> None:
     session = started(full(OFFER.replace("a=sendonly", "a=inactive", 1)))
     changed = OFFER.replace("audio 30002", "audio 0")
