@@ -101,15 +101,15 @@ class SrtpReceiver:
     def unprotect_run(self, packets: Sequence[bytes]) -> list[bytes]:
         """The RTP packets in the first of these, as far as they are the usual ones.
 
-        That is from one source that is known, under one key, without an MKI; the first that is not,
-        or cannot be opened, is left to `unprotect`, with all after it.
+        That is from one source, under the newest key that it is known to use, without an MKI; the
+        first that is not, or cannot be opened, is left to `unprotect`, with all after it.
         """
-        context, *others = self._contexts
         ssrc = packets[0][8:_SHORTEST] if packets else b""
         number = int.from_bytes(ssrc)
-        highest = context.highest.get(number)
-        if others or context.mki_length or highest is None or len(ssrc) != 4:
+        context = next((one for one in self._contexts if number in one.highest), None)
+        if context is None or context.mki_length or len(ssrc) != 4:
             return []
+        highest = context.highest[number]
         plain: list[bytes] = []
         unprotect, add = context.session.unprotect, plain.append
         try:

@@ -172,3 +172,21 @@ def test_a_run_of_packets_is_opened_as_each_by_itself_would_be(suite: str) -> No
     assert together.unprotect_run([packets[21], other, packets[22]]) == [rtp(indices[21])]
     with pytest.raises(Replayed):
         together.unprotect(packets[5])
+
+
+def test_runs_are_opened_again_from_the_first_packet_under_a_new_key_on() -> None:
+    here = receiver()
+    old, new = sent(range(40)), sent(range(40, 80), one=sender(key=OTHER))
+    here.unprotect(old[0])
+    here.rekey(CM80, OTHER[:30])
+
+    assert here.unprotect_run(old[1:30]) == [rtp(index) for index in range(1, 30)]
+    assert here.unprotect_run([old[30], new[0], old[31]]) == [rtp(30)]
+    assert here.unprotect(new[0]) == rtp(40)
+    assert here.unprotect_run([*new[1:20], old[31], *new[20:]]) == [
+        rtp(index) for index in range(41, 60)
+    ]
+    assert here.unprotect(old[31]) == rtp(31)
+    assert here.unprotect_run(new[20:]) == [rtp(index) for index in range(60, 80)]
+    with pytest.raises(Replayed):
+        here.unprotect(new[30])
