@@ -14,6 +14,7 @@ import soxr
 
 from siprec_bridge.media.decode import can_decode, decoder_of
 from siprec_bridge.media.decoder import Decoder, Pcm, Undecodable
+from siprec_bridge.media.odd_clock import OddClocks
 from siprec_bridge.receiver.spool import ControlPacket, Packets, SpoolEvent
 from siprec_bridge.rtp import Frame, MalformedPayload, read_headers
 from siprec_bridge.sdp import EVENTS, NOISE, STATIC, Codec
@@ -58,6 +59,7 @@ class Sound:
 @dataclass(frozen=True, slots=True)
 class _Packet:
     arrival_ns: int
+    sequence: int
     timestamp: int
     codec: Codec | None  # None: keys or noise, which take a number and are not heard
     payload: bytes
@@ -80,7 +82,8 @@ class LiveDecoder:
         self._newest_ns = 0
         self._codec: Codec | None = None
         self._decoder: Decoder | None = None
-        self._timestamp = 0  # behind what was decoded last
+        self._odd_clocks = OddClocks()
+        self._timestamp, self._lasted = 0, 0.0  # of what was decoded last; seconds
         self._resampler: soxr.ResampleStream | None = None
         self._rate = 0  # of what goes into it
         self._piece: Piece | None = None
@@ -152,6 +155,7 @@ class LiveDecoder:
                 self._next + step,
                 _Packet(
                     self._newest_ns,
+                    number,
                     int(batch.timestamp[at]),
                     None if silent else codec,
                     payload,
@@ -186,35 +190,48 @@ class LiveDecoder:
         except MalformedPayload:
             self.undecoded += 1
             return
+        samples = sum(one.samples for one in frames)
+        clock = codec.clock_rate * self._ratio(packet, codec, samples / decoder.rate)
         if self._piece is not None:
             ahead = (packet.timestamp - self._timestamp + (1 << 31)) % (1 << 32) - (1 << 31)
-            gap = ahead / codec.clock_rate
+            gap = ahead / clock - self._lasted
             if not -_LONGEST_FILL_S < gap <= _LONGEST_FILL_S:
                 self._end_piece()
             elif gap > 0:
                 self._fill(decoder, gap, frames[0] if lost and frames else None)
         if self._piece is None:
-            self._begin(packet, codec)
+            self._begin(packet, codec, clock)
         else:
             self._place(self._piece, packet.arrival_ns)
-        samples = 0
         for frame in frames:
-            samples += frame.samples
             try:
                 self._say(decoder.decode(frame), decoder.rate)
             except Undecodable:
                 self.undecoded += 1
                 self._say(np.zeros(frame.samples, np.int16), decoder.rate)
-        self._timestamp = packet.timestamp + samples * codec.clock_rate // decoder.rate
+        self._timestamp, self._lasted = packet.timestamp, samples / decoder.rate
 
-    def _begin(self, packet: _Packet, codec: Codec) -> None:
+    def _ratio(self, packet: _Packet, codec: Codec, seconds: float) -> float:
+        if self._ssrc is None or not seconds:
+            return 1.0
+        return self._odd_clocks.ratio(
+            self._ssrc,
+            codec.payload_type,
+            timestamp=packet.timestamp,
+            sequence=packet.sequence,
+            arrival_ns=packet.arrival_ns,
+            seconds=seconds,
+            rate=codec.clock_rate,
+        )
+
+    def _begin(self, packet: _Packet, codec: Codec, clock: float) -> None:
         """Begin a piece: where its timestamp goes on from the one before, by that, else by arrival.
 
-        What was held up on its way comes in a burst, which was not said all at once.
+        What was held up on its way comes in a burst, which was not said all at once. `clock`: Hz.
         """
         self._early, self._first_ns, at_ns = 0, packet.arrival_ns, packet.arrival_ns
         if self._before is not None and self._before[2] == codec.clock_rate:
-            before, timestamp, clock = self._before
+            before, timestamp, _ = self._before
             ticks = (packet.timestamp - timestamp + (1 << 31)) % (1 << 32) - (1 << 31)
             goes_on = before.at_ns + round(ticks * 1e9 / clock)
             if -_EARLIER_NS < at_ns - goes_on < _LATER_NS:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from harness.codecs import context, encode
 from harness.rtp import Pcm, loudest_frequency, packets, tone
 from siprec_bridge.live.decoder import RATE, LiveDecoder, Sound
 from siprec_bridge.receiver.spool import Packets, SpoolEvent
@@ -183,3 +184,26 @@ def test_what_is_no_voice_and_what_is_damaged_is_no_harm() -> None:
     assert joined(sounds).size == 0
     assert decoder.undecoded == 1
     assert loudest_frequency(joined(after), RATE) == pytest.approx(440, abs=5)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("jitter", [0.0, 0.015])
+def test_timestamps_at_another_clock_than_the_codec_s_stretch_no_time(
+    factor: int, jitter: float
+) -> None:
+    decoder = LiveDecoder((G722,))
+    voice = encode(context("g722", 16000, "w"), tone(440, 6.0, 16000), 320)
+    wide = [
+        build_packet(9, 65500 + n & 0xFFFF, (2**32 - 3200 + 160 * factor * n) % 2**32, 7, payload)
+        for n, payload in enumerate(voice)
+    ]
+    times = [0.02 * n + jitter * (n % 3) for n in range(len(wide))]
+
+    sweeps = [run(wide[at : at + 5], times[at : at + 5]) for at in range(0, 150, 5)]
+    sounds = hear(decoder, sweeps) + decoder.rest()
+    burst = decoder.take([run(wide[200:], [6.0 + 0.0001 * n for n in range(100)])])
+
+    pcm = joined(sounds)
+    assert len(pcm) / RATE == pytest.approx(3.0 + 1.2, abs=0.01)
+    assert loudest_frequency(pcm[: RATE * 3], RATE) == pytest.approx(440, abs=2)
+    assert (burst[0].piece.at_ns - BEGAN) / SECOND == pytest.approx(4.0, abs=0.05)
