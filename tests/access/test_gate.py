@@ -1,9 +1,10 @@
 """Who is let in, who is not, and who has to wait."""
 
 import contextlib
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
+from structlog.testing import capture_logs
 
 from harness.tokens import Given, given
 from siprec_bridge.access import COOKIE, LOGIN_S, TICKET_S, Gate, Refused
@@ -106,8 +107,9 @@ def test_a_token_gives_its_name_its_scopes_and_its_view() -> None:
 
     assert client.name == "wall"
     assert client.scopes == {"read", "listen"}
-    with pytest.raises(Refused, match="lacks the scope operate"):
+    with pytest.raises(Refused, match="lacks the scope operate") as refused:
         door.gate.require(client, "operate")
+    assert refused.value.status == 403
     assert door.counted("scope") == 1
 
 
@@ -150,7 +152,34 @@ def test_wrong_tokens_from_one_ipv6_network_count_together() -> None:
 
     assert wrong[-1] == 429
     assert door.bearer(WALL.secret, source="2001:db8:0:1::1") == 200
-    assert door.bearer("guess", source="::ffff:192.0.2.9") == 401
+    wrong = [door.bearer("guess", source="::ffff:192.0.2.9") for _ in range(10)]
+    assert (set(wrong), door.bearer(WALL.secret, source="192.0.2.9")) == ({401}, 429)
+
+
+def test_a_stranger_who_guesses_writes_two_lines_into_the_log() -> None:
+    door = Door(WALL)
+
+    with capture_logs() as lines:
+        for _ in range(30):
+            door.bearer("guess")
+
+    assert [(one["event"], one["source"]) for one in lines] == [
+        ("access.wrong_token", "192.0.2.1"), ("access.limited", "192.0.2.1"),
+    ]  # fmt: skip
+
+
+def test_no_more_sources_are_remembered_than_there_is_room_for() -> None:
+    door = Door(WALL)
+    first, second = "192.0.2.1", "192.0.2.2"
+    for source in (first, second):
+        for _ in range(10):
+            door.bearer("guess", source)
+
+    for number in range(9_999):
+        door.bearer("guess", str(ip_address("198.18.0.0") + number))
+
+    assert door.bearer(WALL.secret, second) == 429
+    assert door.bearer(WALL.secret, first) == 200
 
 
 def test_who_may_come_again_is_told_when() -> None:
@@ -161,7 +190,11 @@ def test_who_may_come_again_is_told_when() -> None:
     with pytest.raises(Refused) as refused:
         door.gate.client("192.0.2.1", authorization="Bearer guess")
 
-    assert 1 <= int(refused.value.headers["Retry-After"]) <= 7
+    assert refused.value.headers == {"Retry-After": "7"}
+    door.now += 7
+    with pytest.raises(Refused) as refused:
+        door.gate.client("192.0.2.1", authorization="Bearer guess")
+    assert refused.value.headers == {"WWW-Authenticate": 'Bearer realm="siprec-bridge"'}
 
 
 def test_a_login_stands_for_its_token_until_it_expires_or_is_ended() -> None:
@@ -176,6 +209,19 @@ def test_a_login_stands_for_its_token_until_it_expires_or_is_ended() -> None:
 
     assert (before, after) == ([200, 200], [401, 200])
     assert door.status(cookie=second) == 401
+
+
+def test_whoever_listens_by_a_login_is_known_until_that_is_ended() -> None:
+    door = Door(WALL)
+    client = door.gate.by_token(WALL.secret, "192.0.2.1")
+    cookies = [f"{COOKIE}={door.gate.log_in(client)}" for _ in range(2)]
+    ended, other = (door.gate.client("192.0.2.1", cookie=one) for one in cookies)
+
+    door.gate.log_out(ended)
+
+    assert [door.gate.knows(one) for one in (ended, other, client)] == [False, True, True]
+    door.now += LOGIN_S
+    assert not door.gate.knows(other)
 
 
 def test_a_stale_cookie_is_no_wrong_token() -> None:
