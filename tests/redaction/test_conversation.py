@@ -74,7 +74,10 @@ def test_no_card_number_survives_however_it_is_said(
 def test_words_keep_their_times_and_the_place_of_the_number_has_its_own() -> None:
     before = conversation((f"1: It is {CARD}, thanks.",))
 
-    one = redact_conversation(before, EVERYTHING).conversation.utterances[0]
+    clean = redact_conversation(before, EVERYTHING)
+
+    (one,) = clean.conversation.utterances
+    assert [(found.start, found.end) for found in clean.redactions] == [(1.6, 3.6)]  # 0.2 around it
 
     assert one.text == "It is [card], thanks."
     assert [word.text for word in one.words] == [" It", " is", " [card],", " thanks."]
@@ -116,16 +119,29 @@ def test_only_what_the_policy_names_is_taken_out() -> None:
 
 
 def test_what_was_set_aside_loses_its_numbers() -> None:
-    one = Suppressed(text="four two four two, call 4242", start=1.0, end=2.0, reason="repeated")
-    before = conversation(("1: hello",)).model_copy(update={"suppressed": (one,)})
+    texts = {
+        "four two four two, call 4242": "[number], call [number]",
+        "code 123, room 12": "code [number], room 12",
+        f"my card {CARD} and code 999": "my card [card] and code [number]",
+    }
+    before = conversation(("1: hello",)).model_copy(
+        update={
+            "suppressed": tuple(
+                Suppressed(text=one, start=1.0, end=2.0, reason="repeated", label="1")
+                for one in texts
+            )
+        }
+    )
 
-    (left,) = redact_conversation(before, EVERYTHING).conversation.suppressed
+    clean = redact_conversation(before, EVERYTHING)
 
-    assert left.text == "[number], call [number]"
+    assert [one.text for one in clean.conversation.suppressed] == list(texts.values())
+    assert [(one.kind, one.label) for one in clean.redactions] == [("card", "1")]
 
 
 def test_any_text_can_be_cleaned() -> None:
     assert redact_text(f"error near '{CARD}'", EVERYTHING) == "error near '[card]'"
+    assert redact_text(f"error near '{CARD}'", Policy()) == f"error near '{CARD}'"
 
 
 @settings(max_examples=200, deadline=None)

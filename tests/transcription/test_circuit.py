@@ -29,7 +29,10 @@ def test_a_transcript_or_another_reason_begins_a_new_row() -> None:
 
 def test_a_failed_probe_opens_it_and_tells_what_was_spent_in_vain() -> None:
     circuit = Circuit(3)
-    for jobs in (["a"], ["a", "b"], ["a"]):
+    circuit.failed("exit_code", ["a", "c"])
+    circuit.worked()
+    circuit.failed("timeout", ["a", "c"])
+    for jobs in (["a"], ["a", "b"], ["a"]):  # this row: those before failed by themselves
         circuit.failed("exit_code", jobs)
 
     spent = circuit.broke("exit code 1", 100.0)
@@ -37,6 +40,8 @@ def test_a_failed_probe_opens_it_and_tells_what_was_spent_in_vain() -> None:
     assert spent == {"a": 3, "b": 1}
     assert circuit.is_open
     assert not circuit.is_suspicious
+    assert circuit.broke("exit code 1", 200.0) == {}
+    assert circuit.opened_at == 100.0
 
 
 def test_probes_come_at_growing_intervals_up_to_five_minutes_until_one_works() -> None:
