@@ -68,13 +68,12 @@ def _read_json(text: str, duration: float) -> Transcript:
 
 
 def _segment(value: Mapping[str, object]) -> Segment:
-    start = max(0.0, _number(value.get("start")) or 0.0)
-    end = _number(value.get("end"))
+    start, end = _span(value.get("start"), value.get("end"))
     words = [word for one in _dicts(value.get("words")) if (word := _word(one)) is not None]
     return Segment(
         text=str(value.get("text") or "").strip(),
         start=start,
-        end=max(start, end if end is not None else start),
+        end=end,
         words=tuple(words),
         avg_logprob=_number(value.get("avg_logprob")),
         no_speech_prob=_number(value.get("no_speech_prob")),
@@ -83,27 +82,24 @@ def _segment(value: Mapping[str, object]) -> Segment:
 
 
 def _word(value: Mapping[str, object]) -> Word | None:
-    start, end = _number(value.get("start")), _number(value.get("end"))
+    times = value.get("start"), value.get("end")
     text = str(value.get("word") or value.get("text") or "").strip()
-    if start is None or end is None or not text:
+    if any(_number(one) is None for one in times) or not text:
         return None
-    start = max(0.0, start)
-    probability = _number(value.get("probability", value.get("score")))
-    if probability is not None:
-        probability = min(1.0, max(0.0, probability))
-    return Word(text=text, start=start, end=max(start, end), probability=probability)
+    start, end = _span(*times)
+    probability = _probability(value.get("probability", value.get("score")))
+    return Word(text=text, start=start, end=end, probability=probability)
 
 
 def _cpp_segment(value: Mapping[str, object]) -> Segment:
     offsets = value.get("offsets")
     start = end = 0.0
     if isinstance(offsets, dict):
-        start = (_number(offsets.get("from")) or 0.0) / 1000
-        end = (_number(offsets.get("to")) or 0.0) / 1000
+        start, end = _span(offsets.get("from"), offsets.get("to"), per_second=1000)
     return Segment(
         text=str(value.get("text") or "").strip(),
         start=start,
-        end=max(start, end),
+        end=end,
         words=tuple(_cpp_words(_dicts(value.get("tokens")))),
     )
 
@@ -115,8 +111,7 @@ def _cpp_words(tokens: Sequence[Mapping[str, object]]) -> list[Word]:
         text, offsets = str(token.get("text") or ""), token.get("offsets")
         if not text.strip() or text.lstrip().startswith("[_") or not isinstance(offsets, dict):
             continue
-        start = (_number(offsets.get("from")) or 0.0) / 1000
-        end = max(start, (_number(offsets.get("to")) or 0.0) / 1000)
+        start, end = _span(offsets.get("from"), offsets.get("to"), per_second=1000)
         if words and not text.startswith(" "):
             last = words[-1]
             words[-1] = last.model_copy(
@@ -124,7 +119,12 @@ def _cpp_words(tokens: Sequence[Mapping[str, object]]) -> list[Word]:
             )
         else:
             words.append(
-                Word(text=text.strip(), start=start, end=end, probability=_number(token.get("p")))
+                Word(
+                    text=text.strip(),
+                    start=start,
+                    end=end,
+                    probability=_probability(token.get("p")),
+                )
             )
     return words
 
@@ -176,11 +176,9 @@ def _read_tsv(text: str) -> list[Segment]:
     for line in text.splitlines():
         start, _, rest = line.partition("\t")
         end, _, words = rest.partition("\t")
-        begun, ended = _number(start), _number(end)
-        if begun is not None and ended is not None and words.strip():
-            segments.append(
-                Segment(text=words.strip(), start=begun / 1000, end=max(begun / 1000, ended / 1000))
-            )
+        if None not in (_number(start), _number(end)) and words.strip():
+            begun, ended = _span(start, end, per_second=1000)
+            segments.append(Segment(text=words.strip(), start=begun, end=ended))
     return segments
 
 
@@ -194,6 +192,17 @@ def _dicts(value: object) -> list[Mapping[str, object]]:
 
 def _name(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _span(start: object, end: object, *, per_second: int = 1) -> tuple[float, float]:
+    """In seconds: none is before the audio, and none ends before it begins."""
+    begun = max(0.0, (_number(start) or 0.0) / per_second)
+    return begun, max(begun, (_number(end) or 0.0) / per_second)
+
+
+def _probability(value: object) -> float | None:
+    number = _number(value)
+    return None if number is None else min(1.0, max(0.0, number))
 
 
 def _number(value: object) -> float | None:

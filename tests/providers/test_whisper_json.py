@@ -142,3 +142,38 @@ def test_any_output_is_a_transcript_or_malformed(value: object, data: bytes, for
             transcript = read_output(candidate, form, 3.0)
             assert all(one.end >= one.start >= 0 and one.text for one in transcript.segments)
             assert transcript.model_dump_json()
+
+
+TIME = st.floats(-5, 5) | st.integers(-5000, 5000) | st.sampled_from([None, True, "1.5", "x", 1e12])
+
+
+@given(TIME, TIME, TIME)
+def test_no_dialect_has_times_before_the_audio_or_the_wrong_way_round(
+    start: object, end: object, likely: object
+) -> None:
+    offsets, times = {"from": start, "to": end}, {"start": start, "end": end}
+    word = times | {"word": "a", "probability": likely}
+    cases = {
+        json.dumps({"segments": [times | {"text": "a", "words": [word]}]}): "json",
+        json.dumps([times | {"text": "a"}]): "json",
+        json.dumps(
+            {
+                "transcription": [
+                    {
+                        "text": "a",
+                        "offsets": offsets,
+                        "tokens": [{"text": " a", "offsets": offsets, "p": likely}],
+                    }
+                ]
+            }
+        ): "json",
+        f"{start}\t{end}\ta\n": "tsv",
+    }
+
+    for text, form in cases.items():
+        for segment in read_output(text.encode(), form, 3.0).segments:
+            assert segment.text == "a"
+            assert 0 <= segment.start <= segment.end
+            for one in segment.words:
+                assert 0 <= one.start <= one.end
+                assert one.probability is None or 0 <= one.probability <= 1
