@@ -102,15 +102,13 @@ def _compresses(segment: Segment) -> bool:
 def _loops(segment: Segment) -> bool:
     """The same words over and over make up most of the segment."""
     words = _words(segment.text)
-    if len(words) < _WORDS_IN_A_ROW:
-        return False
-    for size in range(1, min(_LONGEST_PHRASE, len(words) // 2) + 1):
-        least = size * (_WORDS_IN_A_ROW if size == 1 else _PHRASES_IN_A_ROW)
+    # One word eight times is two of it four times.
+    for size in range(2, min(_LONGEST_PHRASE, len(words) // _PHRASES_IN_A_ROW) + 1):
         run = longest = size
         for place in range(size, len(words)):
             run = run + 1 if words[place] == words[place - size] else size
             longest = max(longest, run)
-        if longest >= least and longest > len(words) / 2:
+        if longest >= _PHRASES_IN_A_ROW * size and longest > len(words) / 2:
             return True
     return False
 

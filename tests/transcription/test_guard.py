@@ -30,6 +30,14 @@ CASES = {
     "the most that Whisper lets pass": (said("yes yes", compression_ratio=2.4), None),
     "a loop within a segment": (said(LOOP), "repeated"),
     "one word for ever": (said("no, " * 9), "repeated"),
+    "one word eight times": (said("no, " * 8), "repeated"),
+    "one word seven times": (said("no, " * 7), None),
+    "a phrase four times": (said("that is it, " * 4), "repeated"),
+    "a phrase three times": (said("that is it, " * 3), None),
+    "twelve words four times": (said("a b c d e f g h i j k l. " * 4), "repeated"),
+    "a loop that is no more than half of it": (
+        said("no " * 8 + "and then we all went back home again"), None),
+    "as unlikely as Whisper lets pass": (said("Hm", no_speech_prob=0.7, avg_logprob=-1.0), None),
     "a caller who says no": (said("No no no no! No. I said no."), None),
     "a number": (said("zero zero four nine zero zero zero zero one two"), None),
     "a phrase said twice": (said("call me back, call me back"), None),
@@ -52,8 +60,12 @@ def test_a_loop_over_segments_keeps_its_first() -> None:
     assert judged(*loop, said("Bye.", 6.0)) == [None, *["repeated"] * 4, None]
 
 
-def test_answers_of_one_word_may_come_again_and_again() -> None:
-    assert judged(*[said("Yes.", float(number)) for number in range(6)]) == [None] * 6
+@pytest.mark.parametrize(("text", "most"), [("Yes.", 7), ("Yes, please.", 3)])
+def test_an_answer_may_come_again_and_again_but_not_for_ever(text: str, most: int) -> None:
+    answers = [said(text, float(number)) for number in range(most + 1)]
+
+    assert judged(*answers[:most]) == [None] * most
+    assert judged(*answers) == [None] + ["repeated"] * most
 
 
 def test_text_where_nobody_spoke_is_doubted_only_when_somebody_has_looked() -> None:

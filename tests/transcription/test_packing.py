@@ -74,6 +74,8 @@ def test_several_calls_share_a_file_only_where_that_is_wanted() -> None:
     [
         # Each in its leg; an end that strays over the seam, as recognisers' ends do.
         ([said("hello", 0.5, 10.6), said("good day", 10.9, 20.0)], ["hello", "good day"]),
+        # An end that strays into the other's leg by less than its padding.
+        ([said("hello", 0.5, 11.2), said("good day", 11.4, 20.0)], ["hello", "good day"]),
         # Across both, without words: no telling who said what.
         ([said("hello good day", 8.0, 14.0)], [None, None]),
         # Half a second of the other's speech is too much.
