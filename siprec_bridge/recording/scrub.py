@@ -57,7 +57,7 @@ class Scrub:
         if not isinstance(value, dict):
             return value
         if value.get("id") in self.ids and ("aor" in value or "name" in value):
-            return value | {"id": self.ids[value["id"]], "name": None, "aor": None}
+            return dict.fromkeys(value) | {"id": self.ids[value["id"]]}
         cleaned: dict[str, Any] = {}
         for name, one in value.items():
             match name:

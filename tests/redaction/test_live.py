@@ -167,6 +167,21 @@ def test_what_may_become_an_address_waits_for_the_rest_of_it() -> None:
     assert talk.say("at example dot com") == "[email]"
 
 
+def test_spelled_letters_wait_for_what_they_become() -> None:
+    talk = Talk(Policy(frozenset({"ids"})))
+
+    assert talk.say("the reference is A B C", settled=False) == "the reference is [number]"
+    assert talk.say("the reference is A B C he said", settled=False) == "the reference is A B C he"
+    assert talk.say("the reference is A B C 1 2") == "the reference is [number]"
+
+
+def test_of_a_line_that_grows_only_what_may_be_half_a_word_is_held_back() -> None:
+    line = "we met at noon today"
+
+    assert Talk(Policy(frozenset({"cards"}))).say(line, settled=False) == "we met at noon"
+    assert Talk(Policy(frozenset({"emails"}))).say("we met by noon", settled=False) == "we met"
+
+
 def test_only_what_the_policy_names_is_masked() -> None:
     talk = Talk(Policy(frozenset({"emails"})))
 
