@@ -95,6 +95,7 @@ def test_a_session_names_the_person_no_more_and_keeps_all_else() -> None:
         "pauses": [
             {"by": "carol", "reason": "Carol Quux wants it", "detail": "by p-1", "label": "1"},
             {"by": "ops", "reason": "payment", "detail": "card", "label": "1"},
+            {"by": None, "reason": None, "detail": None, "label": "1"},
         ],
     }  # fmt: skip
 
@@ -114,6 +115,7 @@ def test_a_session_names_the_person_no_more_and_keeps_all_else() -> None:
         "pauses": [
             {"by": "", "reason": "", "detail": "", "label": "1"},
             {"by": "ops", "reason": "payment", "detail": "card", "label": "1"},
+            {"by": None, "reason": None, "detail": None, "label": "1"},
         ],
     }  # fmt: skip
 
