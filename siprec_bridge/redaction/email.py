@@ -132,6 +132,35 @@ _NO_DOMAIN = frozenset(
         "last",
     ]
 )
+# What stands before an address that is a number alone, and is no name in front of it.
+_NO_NAME = frozenset(
+    [
+        "is",
+        "it",
+        "s",
+        "its",
+        "mail",
+        "email",
+        "address",
+        "to",
+        "and",
+        "number",
+        "ist",
+        "lautet",
+        "adresse",
+        "an",
+        "und",
+        "nummer",
+        "es",
+        "correo",
+        "a",
+        "y",
+        "numero",
+        "est",
+        "et",
+        "le",
+    ]
+)
 _LONGEST = 40  # tokens
 _LONGEST_DOMAIN = 8  # tokens, with the sign
 _AT_WORDS = frozenset(["@", "at", "arroba", "arobase", "arobas", "klammeraffe", "affenschwanz"])
@@ -209,9 +238,11 @@ def _local_part(
                 break  # a sentence's end
             connected = True
         elif token.text.isalnum():
-            short = len(token.text) == 1 or token.is_figures or _within(token, spelled)
+            short = _is_short(token, spelled)
             follows = place > 0 and before[place - 1].text in _CONNECTORS  # dot miller ninety two
-            if not (connected or glued or ((short or follows) and _is_short(previous, spelled))):
+            named = token.text not in _NO_NAME and _is_number(previous, spelled)  # anna ninety two
+            goes_on = named or ((short or follows) and _is_short(previous, spelled))
+            if not (connected or glued or goes_on):
                 break
             begin, connected = token.start, False
         else:
@@ -221,9 +252,11 @@ def _local_part(
 
 
 def _is_short(token: Token | None, spelled: Sequence[tuple[int, int]]) -> bool:
-    return token is not None and (
-        len(token.text) == 1 or token.is_figures or _within(token, spelled)
-    )
+    return token is not None and (len(token.text) == 1 or _is_number(token, spelled))
+
+
+def _is_number(token: Token | None, spelled: Sequence[tuple[int, int]]) -> bool:
+    return token is not None and (token.is_figures or _within(token, spelled))
 
 
 def _within(token: Token, places: Sequence[tuple[int, int]]) -> bool:

@@ -71,6 +71,46 @@ def test_no_card_number_survives_however_it_is_said(
     assert [one.kind for one in clean.redactions][:1] == ["card"]
 
 
+_NAMES = st.sampled_from(["anna", "miller", "quux", "zorn"])
+_LETTERS = st.lists(st.sampled_from("kqvxz"), min_size=3, max_size=5).map(" ".join)
+_NUMBERS = st.sampled_from(["92", "nine two", "ninety two", "seven"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    first=_NAMES | _LETTERS,
+    more=st.lists(
+        st.tuples(st.sampled_from(["dot", "underscore", "dash", "hyphen"]), _NAMES | _LETTERS),
+        max_size=2,
+    ),
+    number=st.none() | _NUMBERS,
+    sign=st.sampled_from(["at", "@", "at sign"]),
+    domain=st.sampled_from(["example dot com", "mail dot example dot co dot uk", "gmail.com"]),
+    after=st.sampled_from(["", " thank you", ", that is all."]),
+)
+def test_no_part_of_an_address_survives_however_it_is_spelled(
+    first: str,
+    more: list[tuple[str, str]],
+    number: str | None,
+    sign: str,
+    domain: str,
+    after: str,
+) -> None:
+    local = " ".join([first, *(f"{by} {part}" for by, part in more), *([number] if number else [])])
+
+    clean = redact_text(f"my email is {local} {sign} {domain}{after}", EVERYTHING)
+
+    assert clean == f"my email is [email]{after}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["look at gmail dot com", "we meet at noon", "at example dot com", "write to us at the office"],
+)
+def test_a_place_on_the_web_is_nobody_s_address(text: str) -> None:
+    assert redact_text(text, EVERYTHING) == text
+
+
 def test_words_keep_their_times_and_the_place_of_the_number_has_its_own() -> None:
     before = conversation((f"1: It is {CARD}, thanks.",))
 
