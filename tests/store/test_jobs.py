@@ -142,6 +142,9 @@ def test_jobs_are_counted_by_what_becomes_of_them(here: Connection) -> None:
     assert jobs.waiting(here, "b") == {"w": (1, 2.5), "v": (1, 1.0)}
     assert [jobs.ready(here, ["w", "v"], most) for most in (1, 9)] == [2, 3]
     assert jobs.ready(here, ["w"], 9, "b") == 1
+    assert jobs.next_due(here, ["w"]) == NOW + timedelta(seconds=2)
+    assert jobs.next_due(here, ["w", "v"]) == jobs.next_due(here, ["v"]) == NOW
+    assert jobs.next_due(here, ["x"]) is None
     assert [row.id for row in jobs.listing(here, 9, session_id="s2")] == ["j3", "j2"]
     pages = [row.id for row in jobs.listing(here, 9, before=(NOW + timedelta(seconds=2), "j2"))]
     assert pages == ["j1", "other", "j0"]

@@ -224,6 +224,31 @@ async def test_an_event_that_is_built_again_is_stored_once(database_url: str) ->
     assert seqs == sorted(seqs)
 
 
+async def test_a_sink_that_named_types_gets_these_and_its_backlog_is_its_own(
+    database_url: str,
+) -> None:
+    started, ended = event("a"), Event("b", "s1", "session.ended", NOW, "{}")
+    picky = outbox.Subscriber("picky", ("session.e", "transcript."))
+    async with opened(database_url) as database:
+        await with_session(database)
+        for one in (started, ended, Event("c", "s1", "session.ended", NOW, "{}")):
+            await database.write(partial(outbox.append, new_events=[one], sinks=["all", picky]))
+        taken = await database.read(partial(outbox.pending, sink="picky", limit=9, now=NOW))
+        await database.write(partial(outbox.delivered, sink="all", seqs=[1]))
+        await database.write(partial(outbox.park, sink="all", seq=3, reason="no"))
+        of_all = await database.read(partial(outbox.backlog, sink="all"))
+        of_picky = await database.read(partial(outbox.backlog, sink="picky"))
+        of_nobody = await database.read(partial(outbox.backlog, sink="x"))
+        ends = await database.read(lambda c: (outbox.first_seq(c), outbox.last_seq(c)))
+
+    assert [one.event.id for one in taken] == ["b", "c"]
+    assert (of_all.pending, of_all.parked) == (1, 1)
+    assert (of_picky.pending, of_picky.parked) == (2, 0)
+    assert of_all.oldest_at == of_picky.oldest_at is not None
+    assert of_nobody == outbox.SinkBacklog(0, 0, None)
+    assert ends == (1, 3)
+
+
 async def test_a_delivery_that_waits_holds_back_its_session_only(database_url: str) -> None:
     async with opened(database_url) as database:
         await with_session(database)

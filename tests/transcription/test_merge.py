@@ -76,6 +76,30 @@ def test_an_utterance_is_cut_where_another_takes_the_stream_over() -> None:
     ]
 
 
+def test_who_is_there_in_the_middle_of_it_said_what_has_no_words() -> None:
+    talk = merged([RecordedLeg("2", START, 200)], {"2": said((99, 104, "hello"), (95, 104, "bye"))})
+
+    assert [(one.participant, one.text) for one in talk.utterances] == [
+        (BOB, "bye"),
+        (CAROL, "hello"),
+    ]
+
+
+def test_words_are_on_the_clock_of_the_session_and_cut_parts_begin_and_end_with_theirs() -> None:
+    words = tuple(Word(text=f" w{at}", start=at, end=at + 0.5) for at in (94, 95, 98, 99))
+    transcript = Transcript(segments=(Segment(text="w", start=90, end=103, words=words),))
+
+    talk = merged([RecordedLeg("2", later(3), 200)], {"2": transcript})
+
+    assert [(one.text, one.start, one.end) for one in talk.utterances] == [
+        ("w94 w95", 97.0, 98.5),
+        ("w98 w99", 101.0, 102.5),
+    ]
+    assert [(word.start, word.end) for one in talk.utterances for word in one.words] == [
+        (97.0, 97.5), (98.0, 98.5), (101.0, 101.5), (102.0, 102.5),
+    ]  # fmt: skip
+
+
 def test_silence_is_a_valid_conversation() -> None:
     legs = [RecordedLeg("1", START, 5), RecordedLeg("2", START, 5)]
 
