@@ -5,7 +5,6 @@ openai-whisper's JSON, whisper.cpp's (`transcription[].offsets`, milliseconds), 
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -165,9 +164,9 @@ def _read_cues(text: str) -> list[Segment]:
 
 
 def _cue_time(parts: Sequence[str | None]) -> float:
-    hours, minutes, seconds, fraction = parts
-    whole = int((hours or "0")[:6]) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)
-    return whole + int((fraction or "0").ljust(3, "0")) / 1000
+    hours, minutes, seconds, fraction = (part or "0" for part in parts)
+    whole = int(hours[:6]) * 3600 + int(minutes) * 60 + int(seconds)
+    return whole + int(fraction.ljust(3, "0")) / 1000
 
 
 def _read_tsv(text: str) -> list[Segment]:
@@ -213,4 +212,4 @@ def _number(value: object) -> float | None:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) and abs(number) < 1e9 else None
+    return number if abs(number) < 1e9 else None  # nor is NaN

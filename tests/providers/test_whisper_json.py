@@ -89,6 +89,40 @@ def test_timed_text_formats(form: str, data: bytes) -> None:
     assert (segment.text, segment.start, segment.end) == ("hello there", 1.0, 2.5)
 
 
+@pytest.mark.parametrize(
+    ("cue", "times"),
+    [
+        ("01:02:03,250 --> 01:02:04,500", (3723.25, 3724.5)),
+        ("1:1:3.5 --> 10:00:00.05", (3663.5, 36000.05)),
+        ("12:03.000 --> 12:04.999", (723.0, 724.999)),
+        ("00:09.000 --> 00:08.000", (9.0, 9.0)),
+    ],
+)
+def test_cues_may_have_hours(cue: str, times: tuple[float, float]) -> None:
+    (segment,) = read_output(f"7\n{cue}\nhello\n\nno cue\n".encode(), "srt", 0.0).segments
+
+    assert (segment.text, segment.start, segment.end) == ("hello", *times)
+
+
+def test_segments_that_have_words_keep_them_and_what_is_blank_is_nothing() -> None:
+    own = {"start": 0, "end": 1, "text": "a", "words": [{"word": "own", "start": 0, "end": 1}]}
+    beside = [{"word": "beside", "start": 0.1, "end": 0.4}]
+    tokens = [
+        {"text": text, "offsets": {"from": 0, "to": 9}}
+        for text in (" a", None, " ", "[_TT_1]", "b")
+    ]
+    cpp = {"transcription": [{"text": "ab", "tokens": [*tokens, {"text": "c"}]}], "result": None}
+
+    listed = read_output(
+        json.dumps({"segments": [own], "words": beside, "language": ""}).encode(), "json", 1.0
+    )
+    (pieces,) = read_output(json.dumps(cpp).encode(), "json", 1.0).segments
+
+    assert [word.text for word in listed.segments[0].words] == ["own"]
+    assert listed.language is None
+    assert [word.text for word in pieces.words] == ["ab"]
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"segments": []}', b'{"text": ""}'])
 def test_no_speech_is_an_empty_transcript(data: bytes) -> None:
     form = "json" if data else "txt"
