@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import shutil
 import sqlite3
 import wave
 import zipfile
@@ -337,6 +338,23 @@ async def test_the_voice_is_gone_from_its_file_and_its_side_and_the_checksums_fi
     assert document.extensions == ("<y>queue 7</y>",)
     assert (document.warnings, row.warnings) == (("odd",), ("odd",))
     assert document.streams[2].presences[0].participant_id == "erased-1"
+
+
+async def test_where_the_audio_was_deleted_long_ago_the_words_go_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+        await here.add("s-2", audio_deleted_at=START)
+        row = await here.row("s-2")
+        assert row is not None
+        shutil.rmtree(row.folder)
+
+        found = await here.eraser.erase(WHOM, by=None, reason=None)
+
+    assert sorted((one.session_id, one.outcome, one.audio_seconds) for one in found) == [
+        ("s-1", "erased", 20.0), ("s-2", "erased", 0.0),
+    ]  # fmt: skip
+    assert not any(one.encode() in everything(tmp_path) for one in ("zanzibar", "quux"))
 
 
 async def test_what_was_not_delivered_yet_is_delivered_without_the_person(tmp_path: Path) -> None:
