@@ -22,9 +22,10 @@ STANDIN = str(Path(sys.executable).with_name("whisper-standin"))
 @pytest.mark.peer
 class TestWhisper(ProviderContract):
     vendor = "whisper"
+    patience_s = 100.0
 
     def options(self, folder: Path) -> Mapping[str, str]:
-        return {"WHISPER_BINARY_PATH": STANDIN, "WHISPER_TIMEOUT": "30s"}
+        return {"WHISPER_BINARY_PATH": STANDIN, "WHISPER_TIMEOUT": "90s"}
 
     def wrong_options(self) -> Iterable[tuple[str, str]]:
         return [("WHISPER_TIMEOUT", "soon"), ("WHISPER_TASK", "sing"), ("TMPDIR", "/nowhere")]

@@ -896,7 +896,7 @@ def test_a_cancelled_change_of_codec_is_undone_on_its_line_alone() -> None:
     session = started()
     session.offer(full(OFFER.replace("30002 RTP/AVP 8", "30002 RTP/AVP 0")), later(5))
 
-    undone = session.cancelled()
+    undone = session.cancelled(later(6))
 
     assert [(one.index, one.codecs[0].name) for one in undone.changed] == [(1, "PCMA")]
     assert (undone.opened, undone.closed, undone.paused, undone.resumed) == ((), (), (), ())

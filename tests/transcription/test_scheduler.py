@@ -243,7 +243,9 @@ async def test_a_job_that_we_cannot_cope_with_harms_none_of_its_company(tmp_path
         here.poison = "b"
         await here.add("a", "b", "c")
         wake()
-        await eventually(lambda: "b" in here.failed, "the end of what cannot be ended")
+        await eventually(
+            lambda: "b" in here.failed, "the end of what cannot be ended", patience=100.0
+        )
         await eventually(lambda: {"a", "c"} <= here.done.keys(), "the others' results")
 
         assert str(here.failed["b"]) == "internal_error"
