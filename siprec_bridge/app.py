@@ -528,6 +528,9 @@ class Bridge:
             self.health.register(name, partial(self.scheduler.trouble, provider.name), vital=False)
         if self.broker is not None:
             self.health.register("amqp", broker, vital=False)
+        for relay in self.relays:
+            if relay.name != "amqp":  # that one is known to be away before there is an event
+                self.health.register(relay.name, partial(_trouble_of, relay), vital=False)
 
     async def _watch_lag(self) -> None:
         """See how late the loop is with a thing that it was to do at a certain time."""
@@ -594,6 +597,10 @@ class Bridge:
                         self.gate.replace(tokens)
                         log.info("access.reloaded", clients=[one.name for one in tokens])
             await self.socket.recheck()
+
+
+async def _trouble_of(relay: Relay) -> str | None:
+    return relay.trouble
 
 
 def _now() -> datetime:

@@ -30,7 +30,7 @@ async def tell_choices(bridge: Bridge) -> None:
         + (f", with a password (realm {settings.sip_auth_realm})" * bool(settings.sip_auth_users)),
         *_tls(bridge),
         f"RTP on {', '.join(settings.rtp_hosts)}, ports {settings.rtp_port_min} "
-        f"to {settings.rtp_port_max}, received by {bridge.media.receiver} in {bridge.media.workers} "
+        f"to {settings.rtp_port_max}, received by {bridge.media.receiver}, in {bridge.media.workers} "
         f"process{'es' * (bridge.media.workers > 1)} with room for {bridge.media.room} streams, "
         f"sources: {settings.rtp_source}",
         f"recordings in {settings.recordings}",

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,8 @@ class Ring:
 
     Raises OSError: PermissionError without CAP_NET_RAW, ENODEV for an interface that is not there.
     """
+
+    name: ClassVar = "a ring"
 
     def __init__(self, first: int, last: int, interfaces: Sequence[str], size: int) -> None:
         blocks = max(4, size // _BLOCK)

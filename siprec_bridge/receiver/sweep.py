@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -193,7 +193,9 @@ class WorkerClock:
 
 
 class Receiver(Protocol):
-    """A way to empty sockets into an arena."""
+    """A way to empty sockets into an arena. `name`: for operators."""
+
+    name: ClassVar[str]
 
     def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
         """Take what waits, socket after socket; returns how many datagrams each one had.
@@ -296,6 +298,8 @@ def receive_stamped(one: socket.socket) -> tuple[bytes, int, Address] | None:
 class PlainReceiver:
     """One system call a packet; works wherever Python does."""
 
+    name: ClassVar = "sockets, packet by packet"
+
     def __init__(self) -> None:
         self._addresses: list[Address] = [("", 0)] * SLOTS
 
@@ -344,6 +348,8 @@ class PlainReceiver:
 
 class BatchReceiver:
     """`recvmmsg` for 64-bit Linux. Raises OSError at the start where it is not there."""
+
+    name: ClassVar = "sockets, in batches"
 
     _MESSAGE = np.dtype(
         {

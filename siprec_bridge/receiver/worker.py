@@ -191,7 +191,7 @@ class Worker:
             ring,
         )
         return {
-            "receiver": type(receiver if ring is None else ring).__name__,
+            "receiver": receiver.name if ring is None else ring.name,
             "no_ring": refusal,
             "room": descriptors.allow(self._ports.pairs),
             "room_muxed": descriptors.room(self._ports.pairs, descriptors.OF_A_MUXED),

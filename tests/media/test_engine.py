@@ -34,7 +34,7 @@ async def test_each_tone_ends_on_its_own_wav_with_its_own_length(
 
         reports = await media.close([f"{SESSION}-0", f"{SESSION}-1"])
 
-        assert media.receiver == ("BatchReceiver" if fast else "PlainReceiver")
+        assert media.receiver == f"sockets, {'in batches' if fast else 'packet by packet'}"
     assert [one.packets for one in reports] == [100, 150]
     assert [(one.lost, one.kernel_drops) for one in reports] == [(0, 0), (0, 0)]
     audio = finish_session(tmp_path, SESSION, 16000)

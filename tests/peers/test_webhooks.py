@@ -116,7 +116,7 @@ async def test_what_waits_for_a_sink_that_is_gone_is_told_at_the_start_and_can_b
             await call(bridge, legs=tones(0.3))
             await finals(bridge, events)
         await bridge.wait_for_log("delivery.sink_unreachable")
-        ready, _ = await bridge.get("/health/ready")
+        ready, told = await bridge.get("/health/ready")
         old = (await outbox_of(bridge))["webhook:old"]
         (finding,) = [one async for one in examine_webhooks(load({"WEBHOOKS": file}))]
     hooks_file(tmp_path, endpoint.url, "new")
@@ -128,6 +128,8 @@ async def test_what_waits_for_a_sink_that_is_gone_is_told_at_the_start_and_can_b
     )
 
     assert ready == 200  # a consumer that is away is no reason to take no calls
+    assert json.loads(told)["degraded"]
+    assert "Connect call failed" in json.loads(told)["facts"]["webhook:old"]
     assert "Connect call failed" in old["trouble"]
     assert "Connect call failed" in old["failing"]["reason"]
     assert str(finding).startswith("BAD   webhook     old: ")

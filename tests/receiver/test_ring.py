@@ -58,7 +58,7 @@ def taken(ring: Ring, arena: Arena) -> list[tuple[int, bytes]]:
 async def test_what_came_is_in_the_spools_octet_by_octet(tmp_path: Path, host: str) -> None:
     longer = [one + bytes(index) for index, one in enumerate(VOICE)]
     async with engine(ring=SIZE) as (media, events, metrics):
-        assert media.receiver == "Ring"
+        assert media.receiver == "a ring"
         specs = [spec(tmp_path, index, host) for index in range(3)]
         ports = [(await media.open(one)).rtp_port for one in specs]
         for plain, long in zip(VOICE, longer, strict=True):
@@ -316,6 +316,6 @@ async def test_a_worker_that_is_started_again_goes_on_with_its_ring(tmp_path: Pa
         send(VOICE[50:], port)
         (report,) = await media.close([stream.stream_id])
 
-        assert media.receiver == "Ring"
+        assert media.receiver == "a ring"
     assert spooled(stream.spool) == VOICE
     assert report.packets == 50
