@@ -1,5 +1,6 @@
 """A call of our caller at a real bridge, as a vCon by event, API and command."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from harness.bridge import command, eventually, listening, of_type, running_bridge
 from harness.calls import call, tones
+from harness.database import opened
 from harness.recognisers import recogniser
 from harness.rtp import tone
 from harness.vcons import checked, self_signed
@@ -69,11 +71,17 @@ async def test_a_call_is_the_same_vcon_by_event_api_and_command(tmp_path: Path) 
     assert told["attachments"][0]["body"]["sip_call_id"] == event["data"]["sip_call_id"]
 
 
+async def _make_database(file: Path) -> None:
+    async with opened(f"sqlite:///{file}"):
+        pass
+
+
 def test_the_command_says_what_it_cannot_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    asyncio.run(_make_database(tmp_path / "siprec-bridge.db"))
 
     unknown = CliRunner().invoke(app, ["sessions", "vcon", "none"])
     nowhere = CliRunner().invoke(app, ["sessions", "vcon", "none", "--audio", "url"])
