@@ -2,7 +2,7 @@
 """What receiving costs: CPU of a media worker for each RTP packet, beside C that only stores it.
 
     benchmarks/media.py [--streams 200 1000 2000 4000] [--seconds 6] [--rounds 3] [--payload 160]
-                        [--rtpengine]
+                        [--mux] [--rtpengine]
 
 A real worker process receives 50 packets a second on each stream from rtp_load.c and does all that
 it does in a call: checks, counts, jitter, loss, spool. A first second, in which it learns each
@@ -68,11 +68,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--payload", type=int, default=160, help="octets a packet")
+    parser.add_argument("--mux", action="store_true", help="RTCP on RTP's port: fewer open files")
     parser.add_argument("--rtpengine", action="store_true", help="beside it, if it is installed")
     options = parser.parse_args()
     if options.rtpengine and not rtpengine.is_there():
         parser.error("rtpengine is not installed (Debian: rtpengine-daemon)")
     room = descriptors.allow(max(options.streams))
+    if options.mux:
+        room = descriptors.room(max(options.streams), descriptors.OF_A_MUXED)
     BUILD.mkdir(parents=True, exist_ok=True)
     load = BUILD / "rtp_load"
     subprocess.run(["gcc", "-O2", "-Wall", "-o", load, HERE / "rtp_load.c"], check=True)
@@ -91,7 +94,7 @@ def main() -> None:
             for way in ways:
                 ring = _RING if way == "ring" else 0
                 costs[way].append(
-                    asyncio.run(_worker(load, streams, packets, options.payload, ring))
+                    asyncio.run(_worker(load, streams, packets, options.payload, ring, options.mux))
                 )
             costs["C"].append(_yardstick(load, streams, packets, options.payload))
             if options.rtpengine:
@@ -155,7 +158,9 @@ def _may_capture() -> bool:
     return True
 
 
-async def _worker(load: Path, streams: int, packets: int, payload: int, ring: int) -> Cost:
+async def _worker(
+    load: Path, streams: int, packets: int, payload: int, ring: int, mux: bool
+) -> Cost:
     """Have a media worker of ours receive the load."""
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         folder = Path(place)
@@ -171,7 +176,7 @@ async def _worker(load: Path, streams: int, packets: int, payload: int, ring: in
             ports = []
             for index in range(streams):
                 spec = StreamSpec(
-                    f"s-{index}", f"s{index}", 0, "1", codecs, folder, "127.0.0.1"
+                    f"s-{index}", f"s{index}", 0, "1", codecs, folder, "127.0.0.1", rtcp_mux=mux
                 )  # fmt: skip
                 ports.append((await engine.open(spec)).rtp_port)
             await asyncio.to_thread(_send, load, ports, 0, _WARM_UP, payload)
