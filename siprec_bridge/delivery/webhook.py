@@ -241,7 +241,7 @@ class WebhookSink:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._keys: tuple[bytes, ...] = ()
-        self._stamps: list[tuple[int, int]] = []
+        self._stamps: list[tuple[int, int, int]] = []
         self._looked_at = float("-inf")
         self._taking_over = asyncio.Lock()
         for answer in ANSWERS:
@@ -385,15 +385,15 @@ class WebhookSink:
             headers={"Content-Type": CONTENT_TYPE, "User-Agent": f"siprec-bridge/{__version__}"},
         )
 
-    def _look(self) -> list[tuple[int, int]]:
-        stamps: list[tuple[int, int]] = []
+    def _look(self) -> list[tuple[int, int, int]]:
+        stamps: list[tuple[int, int, int]] = []
         for path in self.hook.files:
             try:
                 found = path.stat()
             except OSError:
-                stamps.append((0, 0))
+                stamps.append((0, 0, 0))
             else:
-                stamps.append((found.st_mtime_ns, found.st_ino))
+                stamps.append((found.st_mtime_ns, found.st_ino, found.st_size))
         return stamps
 
     def _count(self, answer: str) -> None:
