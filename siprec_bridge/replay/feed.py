@@ -541,5 +541,4 @@ class _Replay:
 
 
 def _contact(peer: Peer) -> str:
-    host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
-    return f"<sip:srs@{host}:{peer.local_port};transport={peer.transport}>;+sip.srs"
+    return f"<sip:srs@{peer.local};transport={peer.transport}>;+sip.srs"

@@ -121,8 +121,7 @@ def ask(
 
 
 def _via(peer: Peer, branch: str) -> str:
-    host = f"[{peer.local_host}]" if ":" in peer.local_host else peer.local_host
-    return f"SIP/2.0/{peer.transport.upper()} {host}:{peer.local_port};branch={branch};rport"
+    return f"SIP/2.0/{peer.transport.upper()} {peer.local};branch={branch};rport"
 
 
 def _transaction(request: Request, peer: Peer, timers: Timers, now: float) -> Transaction:

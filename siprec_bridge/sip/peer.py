@@ -26,6 +26,12 @@ class Peer:
         return self.transport != "udp"
 
     @property
+    def local(self) -> str:
+        """Our own host and port, as URIs and Via have them."""
+        host = f"[{self.local_host}]" if ":" in self.local_host else self.local_host
+        return f"{host}:{self.local_port}"
+
+    @property
     def default_port(self) -> int:
         """The port of its transport. RFC 3261 §19.1.2."""
         return 5061 if self.transport == "tls" else 5060
