@@ -7,8 +7,8 @@ from siprec_bridge.store import Database
 
 
 @asynccontextmanager
-async def opened(url: str, wait: float = 0.0) -> AsyncIterator[Database]:
-    database = Database(url, wait=wait)
+async def opened(url: str, wait: float = 0.0, node: str | None = None) -> AsyncIterator[Database]:
+    database = Database(url, wait=wait, node=node)
     await database.start()
     try:
         yield database

@@ -9,6 +9,7 @@ from harness.ports import rtp_ports
 from siprec_bridge.media import MediaEngine, MediaEvent, StreamSpec
 from siprec_bridge.receiver.control import SourcePolicy
 from siprec_bridge.receiver.spool import Packets, SpoolReader
+from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.sdp import Codec, StreamKeys
 from siprec_bridge.telemetry import Metrics
 
@@ -92,3 +93,11 @@ async def received(metrics: Metrics, count: int) -> None:
         return metrics.registry.get_sample_value("siprec_rtp_packets_total") or 0.0
 
     await eventually(lambda: total() >= count, f"{count} packets (there are {total()})")
+
+
+def opened(worker: Worker, one: StreamSpec) -> int:
+    """Have a worker in the test's own process open a stream; the port of its RTP."""
+    reply = worker._do({"do": "open", "spec": one.to_json(), "port": None, "rollovers": []})
+    port = reply["port"]
+    assert isinstance(port, list)
+    return int(port[1])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness.bridge import eventually
-from harness.media import engine, received, spec, spooled
+from harness.media import engine, opened, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
@@ -39,13 +39,6 @@ def worker() -> Iterator[tuple[Worker, socket.socket]]:
         one._do({"do": "configure", "configuration": ports.to_json()})
         yield one, ours
         one.stop()
-
-
-def opened(worker: Worker, one: StreamSpec) -> int:
-    reply = worker._do({"do": "open", "spec": one.to_json(), "port": None, "rollovers": []})
-    port = reply["port"]
-    assert isinstance(port, list)
-    return int(port[1])
 
 
 def update(worker: Worker, one: StreamSpec) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.media import spec
+from harness.media import opened, spec
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
 from siprec_bridge.media import DtlsTask, StreamSpec, finish_session
@@ -45,13 +45,6 @@ def worker() -> Iterator[Worker]:
 
 def stream(folder: Path, src: socket.socket, **options: Any) -> StreamSpec:
     return replace(spec(folder), rtcp=src.getsockname(), **options)
-
-
-def opened(worker: Worker, one: StreamSpec) -> int:
-    reply = worker._do({"do": "open", "spec": one.to_json(), "port": None, "rollovers": []})
-    port = reply["port"]
-    assert isinstance(port, list)
-    return int(port[1])
 
 
 def sweep(worker: Worker, later: float = 0.0) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.media import SESSION, engine, received, spec, spooled
+from harness.media import SESSION, engine, opened, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, tone
 from siprec_bridge.media import finish_session
-from siprec_bridge.receiver.control import Configuration, SourcePolicy, StreamSpec
+from siprec_bridge.receiver.control import Configuration, SourcePolicy
 from siprec_bridge.receiver.sweep import address_of, shield, source_of
 from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpSender
@@ -36,13 +36,6 @@ def worker(policy: SourcePolicy, *, fast: bool = True, timeout: float = 30.0) ->
         one._configure(Configuration(*rtp_ports(), fast, timeout, policy))
         yield one
         one.stop()
-
-
-def opened(worker: Worker, one: StreamSpec) -> int:
-    reply = worker._do({"do": "open", "spec": one.to_json(), "port": None, "rollovers": []})
-    port = reply["port"]
-    assert isinstance(port, list)
-    return int(port[1])
 
 
 def send(datagrams: list[bytes], port: int, host: str) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 from sqlalchemy import Connection
 
 from harness.bridge import eventually
+from harness.database import opened
 from harness.postgresql import Postgresql
 from siprec_bridge.store import (
     Database,
@@ -28,16 +27,6 @@ from siprec_bridge.store import (
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 OVER = timedelta(seconds=-1)
-
-
-@asynccontextmanager
-async def node(url: str, name: str | None) -> AsyncIterator[Database]:
-    database = Database(url, node=name)
-    await database.start()
-    try:
-        yield database
-    finally:
-        await database.stop()
 
 
 async def queue(database: Database, count: int, of: str | None = None) -> None:
@@ -62,7 +51,7 @@ async def claim(
 
 async def test_nodes_that_claim_at_once_get_each_job_once(postgresql: Postgresql) -> None:
     url = postgresql.new_database()
-    async with node(url, "a") as a, node(url, "b") as b:
+    async with opened(url, node="a") as a, opened(url, node="b") as b:
         await queue(a, 200)
         taken: dict[str, list[str]] = {"a": [], "b": []}
 
@@ -79,7 +68,7 @@ async def test_nodes_that_claim_at_once_get_each_job_once(postgresql: Postgresql
 
 async def test_a_job_goes_only_to_nodes_that_have_its_audio(postgresql: Postgresql) -> None:
     url = postgresql.new_database()
-    async with node(url, "a") as a, node(url, "b") as b:
+    async with opened(url, node="a") as a, opened(url, node="b") as b:
         await queue(a, 1, of="a")
         await queue(a, 1)
 
@@ -92,7 +81,7 @@ async def test_a_lease_that_is_over_gives_the_job_to_another_and_the_first_is_no
     postgresql: Postgresql,
 ) -> None:
     url = postgresql.new_database()
-    async with node(url, "a") as a, node(url, "b") as b:
+    async with opened(url, node="a") as a, opened(url, node="b") as b:
         await queue(a, 2)
         await queue(a, 1, of="a")
         assert await claim(a, lease=timedelta(minutes=1)) == ["any-0.1", "any-1.1", "a-0.1"]
@@ -123,7 +112,7 @@ async def test_a_lease_that_is_over_gives_the_job_to_another_and_the_first_is_no
 
 async def test_a_node_that_starts_again_takes_up_its_own_only(postgresql: Postgresql) -> None:
     url = postgresql.new_database()
-    async with node(url, "a") as a, node(url, "b") as b:
+    async with opened(url, node="a") as a, opened(url, node="b") as b:
         await queue(a, 1, of="a")
         await queue(a, 1, of="b")
         await claim(a)
@@ -138,7 +127,7 @@ async def test_a_node_that_starts_again_takes_up_its_own_only(postgresql: Postgr
 
 
 async def test_a_node_deletes_no_audio_of_another(postgresql: Postgresql) -> None:
-    async with node(postgresql.new_database(), "a") as a:
+    async with opened(postgresql.new_database(), node="a") as a:
         for of in ("a", "b"):
             row = SessionRow(of, "c", "finished", NOW, "p", "/f", "{}", ended_at=NOW, node=of)
             await a.write(partial(recordings.insert, row=row))
@@ -154,12 +143,12 @@ async def test_two_bridges_of_one_name_are_the_operators_mistake(
 ) -> None:
     monkeypatch.setattr("siprec_bridge.store.nodes._PATIENCE_S", 1.5)
     url = postgresql.new_database()
-    async with node(url, "a") as first:
+    async with opened(url, node="a") as first:
         with pytest.raises(StoreError, match="another bridge runs as NODE_ID=a"):
             await Database(url, node="a").start()
         assert await first.unwritable() is None
 
-    async with node(url, "a"):
+    async with opened(url, node="a"):
         pass  # the name is free again
 
 
@@ -183,7 +172,7 @@ asyncio.run(main())
     assert child.stdout is not None
     while await child.stdout.readline() != b"leads\n":
         assert child.returncode is None
-    async with node(url, "a") as a:
+    async with opened(url, node="a") as a:
         assert not a.leads("relay x")
         await asyncio.sleep(1.2)  # longer than a round: it has asked, and did not get it
         assert not a.leads("relay x")
@@ -209,7 +198,7 @@ async def test_a_node_hears_of_others_events_also_after_a_lost_connection(
         new = Event(id, "s1", "session.started", NOW, "{}")
         await database.write(partial(outbox.append, new_events=[new], sinks=[]))
 
-    async with node(url, "a") as a, node(url, "b") as b:
+    async with opened(url, node="a") as a, opened(url, node="b") as b:
         await asyncio.sleep(0.2)
         a.on_commit(count)
         await append(b, "one")
@@ -236,7 +225,7 @@ def test_a_data_folder_keeps_its_nodes_name(tmp_path: Path) -> None:
 
 
 async def test_sqlite_is_one_nodes_own(tmp_path: Path) -> None:
-    async with node(f"sqlite:///{tmp_path / 'a.db'}", "a") as database:
+    async with opened(f"sqlite:///{tmp_path / 'a.db'}", node="a") as database:
         assert database.node is None
         assert database.leads("relay x")
         await queue(database, 1)
