@@ -12,11 +12,12 @@ from ipaddress import ip_address
 
 import numpy as np
 
+from siprec_bridge.receiver.arena import Arena
 from siprec_bridge.receiver.control import StreamSpec
 from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sources import Sources
-from siprec_bridge.receiver.sweep import NOBODY, Arena, WorkerClock, receive_stamped, source_of
+from siprec_bridge.receiver.sweep import NOBODY, WorkerClock, receive_stamped, source_of
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
     Batch,

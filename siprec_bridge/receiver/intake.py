@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from siprec_bridge.receiver.arena import SLOTS, Arena, Ints
+from siprec_bridge.receiver.decryption import Decryption
 from siprec_bridge.receiver.feedback import Feedback
-from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
+from siprec_bridge.receiver.handshakes import Handshakes
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sources import Sources
-from siprec_bridge.receiver.stream import Ints
-from siprec_bridge.receiver.sweep import SLOTS, Arena, Receiver, WorkerClock, dropped, shield, shut
+from siprec_bridge.receiver.sweep import Receiver, WorkerClock, dropped, shield, shut
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import (
-    HEADER_SIZE,
     Arrivals,
     Batch,
     Ledger,
-    NotAuthentic,
-    Replayed,
     arrivals,
     read_headers,
 )
@@ -69,7 +67,7 @@ class Intake:
         self._receiver = receiver
         self._sources = sources
         self._feedback = feedback
-        self._handshakes = handshakes
+        self._decryption = Decryption(arena, receiver, sources, handshakes, uplink)
         self._uplink = uplink
         self._clock = clock
         self._ring = ring
@@ -199,15 +197,10 @@ class Intake:
     def _look(self, taken: list[LiveStream], starts: Ints, counts: Ints, of: Ints) -> _Sweep:
         arena, used = self._arena, len(of)
         lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
-        dropped = {}
+        dropped: dict[int, int] = {}
         secure = [index for index, stream in enumerate(taken) if stream.secure]
         if secure:
-            places, sizes = arena.offsets[:used].tolist(), lengths.tolist()
-            for index in secure:
-                start = int(starts[index])
-                slots = slice(start, start + int(counts[index]))
-                dropped[start] = self._decrypt(taken[index], slots, places, sizes)
-            lengths[:] = sizes
+            dropped = self._decryption.take(taken, secure, counts)
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
         for start, count in self._sources.turn_away(taken, starts, of, batch).items():
             dropped[start] = dropped.get(start, 0) + count
@@ -257,68 +250,6 @@ class Intake:
         counters.octets += octets
         counters.duplicates += stream.sequence.duplicates - before
         return slots
-
-    def _decrypt(
-        self, stream: LiveStream, slots: slice, places: Sequence[int], sizes: list[int]
-    ) -> int:
-        """Put RTP in the place of SRTP; what is none is emptied. Returns how many these were.
-
-        `places` and `sizes` are those of all slots of the arena. DTLS among it is dealt with, and what
-        comes ahead of the keys is lost. What is no RTP at all stays, and so does RTCP. The order of
-        arrival is kept, and a paused stream is decrypted too: roll-over counters follow what is sent,
-        not what is recorded.
-        """
-        view = self._arena.view
-        offsets = places[slots]
-        packets = [
-            bytes(view[at : at + size]) for at, size in zip(offsets, sizes[slots], strict=True)
-        ]
-        by_dtls, srtp = stream.spec.dtls is not None, stream.srtp
-        repeated = early = unauthenticated = handshake = 0
-        run = srtp.unprotect_run(packets) if srtp is not None else []
-        for at, plain in zip(offsets, run, strict=False):
-            view[at : at + len(plain)] = plain
-        done = len(run)
-        sizes[slots.start : slots.start + done] = map(len, run)
-        for slot in range(slots.start + done, slots.stop):
-            at, packet = places[slot], packets[slot - slots.start]
-            if by_dtls and is_dtls(packet):
-                handshake += 1
-                sizes[slot] = 0
-                high, low = self._arena.sources[slot].tolist()
-                if self._sources.takes(stream, (high, low)):
-                    self._handshakes.take(stream, packet, self._receiver.address(slot))
-                    srtp = stream.srtp
-                continue
-            if len(packet) < HEADER_SIZE or packet[0] >> 6 != 2 or 192 <= packet[1] <= 223:
-                continue
-            if srtp is None:
-                early += 1
-                sizes[slot] = 0
-                continue
-            try:
-                plain = srtp.unprotect(packet)
-            except Replayed:
-                repeated += 1
-                plain = b""
-            except NotAuthentic:
-                unauthenticated += 1
-                plain = b""
-            view[at : at + len(plain)] = plain
-            sizes[slot] = len(plain)
-        if srtp is not None:
-            for ssrc, rollovers in srtp.turned:
-                self._uplink.tell_of(stream, "turned", ssrc=ssrc, rollovers=rollovers)
-            srtp.turned.clear()
-        if not stream.paused:
-            stream.sequence.duplicates += repeated
-            self._uplink.counters.duplicates += repeated
-        if unauthenticated and not stream.told_not_authentic:
-            stream.told_not_authentic = True
-            self._uplink.tell_of(stream, "not_authentic")
-        stream.unauthenticated += early + unauthenticated
-        self._uplink.counters.unauthenticated += early + unauthenticated
-        return repeated + early + unauthenticated + handshake
 
     def _note_written(self, stream: LiveStream, cause: str | None) -> None:
         if (cause is not None) != stream.write_failed:

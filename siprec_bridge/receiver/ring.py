@@ -23,19 +23,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from siprec_bridge.receiver.arena import LARGEST, SLOTS, Arena, Ints, lay, strings
 from siprec_bridge.receiver.packets import Datagram, Dissector, Frame
-from siprec_bridge.receiver.sweep import (
-    LARGEST,
-    NOBODY,
-    SLOTS,
-    Arena,
-    Ints,
-    Source,
-    attach_filter,
-    lay,
-    source_of,
-    strings,
-)
+from siprec_bridge.receiver.sweep import NOBODY, Source, attach_filter, source_of
 
 _SOL_PACKET = 263
 _RX_RING, _STATISTICS, _VERSION, _VNET_HEADER, _IGNORE_OUTGOING = 5, 6, 10, 15, 23

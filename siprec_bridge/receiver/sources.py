@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from siprec_bridge.receiver.arena import Arena, Ints
 from siprec_bridge.receiver.control import SourcePolicy
 from siprec_bridge.receiver.live import LiveStream
-from siprec_bridge.receiver.stream import Ints
-from siprec_bridge.receiver.sweep import NOBODY, Arena, Source, address_of, shield, source_of
+from siprec_bridge.receiver.sweep import NOBODY, Source, address_of, shield, source_of
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import Batch
 

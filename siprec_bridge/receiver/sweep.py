@@ -7,10 +7,8 @@ sweep gets to it; SO_RXQ_OVFL says what the kernel had to drop.
 A source is an address as two 64-bit words of IPv6, IPv4 mapped into it; ports do not count.
 """
 
-import contextlib
 import ctypes
 import errno
-import mmap
 import os
 import socket
 import struct
@@ -21,14 +19,9 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from siprec_bridge.receiver.spool import RECORD, write_records
+from siprec_bridge.receiver.arena import LARGEST, SLOTS, Arena, Ints
 
-SLOTS = 4096
-LARGEST = 2048  # octets of a datagram; RTP keeps below the MTU
-_STRIDE = LARGEST + 64  # an odd number of cache lines: at 2048 datagrams push each other out
-_HEAD = RECORD.itemsize
 _CONTROL = 64
 _NAME_WORDS = 8  # of 32 bits: room for a struct sockaddr_in6, 28 octets
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
@@ -45,7 +38,6 @@ _RTCP_BUFFER = 1 << 13
 _LARGEST_SKB = 4096  # octets that the kernel counts, at most, for a small datagram
 _MAPPED = np.frombuffer(b"\0\0\xff\xff", np.uint32)[0]  # third word of ::ffff:0:0/96
 
-Ints = npt.NDArray[np.int64]
 Source = tuple[int, int]
 Address = tuple[str, int]  # host and port
 NOBODY: Source = (0, 0)  # is no datagram's source
@@ -69,94 +61,6 @@ def address_of(source: Source) -> str:
     """A source for readers."""
     one = IPv6Address(struct.pack("=QQ", *source))
     return str(one.ipv4_mapped or one)
-
-
-class Arena:
-    """Datagrams: in `data`, at `offsets`, each of `lengths` octets. Arrays have shape (n,).
-
-    There is room for a record head ahead of each. `sources` has shape (n, 2). They lie in SLOTS of
-    the arena's own, for sockets, or where they are laid.
-    """
-
-    def __init__(self) -> None:
-        buffer = mmap.mmap(-1, (SLOTS + 1) * _STRIDE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # fewer pages, fewer misses
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-        self.view = memoryview(buffer)
-        self.data: npt.NDArray[np.uint8] = np.frombuffer(buffer, np.uint8)
-        self.offsets = np.arange(SLOTS, dtype=np.int64) * _STRIDE + 64
-        self.lengths = np.zeros(SLOTS, np.int64)
-        self.arrivals_ns = np.zeros(SLOTS, np.int64)
-        self.drops = np.zeros(SLOTS, np.int64)  # the kernel's count; -1: it told none
-        self.sources = np.zeros((SLOTS, 2), np.uint64)
-        self._slots = vars(self).copy()
-
-    def use_slots(self) -> None:
-        """Have the datagrams of sockets in it."""
-        vars(self).update(self._slots)
-
-    def hold(
-        self,
-        packed: npt.NDArray[np.uint8],
-        places: Ints,
-        lengths: Ints,
-        arrivals_ns: Ints,
-        sources: npt.NDArray[np.uint64],
-    ) -> None:
-        """Have datagrams in it as `lay` has laid them."""
-        self.data, self.view = packed, packed.data
-        self.offsets, self.lengths = places[:-1] + _HEAD, lengths
-        self.arrivals_ns, self.sources = arrivals_ns, sources
-        self.drops = np.full(len(lengths), -1)
-
-    def pack(self, count: int) -> tuple[memoryview, Ints]:
-        """The first `count` datagrams as records, as they go to the spool, end to end.
-
-        Also where each begins, and the last one ends, shape (count + 1,).
-        """
-        lengths, arrivals_ns = self.lengths[:count], self.arrivals_ns[:count]
-        places = _places(lengths)
-        if len(self.data) == places[-1] and bool((self.offsets == places[:-1] + _HEAD).all()):
-            packed = self.data  # it was laid so
-        else:
-            packed, places = lay(self.data, self.offsets[:count], lengths)
-        if bool((lengths == lengths[0]).all()):
-            size = _HEAD + int(lengths[0])
-            heads: npt.NDArray[np.void] = np.ndarray((count,), RECORD, packed, strides=(size,))
-            write_records(heads, lengths, arrivals_ns)
-        else:
-            heads = np.zeros(count, RECORD)
-            write_records(heads, lengths, arrivals_ns)
-            strings(packed, _HEAD)[places[:-1]] = heads.view(f"V{_HEAD}")
-        return packed.data, places
-
-
-def lay(
-    data: npt.NDArray[np.uint8], offsets: Ints, lengths: Ints
-) -> tuple[npt.NDArray[np.uint8], Ints]:
-    """Copy datagrams, one at least, end to end, each with room for a record head ahead of it.
-
-    Also where each one's room begins, and the last one ends, shape (n + 1,).
-    """
-    places, befores = _places(lengths), offsets - _HEAD
-    if bool((lengths == lengths[0]).all()):
-        return strings(data, _HEAD + int(lengths[0]))[befores].view(np.uint8), places
-    packed = np.empty(int(places[-1]), np.uint8)
-    for length in np.unique(lengths).tolist():
-        size, some = _HEAD + length, np.flatnonzero(lengths == length)
-        strings(packed, size)[places[some]] = strings(data, size)[befores[some]]
-    return packed, places
-
-
-def _places(lengths: Ints) -> Ints:
-    places = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths + _HEAD, out=places[1:])
-    return places
-
-
-def strings(data: npt.NDArray[np.uint8], length: int) -> npt.NDArray[np.void]:
-    """All strings of so many octets in `data`, by their offsets; a view."""
-    return np.ndarray((len(data) - length + 1,), f"V{length}", data, strides=(1,))
 
 
 class WorkerClock:

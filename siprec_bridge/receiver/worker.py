@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from siprec_bridge.receiver import descriptors
+from siprec_bridge.receiver.arena import Arena
 from siprec_bridge.receiver.control import (
     LINE_LIMIT,
     SWEEP_S,
@@ -35,7 +36,6 @@ from siprec_bridge.receiver.ports import NoPortLeft, PortRange, bind_one, bind_p
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.stream import open_spool, srtp_receiver
 from siprec_bridge.receiver.sweep import (
-    Arena,
     WorkerClock,
     best_receiver,
     prepare,

@@ -119,11 +119,9 @@ class SrtpReceiver:
                 add(unprotect(packet))
         except (Error, ValueError):
             pass
-        if plain:
-            steps = [
-                ((one[2] << 8 | one[3]) - highest + 0x8000) % 0x10000 - 0x8000 for one in plain
-            ]
-            self._advance(context, number, highest, max(steps))
+        if plain:  # the last one is as far as it has come, or will have come with the next run
+            last = plain[-1][2] << 8 | plain[-1][3]
+            self._advance(context, number, highest, (last - highest + 0x8000) % 0x10000 - 0x8000)
         return plain
 
     def unprotect_rtcp(self, packet: bytes) -> bytes:

@@ -20,6 +20,7 @@ from siprec_bridge.media import (
     finish_session,
 )
 from siprec_bridge.receiver import sweep
+from siprec_bridge.receiver.arena import Arena
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["recvmmsg", "plain"])
@@ -157,7 +158,7 @@ async def test_what_is_no_rtp_is_counted_and_left_out(tmp_path: Path) -> None:
 async def test_what_the_kernel_had_no_room_for_is_counted(
     tmp_path: Path, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arena = sweep.Arena()
+    arena = Arena()
     receiver = sweep.best_receiver(arena, fast=fast)
     monkeypatch.setattr(sweep, "_RECEIVE_BUFFER", 4096)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:

@@ -20,9 +20,9 @@ from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
 from siprec_bridge.media import DtlsTask, MediaUnavailable
 from siprec_bridge.receiver import ring as ring_module
+from siprec_bridge.receiver.arena import LARGEST, SLOTS, Arena
 from siprec_bridge.receiver.packets import Address
 from siprec_bridge.receiver.ring import Ring
-from siprec_bridge.receiver.sweep import LARGEST, SLOTS, Arena
 
 SIZE = 1 << 25
 VOICE = packets(tone(440, 2.0))

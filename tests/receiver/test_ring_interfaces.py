@@ -39,7 +39,7 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
 NEAR = """
 import json, socket, subprocess, sys
 from siprec_bridge.receiver.ring import Ring
-from siprec_bridge.receiver.sweep import Arena
+from siprec_bridge.receiver.arena import Arena
 
 lengths = []
 for interfaces in ([], ["br0"], ["va"]):
