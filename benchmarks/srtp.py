@@ -63,7 +63,7 @@ def _measure(suite: str, streams: int, folder: Path) -> float:
                     packet = sender.protect(packet) if sender is not None else packet
                     out.sendto(packet, ("127.0.0.1", port))
             begun = time.process_time()
-            worker._intake.sweep(list(worker._streams.values()))
+            worker._intake.sweep()
             spent += time.process_time() - begun
         reports = worker._close(list(worker._streams))
     expected = streams * _SWEEPS * _PER_SWEEP

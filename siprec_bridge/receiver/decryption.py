@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from siprec_bridge.receiver.arena import Arena, Ints, put_back, take_out
 from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
@@ -35,23 +36,21 @@ class Decryption:
         self._uplink = uplink
 
     def take(
-        self, taken: Sequence[LiveStream], secure: Sequence[int], counts: Ints
+        self, streams: Sequence[LiveStream], secure: npt.NDArray[np.bool_], counts: Ints
     ) -> dict[int, int]:
-        """Decrypt in the arena what came for `secure`, places in `taken`, one at least.
+        """Decrypt in the arena what came for these streams, the ones of all that are `secure`.
 
-        `counts`: datagrams of each stream that was taken. What cannot be opened is emptied; returns
-        how many these were, by the stream's first slot.
+        `counts`: datagrams of each stream that was taken, shape (m,) as `secure`. What cannot be
+        opened is emptied; returns how many these were, by the stream's first slot.
         """
         arena = self._arena
-        chosen = np.zeros(len(taken), np.bool_)
-        chosen[secure] = True
-        slots = np.flatnonzero(np.repeat(chosen, counts))
+        slots = np.flatnonzero(np.repeat(secure, counts))
         offsets = arena.offsets[slots]
         packets = take_out(arena.data, offsets, arena.lengths[slots])
         dropped: dict[int, int] = {}
         start = 0
-        for index, count in zip(secure, counts[secure].tolist(), strict=True):
-            stream, stop = taken[index], start + count
+        for stream, count in zip(streams, counts[secure].tolist(), strict=True):
+            stop = start + count
             run = stream.srtp.unprotect_run(packets[start:stop]) if stream.srtp is not None else []
             packets[start : start + len(run)] = run
             if len(run) < count:

@@ -172,7 +172,7 @@ class Feedback:
         stream.sender_reports += len(rtcp.reports)
         stream.said_bye |= bool(rtcp.byes)
         if not stream.paused:
-            stream.spool.rtcp(arrival_ns, data)
+            stream.keep_rtcp(arrival_ns, data)
 
     def _block(self, stream: LiveStream, reception: Reception) -> ReportBlock:
         last = stream.reported

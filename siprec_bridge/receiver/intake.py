@@ -6,8 +6,10 @@ stream is a system call to receive and one to write. Only a stream in which some
 """
 
 import contextlib
+import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,12 @@ from siprec_bridge.rtp import (
 if TYPE_CHECKING:
     from siprec_bridge.receiver.ring import Ring
 
-_ROW = np.dtype([("rate", "f8"), ("drops", "i8"), ("waited", "i8"), ("heard", "f8")])
+_ROW = np.dtype(
+    [
+        ("rate", "f8"), ("drops", "i8"), ("waited", "i8"), ("heard", "f8"),
+        ("secure", "?"), ("spool", "i4"), ("behind", "?"),
+    ]
+)  # fmt: skip
 _NEVER = np.inf  # `heard` of a row that is no stream's
 
 
@@ -47,6 +54,12 @@ class _Sweep:
     dropped: dict[int, int]  # not to be counted as malformed, by the stream's first slot
     any_rtcp: bool
     now: float
+
+
+def _by_socket(streams: Iterable[LiveStream]) -> tuple[list[socket.socket], Ints]:
+    """The sockets of those that do not come out of the ring, and their rows."""
+    chosen = [stream for stream in streams if not stream.by_ring]
+    return [one.rtp for one in chosen], np.array([one.row for one in chosen], np.int64)
 
 
 class Intake:
@@ -74,6 +87,9 @@ class Intake:
         self.ledger = Ledger()
         self._rows = np.zeros(0, _ROW)  # as in the ledger
         self._streams: dict[int, LiveStream] = {}  # by row
+        self._sockets: tuple[list[socket.socket], Ints] | None = (
+            None  # and their rows; None: look anew
+        )
 
     def open(self, stream: LiveStream, now: float) -> None:
         """Get ready for a stream's packets."""
@@ -81,8 +97,10 @@ class Intake:
             more = np.zeros(2 * stream.row + 64 - len(self._rows), _ROW)
             self._rows = np.concatenate((self._rows, more))
             self._rows["heard"][-len(more) :] = _NEVER
-        self._rows[stream.row] = (0.0, stream.drops, 0, now)
+        spool = stream.spool.descriptor
+        self._rows[stream.row] = (0.0, stream.drops, 0, now, False, spool, False)
         self._streams[stream.row] = stream
+        self._sockets = None
         self.follow(stream)
 
     def close(self, stream: LiveStream) -> None:
@@ -90,11 +108,13 @@ class Intake:
         if self._ring is not None and stream.by_ring:
             self._ring.close(stream.spec.host, stream.rtp.getsockname()[1])
         del self._streams[stream.row]
+        self._sockets = None
         self._rows["heard"][stream.row] = _NEVER
 
     def follow(self, stream: LiveStream) -> None:
-        """Take over the clock of its time stamps."""
+        """Take over the clock of its time stamps, and whether it is secure."""
         self._rows["rate"][stream.row] = stream.rate
+        self._rows["secure"][stream.row] = stream.secure
 
     def note_heard(self, stream: LiveStream, now: float) -> None:
         """Begin to wait for its next packet anew."""
@@ -123,6 +143,7 @@ class Intake:
             self._ring.open(host, port, stream.row)
             self.sweep([stream])
             stream.by_ring = True
+            self._sockets = None
             shut(stream.rtp)
         elif stream.by_ring and not wanted:
             shield(stream.rtp, stream.guests)
@@ -132,6 +153,7 @@ class Intake:
             self.settle()
             self._ring.close(host, port)
             stream.by_ring = False
+            self._sockets = None
 
     def settle(self) -> None:
         """Take what has come by now, though the ring may not have handed it over yet."""
@@ -141,36 +163,39 @@ class Intake:
 
     def _sweep_ring(self, ring: "Ring", *, alone: bool = False) -> None:
         for rows, counts in ring.take(self._arena):
-            self._store([self._streams[row] for row in rows], counts)
+            self._store(rows, counts)
         self._arena.use_slots()
         drops = ring.drops()
         if not alone:
             self._uplink.counters.kernel_drops += drops
 
-    def sweep(self, streams: Sequence[LiveStream]) -> None:
-        """Take everything that waits, in as many rounds as the arena needs."""
+    def sweep(self, streams: Iterable[LiveStream] | None = None) -> None:
+        """Take everything that waits for these streams, or for all, in as many rounds as it needs."""
         if self._ring is not None:
             self._sweep_ring(self._ring)
-            streams = [stream for stream in streams if not stream.by_ring]
-        sockets = [stream.rtp for stream in streams]
-        while streams:
-            counts = self._receiver.receive(sockets, self._arena)
-            used = sum(counts)
+        if streams is not None:
+            sockets, rows = _by_socket(streams)
+        else:
+            if self._sockets is None:
+                self._sockets = _by_socket(self._streams.values())
+            sockets, rows = self._sockets
+        first = 0
+        while first < len(sockets):
+            counts = np.array(self._receiver.receive(sockets, first, self._arena))
+            used = int(counts.sum())
             if used:
                 there = np.flatnonzero(counts)
-                self._store([streams[index] for index in there.tolist()], np.array(counts)[there])
-            done = len(counts) - (used == SLOTS)
-            streams, sockets = streams[done:], sockets[done:]
+                self._store(rows[first + there], counts[there])
+            first += len(counts) - (used == SLOTS)
 
-    def _store(self, taken: list[LiveStream], counts: Ints) -> None:
-        """`counts`: datagrams that lie in the arena for each of the streams."""
+    def _store(self, rows: Ints, counts: Ints) -> None:
+        """`counts`: datagrams that lie in the arena for each of the streams, by their rows."""
         arena, used = self._arena, int(counts.sum())
         self._clock.steady(arena.arrivals_ns[:used])
-        rows = np.array([stream.row for stream in taken])
         starts = np.cumsum(counts) - counts
         of = np.repeat(rows, counts)
-        sweep = self._look(taken, starts, counts, of)
-        self._look_for_drops(taken, rows, starts, counts, used)
+        sweep = self._look(rows, starts, counts, of)
+        self._look_for_drops(rows, starts, counts, used)
         orderly = self.ledger.take(
             rows, starts, sweep.batch, sweep.times, sweep.lengths, sweep.arrivals_ns
         )
@@ -179,46 +204,59 @@ class Intake:
         self._uplink.counters.octets += int(np.add.reduceat(sweep.lengths, starts)[orderly].sum())
         packed, places = arena.pack(used)
         ends = starts + counts
-        begins_at, ends_at = places[starts].tolist(), places[ends].tolist()
-        for stream, passed, begin, end in zip(
-            taken, orderly.tolist(), begins_at, ends_at, strict=True
-        ):
-            if passed:
-                cause = stream.spool.append(packed[begin:end])
-                if cause is not None or stream.write_failed:
-                    self._note_written(stream, cause)
-        for index in np.flatnonzero(~orderly).tolist():
-            stream = taken[index]
-            slots = self._count(stream, int(starts[index]), int(ends[index]), sweep)
+        at_once = orderly & ~self._rows["behind"][rows]
+        self._append(rows[at_once], packed, places[starts[at_once]], places[ends[at_once]])
+        for index in np.flatnonzero(~at_once).tolist():
+            stream, start, end = self._streams[rows[index]], int(starts[index]), int(ends[index])
+            if orderly[index]:
+                records = packed[places[start] : places[end]]
+                self._note_written(stream, stream.spool.append(records))
+                continue
+            slots = self._count(stream, start, end, sweep)
             if len(slots):
-                records = [packed[places[one] : places[one + 1]] for one in slots]
-                self._note_written(stream, stream.spool.write(records))
+                pieces = [packed[places[one] : places[one + 1]] for one in slots]
+                self._note_written(stream, stream.spool.write(pieces))
 
-    def _look(self, taken: list[LiveStream], starts: Ints, counts: Ints, of: Ints) -> _Sweep:
+    def _append(self, rows: Ints, packed: memoryview, begins: Ints, ends: Ints) -> None:
+        """Write a piece of `packed` to the spool of each row; none of them waits for the disk.
+
+        No stream is looked at: of thousands, the objects of each would have to be fetched from memory.
+        """
+        write, descriptors = os.write, self._rows["spool"][rows].tolist()
+        places = zip(descriptors, begins.tolist(), ends.tolist(), strict=True)
+        for index, (descriptor, begin, end) in enumerate(places):
+            try:
+                written = write(descriptor, packed[begin:end])
+            except OSError:
+                written = 0
+            if written != end - begin:
+                stream = self._streams[rows[index]]
+                self._note_written(stream, stream.spool.mend(packed[begin:end], written))
+
+    def _look(self, rows: Ints, starts: Ints, counts: Ints, of: Ints) -> _Sweep:
         arena, used = self._arena, len(of)
         lengths, arrivals_ns = arena.lengths[:used], arena.arrivals_ns[:used]
         dropped: dict[int, int] = {}
-        secure = [index for index, stream in enumerate(taken) if stream.secure]
-        if secure:
-            dropped = self._decryption.take(taken, secure, counts)
+        secure = self._rows["secure"][rows]
+        if secure.any():
+            streams = [self._streams[row] for row in rows[secure].tolist()]
+            dropped = self._decryption.take(streams, secure, counts)
         batch = read_headers(arena.data, arena.offsets[:used], lengths)
-        for start, count in self._sources.turn_away(taken, starts, of, batch).items():
+        for start, count in self._sources.turn_away(self._streams, starts, of, batch).items():
             dropped[start] = dropped.get(start, 0) + count
         times = arrivals(arrivals_ns, batch.timestamp, batch.ssrc, self._rows["rate"][of])
         return _Sweep(
             batch, times, lengths, arrivals_ns, dropped, bool(batch.rtcp.any()), time.monotonic()
         )
 
-    def _look_for_drops(
-        self, taken: list[LiveStream], rows: Ints, starts: Ints, counts: Ints, used: int
-    ) -> None:
+    def _look_for_drops(self, rows: Ints, starts: Ints, counts: Ints, used: int) -> None:
         """Take over the kernel's counts where they have changed. -1: it told none."""
         told = np.maximum.reduceat(self._arena.drops[:used], starts)
         before = self._rows["waited"][rows]
         changed = (told >= 0) & (told != self._rows["drops"][rows])
         for index in np.flatnonzero(changed).tolist():
             waiting = max(int(before[index]), int(counts[index]))
-            self._sources.count_drops(taken[index], int(told[index]), waiting)
+            self._sources.count_drops(self._streams[rows[index]], int(told[index]), waiting)
             self._rows["drops"][rows[index]] = told[index]
         self._rows["waited"][rows] = counts
 
@@ -254,4 +292,5 @@ class Intake:
     def _note_written(self, stream: LiveStream, cause: str | None) -> None:
         if (cause is not None) != stream.write_failed:
             stream.write_failed = cause is not None
+            self._rows["behind"][stream.row] = stream.write_failed
             self._uplink.tell_of(stream, "write_failed" if cause else "written_again", cause=cause)

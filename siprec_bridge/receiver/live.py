@@ -65,6 +65,11 @@ class LiveStream(ReceivedStream):
         )
         return octets
 
+    def keep_rtcp(self, at_ns: int, data: bytes) -> None:
+        """Have a datagram of RTCP in the spool; what waits for the disk goes ahead of packets."""
+        if self.spool.rtcp(at_ns, data) is not None:
+            self.ledger.refuse(self.row)
+
     def note_silence(self) -> None:
         """Take its next packet as a thing to tell."""
         self.silent = True

@@ -144,7 +144,7 @@ class Ring:
         """Give the socket back, and with it the ring as soon as nobody looks at it."""
         self._socket.close()
 
-    def take(self, arena: Arena) -> Iterator[tuple[list[int], Ints]]:
+    def take(self, arena: Arena) -> Iterator[tuple[Ints, Ints]]:
         """Take what waits into the arena, in as many rounds as it yields.
 
         By each: rows, and how many datagrams each of them has, one at least, in this order.
@@ -190,7 +190,7 @@ class Ring:
             at += words[at // 4]
         return places
 
-    def _sort(self, places: Ints, arena: Arena) -> Iterator[tuple[list[int], Ints]]:
+    def _sort(self, places: Ints, arena: Arena) -> Iterator[tuple[Ints, Ints]]:
         """Copy the packets' datagrams into the arena, by row, and each row's as they arrived."""
         data = self._data
         header: int | Ints
@@ -262,7 +262,7 @@ class Ring:
                     stop = int(ends[slot + 1])
                     packed[stop - len(payload) : stop] = np.frombuffer(payload, np.uint8)
             arena.hold(packed, ends, lengths[order], arrivals_ns_of[order], sources[order])
-            yield of[starts].tolist(), counts
+            yield of[starts], counts
             order = later
 
     def _rows_of(

@@ -1,5 +1,7 @@
 """Who may send on a stream's port: strangers' packets are dropped, a flood of them by the kernel."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from siprec_bridge.receiver.arena import Arena, Ints
@@ -46,25 +48,32 @@ class Sources:
         return not stream.guests or source in stream.guests
 
     def turn_away(
-        self, taken: list[LiveStream], starts: Ints, of: Ints, batch: Batch
+        self, streams: Mapping[int, LiveStream], starts: Ints, of: Ints, batch: Batch
     ) -> dict[int, int]:
         """Mark what strangers sent as not valid; how many of each stream, by its first slot.
 
-        `starts`: these, shape (m,). `of`: the row of each packet's stream, shape (n,).
+        `streams`: by row. `starts`: the slots, shape (m,). `of`: the row of each packet's stream,
+        shape (n,).
         """
         if self._policy == "any":
             return {}
-        sources, usual = self._arena.sources[: len(of)], self._usual[of]
+        sources, usual = self._arena.sources[: len(of)], self._usual[of[starts]]
         # By columns: `any` over so short an axis costs ten times as much.
-        other = (sources[:, 0] != usual[:, 0]) | (sources[:, 1] != usual[:, 1])
+        high, low = sources[:, 0], sources[:, 1]
+        other = np.zeros(len(of), np.bool_)
+        other[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        other[starts] = (high[starts] != usual[:, 0]) | (low[starts] != usual[:, 1])
         if not other.any():
             return {}
         found = np.flatnonzero(np.logical_or.reduceat(other, starts))
         ends = np.append(starts[1:], len(of))
         return {
-            start: self._turn_away_from(taken[index], start, end, batch)
-            for index, start, end in zip(
-                found.tolist(), starts[found].tolist(), ends[found].tolist(), strict=True
+            start: self._turn_away_from(streams[row], start, end, batch)
+            for row, start, end in zip(
+                of[starts[found]].tolist(),
+                starts[found].tolist(),
+                ends[found].tolist(),
+                strict=True,
             )
         }
 

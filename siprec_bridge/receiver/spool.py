@@ -83,23 +83,26 @@ class ControlPacket:
 class SpoolWriter:
     """Appends to a spool; makes it when it is not there. `write` needs no copy of the data.
 
+    As long as `write` takes all, whole records may be written to `descriptor` as well: a worker does
+    so for nearly all packets, and calls `mend` when one did not go.
     Raises OSError, and leaves nothing, when there is no room for a new one.
     """
 
     def __init__(self, path: Path, header: SpoolHeader) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self.descriptor = os.open(path, flags, 0o640)
         self._pending: list[bytes] = []
         self._pending_size = 0
         self.dropped = 0  # octets that found no room for too long
-        self._size = 0
-        if os.fstat(self._file).st_size:
-            self._size = _whole_size(path)
-            os.ftruncate(self._file, self._size)
-        self.reopened = self._size > 0
+        size = 0
+        if os.fstat(self.descriptor).st_size:
+            size = _whole_size(path)
+            os.ftruncate(self.descriptor, size)
+        self.reopened = size > 0
         if not self.reopened:
             line = json.dumps(_header_to_json(header)).encode()
             if (cause := self._append([MAGIC + line + b"\n"])) is not None:
-                os.close(self._file)
+                os.close(self.descriptor)
                 path.unlink(missing_ok=True)
                 raise OSError(errno.ENOSPC, cause, str(path))
 
@@ -120,28 +123,30 @@ class SpoolWriter:
         return cause
 
     def append(self, records: memoryview) -> str | None:
-        """As `write`, for records that lie end to end: the way that nearly all packets take."""
+        """As `write`, for records that lie end to end."""
         if self._pending:
             return self.write([records])
         try:
-            written = os.write(self._file, records)
+            written = os.write(self.descriptor, records)
         except OSError:
-            written = -1
-        if written != len(records):
-            with contextlib.suppress(OSError):  # no half record; `write` says why
-                os.ftruncate(self._file, self._size)
-            return self.write([records])
-        self._size += written
-        return None
+            written = 0
+        return None if written == len(records) else self.mend(records, written)
+
+    def mend(self, records: memoryview, written: int) -> str | None:
+        """As `write`, after the file took only so many octets of these records."""
+        if written:  # no half record; `write` says why
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, os.fstat(self.descriptor).st_size - written)
+        return self.write([records])
 
     def event(self, name: str, at_ns: int, codecs: tuple[Codec, ...] = ()) -> None:
         """Append an event."""
         body = json.dumps({"event": name, "codecs": [_codec_to_json(one) for one in codecs]})
         self.write([_record(EVENT, at_ns, body.encode())])
 
-    def rtcp(self, at_ns: int, data: bytes) -> None:
-        """Append a datagram of RTCP."""
-        self.write([_record(RTCP, at_ns, data)])
+    def rtcp(self, at_ns: int, data: bytes) -> str | None:
+        """Append a datagram of RTCP; returns as `write`."""
+        return self.write([_record(RTCP, at_ns, data)])
 
     def close(self) -> None:
         """Make everything durable and close the file."""
@@ -154,18 +159,19 @@ class SpoolWriter:
         """Write what waits, for the last time; the file is the caller's, to sync and to close."""
         if self._pending:
             self.write([])
-        return self._file
+        return self.descriptor
 
     def _append(self, pieces: list[memoryview] | list[bytes]) -> str | None:
         total = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         if not total:
             return None
+        size = os.fstat(self.descriptor).st_size
         try:
             if len(pieces) <= _MOST_PIECES:
-                written = os.writev(self._file, pieces)
+                written = os.writev(self.descriptor, pieces)
             else:
                 written = sum(
-                    os.writev(self._file, pieces[start : start + _MOST_PIECES])
+                    os.writev(self.descriptor, pieces[start : start + _MOST_PIECES])
                     for start in range(0, len(pieces), _MOST_PIECES)
                 )
         except OSError as error:
@@ -173,10 +179,9 @@ class SpoolWriter:
         else:
             cause = "no space left"
         if written == total:
-            self._size += total
             return None
         try:
-            os.ftruncate(self._file, self._size)  # no half record may be in the middle
+            os.ftruncate(self.descriptor, size)  # no half record may be in the middle
         except OSError as error:
             return f"{cause}; {error.strerror}"
         return cause

@@ -101,8 +101,8 @@ class Receiver(Protocol):
 
     name: ClassVar[str]
 
-    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
-        """Take what waits, socket after socket; returns how many datagrams each one had.
+    def receive(self, sockets: Sequence[socket.socket], first: int, arena: Arena) -> list[int]:
+        """Take what waits, socket after socket from the first on; returns how much each one had.
 
         As soon as the arena is full it ends, and the last of these sockets may have more.
         """
@@ -207,12 +207,12 @@ class PlainReceiver:
     def __init__(self) -> None:
         self._addresses: list[Address] = [("", 0)] * SLOTS
 
-    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
+    def receive(self, sockets: Sequence[socket.socket], first: int, arena: Arena) -> list[int]:
         """As the protocol says."""
         counts: list[int] = []
         used = 0
-        for one in sockets:
-            counts.append(self._receive(one, arena, used))
+        for index in range(first, len(sockets)):
+            counts.append(self._receive(sockets[index], arena, used))
             used += counts[-1]
             if used == SLOTS:
                 break
@@ -287,9 +287,9 @@ class BatchReceiver:
             self._recvmmsg = library.recvmmsg
         except AttributeError as error:
             raise OSError("no recvmmsg in the C library") from error
-        self._recvmmsg.argtypes = [
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p,
-        ]  # fmt: skip
+        # No argtypes: to convert by them costs as much as the call. What is passed are C's ints, and
+        # a pointer, which is always this one.
+        self._place = ctypes.c_void_p()
         base = arena.data.ctypes.data
         self._vectors = np.zeros((SLOTS, 2), np.uint64)
         self._vectors[:, 0] = base + arena.offsets.astype(np.uint64)
@@ -305,13 +305,16 @@ class BatchReceiver:
         self._messages["name_length"] = 4 * _NAME_WORDS
         self._address = self._messages.ctypes.data
 
-    def receive(self, sockets: Sequence[socket.socket], arena: Arena) -> list[int]:
+    def receive(self, sockets: Sequence[socket.socket], first: int, arena: Arena) -> list[int]:
         """As the protocol says."""
-        receive, counts, place, room = self._recvmmsg, [], self._address, SLOTS
-        for one in sockets:
-            count = receive(one.fileno(), place, room, _DONTWAIT, None)
+        receive, pointer, place = self._recvmmsg, self._place, self._address
+        counts, room = [], SLOTS
+        for index in range(first, len(sockets)):
+            one = sockets[index]
+            pointer.value = place
+            count = receive(one.fileno(), pointer, room, _DONTWAIT, None)
             if count < 0:
-                count = self._receive_again(one, place, room)
+                count = self._receive_again(one, room)
             counts.append(count)
             place += 64 * count
             room -= count
@@ -320,12 +323,12 @@ class BatchReceiver:
         self._complete(arena, SLOTS - room)
         return counts
 
-    def _receive_again(self, one: socket.socket, place: int, room: int) -> int:
+    def _receive_again(self, one: socket.socket, room: int) -> int:
         """After -1: nothing waits, or there is an error ahead of it."""
         for _ in range(_TRIES):
             if ctypes.get_errno() in (errno.EAGAIN, errno.EINTR):
                 break
-            count: int = self._recvmmsg(one.fileno(), place, room, _DONTWAIT, None)
+            count: int = self._recvmmsg(one.fileno(), self._place, room, _DONTWAIT, None)
             if count >= 0:
                 return count
         return 0
@@ -340,8 +343,10 @@ class BatchReceiver:
         arena.arrivals_ns[:count] = arrivals
         if not stamped.all():
             arena.arrivals_ns[:count][~stamped] = time.time_ns()
-        counted = stamped & (told >= 52) & (control["second"] == self._OVERFLOW)
-        arena.drops[:count] = np.where(counted, control["drops"].astype(np.int64), -1)
+        arena.drops[:count] = -1
+        counted = np.flatnonzero(told >= 52)
+        counted = counted[stamped[counted] & (control["second"][counted] == self._OVERFLOW)]
+        arena.drops[counted] = control["drops"][counted]
         messages["control_length"] = _CONTROL
         messages["name_length"] = 4 * _NAME_WORDS
         names, sources = self._names[:count], arena.sources[:count].view(np.uint32)

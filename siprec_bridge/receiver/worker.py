@@ -105,7 +105,7 @@ class Worker:
 
     def sweep(self, now: float) -> None:
         """Do all that a sweep does; `now` is monotonic."""
-        self._intake.sweep(list(self._streams.values()))
+        self._intake.sweep()
         self._feedback.read()
         self._handshakes.advance(now)
         self._feedback.send(now)

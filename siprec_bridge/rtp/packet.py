@@ -10,6 +10,7 @@ HEADER_SIZE = 12
 _HEADER = np.dtype(
     [("first", "u1"), ("second", "u1"), ("sequence", ">u2"), ("timestamp", ">u4"), ("ssrc", ">u4")]
 )
+_BARE = 0x80  # first octet of nearly all: no padding, no extension, no CSRC
 _RTCP_TYPES = (192, 223)  # second octet; as RTP these would be payload types 64-95. RFC 5761 §4
 
 
@@ -51,8 +52,34 @@ def read_headers(
             header[whole] = places[offsets[whole]].view(_HEADER)
     first, second = header["first"], header["second"]
     rtcp = (second >= _RTCP_TYPES[0]) & (second <= _RTCP_TYPES[1])
-    valid = whole & (first >> 6 == 2) & ~rtcp
+    version = first >> 6 == 2
+    valid = whole & version & ~rtcp
+    rtcp &= whole & version
+    payload, size = _payloads(data, offsets, lengths, first, valid)
+    valid &= payload >= 0
+    return Batch(
+        valid=valid,
+        rtcp=rtcp,
+        payload_type=second & np.uint8(0x7F),
+        marker=second & 0x80 > 0,
+        sequence=header["sequence"].astype(np.uint16),
+        timestamp=header["timestamp"].astype(np.uint32),
+        ssrc=header["ssrc"].astype(np.uint32),
+        payload_offset=offsets + size,
+        payload_length=payload,
+    )
 
+
+def _payloads(
+    data: npt.NDArray[np.uint8],
+    offsets: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    first: npt.NDArray[np.uint8],
+    valid: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | int]:
+    """How long the payloads are, and how many octets are ahead of them; `valid` may shrink."""
+    if bool((first == _BARE).all()):
+        return lengths - HEADER_SIZE, HEADER_SIZE
     size = HEADER_SIZE + 4 * (first & 0x0F).astype(np.int64)
     extended = np.flatnonzero(valid & (first & 0x10 > 0))
     for index in extended:  # rare with G.711: not worth arrays
@@ -64,18 +91,7 @@ def read_headers(
     payload = lengths - size
     for index in np.flatnonzero(valid & (first & 0x20 > 0)):
         payload[index] -= int(data[int(offsets[index] + lengths[index]) - 1])
-    valid &= payload >= 0
-    return Batch(
-        valid=valid,
-        rtcp=whole & (first >> 6 == 2) & rtcp,
-        payload_type=second & np.uint8(0x7F),
-        marker=second & 0x80 > 0,
-        sequence=header["sequence"].astype(np.uint16),
-        timestamp=header["timestamp"].astype(np.uint32),
-        ssrc=header["ssrc"].astype(np.uint32),
-        payload_offset=offsets + size,
-        payload_length=payload,
-    )
+    return payload, size
 
 
 def build_packet(

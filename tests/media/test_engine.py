@@ -166,10 +166,10 @@ async def test_what_the_kernel_had_no_room_for_is_counted(
         one.setblocking(False)
         sweep.prepare(one)
         send(packets(tone(440, 4.0)), one.getsockname()[1])
-        (first,) = receiver.receive([one], arena)
+        (first,) = receiver.receive([one], 0, arena)
         before = arena.drops[:first].tolist()
         send(packets(tone(440, 0.02)), one.getsockname()[1])
-        (second,) = receiver.receive([one], arena)
+        (second,) = receiver.receive([one], 0, arena)
 
     assert 0 < first < 200
     assert set(before) == {-1}  # told with what comes after them
