@@ -20,10 +20,22 @@ _PACE = 0.2  # so far may arrivals be from the packets' own lengths
 _SOURCES = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Clock:
+    """`last`: the timestamp that was corrected last, `ticks` after `base`, without wrapping."""
+
     ratio: float
     base: int
+    last: int
+    ticks: int = 0
+
+    def correct(self, timestamp: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        # Step by step: 32 bits of a fast clock are fewer than 32 bits of the right one.
+        stamps = np.concatenate(([self.last], timestamp)).astype(np.int64)
+        ticks = self.ticks + np.cumsum((np.diff(stamps) + 2**31) % 2**32 - 2**31)
+        self.last, self.ticks = int(stamps[-1]), int(ticks[-1])
+        moved = np.round(ticks / self.ratio).astype(np.int64) + self.base
+        return (moved & 0xFFFFFFFF).astype(np.uint32)
 
 
 class OddClocks:
@@ -64,11 +76,9 @@ class OddClocks:
                 )
             clock = self._known.get(key)
             if clock is not None and clock.ratio != 1:
-                since = (timestamp[at].astype(np.int64) - clock.base + 2**31) % 2**32 - 2**31
                 if corrected is timestamp:
                     corrected = timestamp.copy()
-                moved = np.round(since / clock.ratio).astype(np.int64) + clock.base
-                corrected[at] = (moved & 0xFFFFFFFF).astype(np.uint32)
+                corrected[at] = clock.correct(timestamp[at])
         return corrected
 
     def ratio(
@@ -95,7 +105,8 @@ class OddClocks:
         seen = np.hstack((before, new))
         ratio, certain = _ratio(seen)
         if certain:
-            self._known[key] = _Clock(ratio, int(new[0, 0]))
+            first = int(new[0, 0])
+            self._known[key] = _Clock(ratio, first, first)
             if len(self._known) > _SOURCES:
                 del self._known[next(iter(self._known))]
         else:

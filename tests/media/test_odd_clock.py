@@ -14,6 +14,7 @@ class Sender:
         self._clocks, self._factor = clocks, factor
         self._ssrc, self._type = ssrc, payload_type
         self._sent = 0
+        self.last = 0  # timestamp, as corrected
 
     def send(self, count: int, pace: float = 1.0) -> list[int]:
         """Send packets, arriving `pace` times as slowly as they play: what steps they make then."""
@@ -29,6 +30,7 @@ class Sender:
             np.full(count, 0.02),
             same * 8000,
         )
+        self.last = int(corrected[-1])
         return sorted(set(np.diff(corrected).tolist()))
 
 
@@ -43,6 +45,17 @@ def test_what_small_batches_say_adds_up() -> None:
 def test_packets_that_come_at_the_pace_of_their_timestamps_are_believed() -> None:
     # 20 ms of speech and 20 ms of silence that was left out, say.
     assert Sender(OddClocks(), 2).send(100, pace=2.0) == [320]
+
+
+def test_a_fast_clock_goes_on_where_its_timestamps_begin_anew_for_days() -> None:
+    sender = Sender(OddClocks(), 2)
+    sender.send(50)
+    begun = sender.last
+
+    steps = {one for _ in range(100) for one in sender.send(90_000)}  # half an hour each
+
+    assert steps == {160}
+    assert sender.last == begun + 100 * 90_000 * 160
 
 
 def test_a_burst_tells_nothing_and_what_follows_does() -> None:
