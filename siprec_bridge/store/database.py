@@ -290,8 +290,9 @@ class Database:
         except BaseException:
             # After a full disk or an I/O error SQLite has rolled back by itself: what state
             # its connection is in is not worth finding out.
-            connection.invalidate()
-            connection.close()
+            if not connection.closed:  # by a commit that failed: its error is the one to tell
+                connection.invalidate()
+                connection.close()
             raise
         if connection.closed or connection.invalidated:
             connection.close()

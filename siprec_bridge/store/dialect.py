@@ -6,6 +6,8 @@ Everything else in the store is one text for both.
 import contextlib
 import fcntl
 import os
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -37,6 +39,7 @@ _CONNECT_TIMEOUT_S = 10
 _MIGRATION_PATIENCE_S = 60.0
 _DOUBT_PATIENCE_S = 15.0
 _DOUBT_PAUSE_S = 0.2
+_SHARED_MEMORY = 1 << 15  # octets: what SQLite keeps its locks in, at least
 
 # Advisory locks are numbers: ours are this one and the hash of a name in our schema.
 _LOCK_CLASS = 0x5193EC
@@ -124,7 +127,13 @@ class Sqlite:
 
         def prepare(connection: Any, _: object) -> None:
             connection.isolation_level = None  # the driver begins transactions late: we do it
-            connection.execute("PRAGMA journal_mode = WAL")
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if shutil.disk_usage(self._path.parent).free < _SHARED_MEMORY:
+                    # It calls it an I/O error: there is no room for the file of its locks.
+                    raise sqlite3.OperationalError("database or disk is full") from error
+                raise
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA secure_delete = ON")  # what is erased is gone from the file
             connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from harness.database import opened
+from harness.disk import fill, small_disk
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store import (
     Database,
@@ -64,6 +65,31 @@ async def test_what_was_written_is_there_after_a_restart(database_url: str) -> N
         row = await database.read(partial(recordings.get, session_id="s1"))
 
     assert row == session("s1")
+
+
+async def test_a_full_disk_is_what_writes_fail_of_until_there_is_room(tmp_path: Path) -> None:
+    def write(connection: Connection) -> None:
+        recordings.update(connection, "s1", document="x" * 30_000)
+
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        async with opened(f"sqlite:///{disk}/a.db") as database:
+            await with_session(database)
+            others = fill(disk)
+            causes = []
+            for _ in range(2):  # with the connection that failed, and with a new one
+                with pytest.raises(StoreError) as refusal:
+                    await database.write(write)
+                causes.append(str(refusal.value))
+            others.unlink()
+            await database.write(write)
+            row = await database.read(partial(recordings.get, session_id="s1"))
+        fill(disk)
+        with pytest.raises(StoreError, match=r"a\.db: database or disk is full"):
+            await Database(f"sqlite:///{disk}/a.db").start()
+
+    assert causes == ["database or disk is full"] * 2
+    assert row is not None
+    assert len(row.document) == 30_000
 
 
 async def test_a_work_that_fails_takes_nothing_else_with_it(database_url: str) -> None:

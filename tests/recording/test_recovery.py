@@ -1,0 +1,99 @@
+"""After a crash: sessions are finished side by side, whatever is wrong with some of them."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from harness.desk import Office, office
+from harness.rtp import packets, tone
+from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
+from siprec_bridge.recording import archive, left_behind, recover
+from siprec_bridge.sdp import Codec
+from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.store import SessionRow, StoreError, outbox, recordings
+
+AT = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+
+def session(here: Office, id: str, document: str | None = None) -> SessionRow:
+    folder = str(here.recordings / id)
+    document = document or SessionDocument(session_id=id).model_dump_json()
+    return SessionRow(id, f"{id}@pbx", "recording", AT, "udp:h:1", folder, document)
+
+
+def spool(folder: Path) -> None:
+    """A second of audio."""
+    folder.mkdir(parents=True)
+    codecs = (Codec(0, "PCMU", 8000),)
+    header = SpoolHeader(f"{folder.name}-0", folder.name, 0, "1", codecs, int(AT.timestamp() * 1e9))
+    writer = SpoolWriter(folder / f"{folder.name}-0.spool", header)
+    writer.write(
+        [
+            _record(RTP, header.opened_ns + 20_000_000 * number, one)
+            for number, one in enumerate(packets(tone(440, 1.0)))
+        ]
+    )
+    writer.close()
+
+
+async def test_a_session_that_cannot_be_finished_now_holds_up_no_other_and_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_FIRST_RETRY_S", 0.05)
+    async with office(tmp_path, receiving=False) as here:
+        rows = [
+            session(here, "good"),
+            session(here, "gone"),
+            session(here, "unreadable"),
+            session(here, "broken", document="no document"),
+        ]
+        for name in ("good", "broken"):
+            spool(here.recordings / name)
+        unreadable = here.recordings / "unreadable"
+        unreadable.symlink_to("unreadable")  # a disk that answers, but not with what is on it
+
+        def store(connection: Connection) -> None:
+            for row in rows:
+                recordings.insert(connection, row)
+
+        await here.database.write(store)
+        found = await left_behind(here.database)
+        write, refused = here.database.write, [0]
+
+        async def full_at_first(work: Callable[[Connection], object]) -> object:
+            refused[0] += 1
+            if refused[0] <= 4:
+                raise StoreError("database or disk is full")
+            return await write(work)
+
+        monkeypatch.setattr(here.database, "write", full_at_first)
+        recovery = asyncio.create_task(recover(found, here.database, here.archive, lambda: AT))
+
+        async def states(*wanted: str) -> dict[str, str]:
+            async with asyncio.timeout(20):
+                while True:
+                    listed = await here.database.read(partial(recordings.listing, limit=10))
+                    now: dict[str, str] = {row.id: row.state for row in listed}
+                    if tuple(now[row.id] for row in rows) == wanted or recovery.done():
+                        return now
+                    await asyncio.sleep(0.02)
+
+        before = await states("finished", "failed", "recording", "recording")
+        unreadable.unlink()
+        spool(unreadable)
+        after = await states("finished", "failed", "finished", "recording")
+        await recovery
+        told = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    assert list(before.values()).count("recording") == 2
+    assert before["good"] == "finished"
+    assert after == {
+        "good": "finished", "gone": "failed", "unreadable": "finished", "broken": "recording",
+    }  # fmt: skip
+    assert sorted(one.session_id for one in told) == ["good", "unreadable"]
+    assert (here.recordings / "broken" / "broken-0.spool").exists()
