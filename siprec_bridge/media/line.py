@@ -378,7 +378,7 @@ class Line:
             path = self.files[rate] = self._folder / f"{self._name}.{rate}.pcm"
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             self._open[rate] = file
-        os.pwrite(file, audio[:room].astype("<i2").tobytes(), 2 * at)
+        _write_all(file, audio[:room].astype("<i2").tobytes(), 2 * at)
         self._edges[rate] = at + len(audio), audio[-1]
 
     # Keys
@@ -400,6 +400,13 @@ class Line:
                     one.timestamp, one.ssrc, one.arrival_ns, one.clock_rate
                 )
             self._unplaced = []
+
+
+def _write_all(file: int, data: bytes, at: int) -> None:
+    """Raises OSError also where a disk that fills up takes a part: what is left out is silence."""
+    while data:
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written
 
 
 def _payload(packets: Packets, batch: Batch, at: int) -> bytes:

@@ -85,19 +85,24 @@ class SpoolWriter:
 
     As long as `write` takes all, whole records may be written to `descriptor` as well: a worker does
     so for nearly all packets, and calls `mend` when one did not go.
-    Raises OSError, and leaves nothing, when there is no room for a new one.
+    What is there and no spool is set aside. Raises OSError when there is no room for a new one, of
+    which nothing is left, and when it cannot be known what is in an old one.
     """
 
     def __init__(self, path: Path, header: SpoolHeader) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self.descriptor = os.open(path, flags, 0o640)
         self._pending: list[bytes] = []
         self._pending_size = 0
         self.dropped = 0  # octets that found no room for too long
         size = 0
-        if os.fstat(self.descriptor).st_size:
+        try:
             size = _whole_size(path)
-            os.ftruncate(self.descriptor, size)
+        except FileNotFoundError:
+            pass
+        except MalformedSpool:
+            path.rename(path.with_suffix(".damaged.spool"))  # finishing tells of it
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self.descriptor = os.open(path, flags, 0o640)
+        os.ftruncate(self.descriptor, size)
         self.reopened = size > 0
         if not self.reopened:
             line = json.dumps(_header_to_json(header)).encode()
@@ -365,11 +370,10 @@ def _read_header(file: BinaryIO) -> SpoolHeader:
 
 
 def _whole_size(path: Path) -> int:
-    """Size up to the end of the last whole record; 0: nothing of use is there."""
-    try:
-        reader = SpoolReader(path)
-    except (MalformedSpool, OSError):
+    """Size up to the end of the last whole record; 0: it is empty. Raises OSError, MalformedSpool."""
+    if not path.stat().st_size:
         return 0
+    reader = SpoolReader(path)
     with path.open("rb") as file:
         file.seek(reader._start)
         size, rest = reader._start, b""

@@ -45,7 +45,8 @@ def assure(
     heard: list[tuple[StreamAssurance, FinishedLeg | None]] = []
     for stream in document.streams:
         leg = legs.get(stream.index)
-        damaged = f"{document.session_id}-{stream.index}.spool" in audio.damaged
+        own = f"{document.session_id}-{stream.index}."
+        damaged = any(name.startswith(own) for name in audio.damaged)
         expected = sum(
             (until - since).total_seconds() for since, until in stream.expected(ended_at)
         )
@@ -81,7 +82,9 @@ def _stream(
     stream: StreamDocument, leg: FinishedLeg | None, expected: float, found: list[Finding]
 ) -> StreamAssurance:
     covered = leg.covered if leg is not None else None
-    none = any(one.code in ("nothing_received", "damaged") for one in found)
+    none = any(
+        one.code == "nothing_received" or (one.code == "damaged" and leg is None) for one in found
+    )
     return StreamAssurance(
         label=stream.label,
         verdict="nothing" if none else "incomplete" if found else "complete",

@@ -124,6 +124,34 @@ def test_a_writer_goes_on_behind_the_half_record_of_a_dead_one(tmp_path: Path) -
     assert [one.name for one in SpoolReader(path) if isinstance(one, SpoolEvent)] == ["reopened"]
 
 
+def test_a_writer_deletes_nothing_that_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, [b"one", b"two"])
+
+    def no_file_left(self: Path, *_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(Path, "open", no_file_left)
+        with pytest.raises(OSError, match="Too many open files"):
+            SpoolWriter(path, header())
+
+    assert read(path) == [b"one", b"two"]
+
+
+def test_what_is_there_and_no_spool_is_set_aside_and_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "s-0.spool"
+    path.write_bytes(b"whatever this is")
+
+    write(tmp_path, packets(tone(440, 0.2)))
+    audio = finish_session(tmp_path, "s", 8000)
+
+    assert [leg.packets for leg in audio.legs] == [10]
+    assert audio.damaged == ("s-0.damaged.spool",)
+    assert (tmp_path / "s-0.damaged.spool").read_bytes() == b"whatever this is"
+
+
 def test_what_a_full_disk_did_not_take_is_written_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +218,22 @@ def test_finishing_again_changes_nothing_and_finishing_needs_only_the_folder(
     assert len(both) == round(2.5 * rate)
     assert not both[: round(1.5 * rate), 1].any()
     assert both[round(1.5 * rate) :, 1].any()
+
+
+def test_a_disk_that_takes_audio_in_parts_gets_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, packets(tone(440, 1.0)))
+    pwrite = os.pwrite
+
+    def some(file: int, data: bytes, at: int) -> int:
+        return pwrite(file, data[:1000], at)  # as where room runs out, and comes back
+
+    monkeypatch.setattr(os, "pwrite", some)
+    (leg,) = finish_session(tmp_path, "s", 8000).legs
+
+    _, heard = read_wav(tmp_path / leg.file)
+    assert abs(heard.astype(int) - tone(440, 1.0).astype(int)).max() < 1100
 
 
 def test_finishing_at_another_rate_makes_the_files_anew(tmp_path: Path) -> None:

@@ -146,7 +146,15 @@ def test_packets_that_nobody_can_hear_are_found() -> None:
 
     assert codes(judged(leg(0, undecoded=500), leg(1))) == [("undecoded", "1")]
     assert codes(damaged) == [("damaged", "2"), ("one_way", "2")]
+    assert [one.verdict for one in damaged.streams] == ["complete", "nothing"]
     assert locked.detail == "60.0 s were expected, 7 packets that no key opens"
+
+
+def test_a_stream_of_which_a_part_cannot_be_read_is_incomplete() -> None:
+    in_part = judged(audio=FinishedAudio((leg(0), leg(1)), damaged=("s-1.damaged.spool",)))
+
+    assert codes(in_part) == [("damaged", "2")]
+    assert [one.verdict for one in in_part.streams] == ["complete", "incomplete"]
 
 
 def test_a_call_in_which_the_bridge_died_is_not_complete() -> None:
