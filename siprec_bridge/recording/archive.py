@@ -5,9 +5,10 @@ again at the next start and comes to the same result.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -32,6 +33,8 @@ from siprec_bridge.store import (
 from siprec_bridge.telemetry import Metrics
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _FIRST_RETRY_S = 1.0
 _LONGEST_RETRY_S = 60.0
@@ -80,19 +83,9 @@ class Archive:
         `session` is its row, as stored or as its owner knows it; `untold` are its earlier events
         that are not stored yet.
         """
-        delay = _FIRST_RETRY_S
-        noted = session.state != "recording"
-        while True:
-            try:
-                if not noted:
-                    await self._note_end(session, cause, at, document, untold)
-                    noted = True
-                await self._finish(session, session.end_cause or cause, at, document)
-                return
-            except (StoreError, OSError) as error:
-                log.error("session.not_archived", cause=str(error), retry_in_s=delay)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _LONGEST_RETRY_S)
+        if session.state == "recording":
+            await until_taken(lambda: self._note_end(session, cause, at, document, untold))
+        await until_taken(lambda: self._finish(session, session.end_cause or cause, at, document))
 
     async def _finish(
         self, session: SessionRow, cause: str, at: datetime, document: SessionDocument
@@ -200,6 +193,18 @@ class Archive:
         await self._database.write(store)
         self._metrics.session_duration_seconds.observe((at - started_at).total_seconds())
         self._metrics.sessions_total.labels(outcome=_outcome(cause)).inc()
+
+
+async def until_taken(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what belongs to a session's end, again and again until disk and database take it."""
+    delay = _FIRST_RETRY_S
+    while True:
+        try:
+            return await work()
+        except (StoreError, OSError) as error:
+            log.error("session.not_archived", cause=str(error), retry_in_s=delay)
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _LONGEST_RETRY_S)
 
 
 def facts_of(document: SessionDocument, sip_call_id: str, at: datetime) -> envelope.SessionFacts:

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from siprec_bridge.recording.archive import Archive
+from siprec_bridge.recording.archive import Archive, until_taken
 from siprec_bridge.recording.assurance import NO_AUDIO
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, SessionRow, jobs, recordings
@@ -36,30 +36,46 @@ async def recover(
     clock: Callable[[], datetime],
 ) -> None:
     """Finish these sessions, side by side: one that cannot be finished holds up no other."""
+
+    async def alone(row: SessionRow) -> None:
+        structlog.contextvars.bind_contextvars(session_id=row.id, sip_call_id=row.sip_call_id)
+        try:
+            await _recover_one(row, database, archive, clock)
+        except Exception:  # by our fault: it is tried again at the next start
+            log.exception("recovery.failed")
+
     async with asyncio.TaskGroup() as sessions:
         for row in rows:
-            sessions.create_task(_recover_one(row, database, archive, clock))
+            sessions.create_task(alone(row))
 
 
 async def _recover_one(
     row: SessionRow, database: Database, archive: Archive, clock: Callable[[], datetime]
 ) -> None:
-    structlog.contextvars.bind_contextvars(session_id=row.id, sip_call_id=row.sip_call_id)
     log.warning("recovery.session", state=row.state)
-    folder = Path(row.folder)
-    if not await asyncio.to_thread(folder.is_dir):
+    written = partial(_last_written, Path(row.folder))
+    try:
+        last = await until_taken(lambda: asyncio.to_thread(written))
+    except LookupError:
         log.error("recovery.audio_missing", folder=row.folder)
-        await database.write(partial(_mark_failed, row=row, at=clock()))
+        failed = partial(_mark_failed, row=row, at=clock())
+        await until_taken(lambda: database.write(failed))
         archive.count(NO_AUDIO)
         return
     document = SessionDocument.model_validate_json(row.document)
-    at = row.ended_at or await asyncio.to_thread(_last_written, folder) or clock()
+    at = row.ended_at or last or clock()
     await archive.end(row, "bridge_restarted", max(at, row.started_at), document)
 
 
 def _last_written(folder: Path) -> datetime | None:
-    """When audio last arrived: the bridge could not note the end of a call that it died in."""
-    times = [spool.stat().st_mtime for spool in folder.glob("*.spool")]
+    """When audio last arrived: the bridge could not note the end of a call that it died in.
+
+    Raises LookupError where there is no such folder, OSError where the disk does not say.
+    """
+    try:
+        times = [one.stat().st_mtime for one in folder.iterdir() if one.suffix == ".spool"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LookupError(folder) from error
     return datetime.fromtimestamp(max(times), UTC) if times else None
 
 

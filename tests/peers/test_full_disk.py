@@ -1,17 +1,16 @@
 """Calls while a real, small disk fills up: that of the recordings, and that of the database."""
 
 import asyncio
-import contextlib
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.bridge import Bridge, listening, running_bridge
+from harness.bridge import Bridge, listening, of_type, running_bridge, start_bridge
 from harness.calls import finals, tones
+from harness.disk import fill, small_disk
 from harness.recognisers import recogniser
 from harness.rtp import loudest_frequency, read_wav
 from siprec_bridge.caller import CallPlan, CallReport, parse_target, place_call
@@ -22,26 +21,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.slow]  # half a minute each
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all the room that is left, for others' things."""
-    others = disk / "others"
-    with others.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (1 << 20, 1 << 12):
-            with contextlib.suppress(OSError):
-                while file.write(bytes(size)) == size:
-                    pass
-    return others
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 def talk(bridge: Bridge, seconds: float, rate: float = 1.0) -> "asyncio.Task[CallReport]":
@@ -137,3 +118,71 @@ async def test_a_database_on_a_full_disk_loses_nothing_of_a_running_call(
     assert heard(elsewhere, session) == [(440, 1.0), (1000, 1.5)]
     assert (session["state"], session["end_cause"]) == ("finished", "bye")
     assert len(final["data"]["utterances"]) == 2
+
+
+async def begin_and_kill(data: Path, **environment: str) -> None:
+    """A call of a second and a bit, and kill -9."""
+    bridge = await start_bridge(data, **environment)
+    calling = talk(bridge, 30.0)
+    await bridge.wait_for_log("stream.started", 2)
+    await asyncio.sleep(1.2)  # audio
+    await bridge.kill()
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+
+
+async def test_a_bridge_that_was_killed_finishes_a_call_when_the_disk_has_room_again(
+    tmp_path: Path, disk: Path
+) -> None:
+    place = {"RECORDING_DIR": str(disk), "WHISPER_BINARY_PATH": str(recogniser(tmp_path, "speaks"))}
+    await begin_and_kill(tmp_path / "data", **place)
+    others = fill(disk)
+    async with (
+        running_bridge(tmp_path / "data", **place) as bridge,
+        listening(bridge, "?since=0") as events,
+    ):
+        told = [await bridge.wait_for_log("session.not_archived", count) for count in (1, 2)]
+        kept = {one: one.read_bytes() for one in disk.glob("*/*.spool")}
+        (waiting,) = await sessions(bridge)
+        left = {one.name for one in disk.glob("*/*") if one.suffix != ".spool"}
+        fill(disk, leave=60_000)  # enough for one leg, not for both
+        await bridge.wait_for_log("session.not_archived", 3)
+        (waiting_still,) = await sessions(bridge)
+        others.unlink()
+        await finals(bridge, events)
+        (after,) = await sessions(bridge)
+
+    assert ["No space left on device" in str(one["cause"]) for one in told] == [True, True]
+    assert (waiting["state"], waiting_still["state"]) == ("finishing", "finishing")
+    assert not {name for name in left if not name.startswith(".")}
+    assert len(kept) == 2
+    assert {one: one.read_bytes() for one in disk.glob("*/*.spool")} == kept
+    assert [after["state"], after["end_cause"]] == ["finished", "bridge_restarted"]
+    assert [one["code"] for one in after["assurance"]["findings"]] == ["bridge_restarted"]
+    for (pitch, seconds), wanted in zip(heard(disk, after), (440, 1000), strict=True):
+        assert pitch == wanted
+        assert seconds > 1.0
+    assert len(of_type(events, "session.ended")) == 1
+
+
+async def test_a_bridge_that_was_killed_finishes_a_call_when_the_database_has_room_again(
+    tmp_path: Path, disk: Path
+) -> None:
+    elsewhere = tmp_path / "recordings"
+    place = {"DATA_DIR": str(disk), "RECORDING_DIR": str(elsewhere)}
+    await begin_and_kill(tmp_path / "data", **place)
+    others = fill(disk)
+    async with running_bridge(tmp_path / "data", **place) as bridge:
+        told = await bridge.wait_for_log("session.not_archived", 2)
+        refused = await talk(bridge, 0.1)
+        ready, health = await bridge.get("/health/ready")
+        (waiting,) = await sessions(bridge)
+        others.unlink()
+        await bridge.wait_for_log("session.archived")
+        (after,) = await sessions(bridge)
+
+    assert told["cause"] == "database or disk is full"
+    assert refused.status == 503
+    assert (ready, "database or disk is full" in health) == (503, True)
+    assert (waiting["state"], after["state"]) == ("recording", "finished")
+    assert all(seconds > 1.0 for _, seconds in heard(elsewhere, after))
