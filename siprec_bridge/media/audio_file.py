@@ -64,6 +64,10 @@ class AudioFile:
 
     def _drop(self) -> None:
         """Leave nothing; what went wrong first is the error that is told."""
+        # What an encoder still has goes nowhere: FFmpeg's would print that it has no room, too.
+        if not self._file.closed:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._file.fileno(), inheritable=False)
         with contextlib.suppress(OSError):
             self._encoder.close()
         with contextlib.suppress(OSError):
@@ -124,6 +128,7 @@ class _ByFfmpeg:
     ) -> None:
         self._codec = codec
         self._layout = "mono" if channels == 1 else "stereo"
+        self._file = file
         self._rate = rate
         self._position = 0
         # Bit-exact: the same audio makes the same file, so no version and no random number in it.
@@ -143,12 +148,8 @@ class _ByFfmpeg:
         self._encode(frame)
 
     def close(self) -> None:
-        try:
-            self._flush()
-        except OSError:
-            with contextlib.suppress(OSError, av.FFmpegError):
-                self._container.close()
-            raise
+        self._flush()
+        self._file.flush()  # it goes back in it to write the length, and hears no error there
         try:
             self._container.close()
         except av.FFmpegError as error:

@@ -1,5 +1,6 @@
 """Finished files: whole or not at all, in any format, and readable by those who come after."""
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import soxr
 
 from harness.calls import SAMPLE
+from harness.disk import fill, small_disk
 from harness.rtp import Pcm, packets, read_wav, tone
 from siprec_bridge.media import RecordingFormat, finish_session
 from siprec_bridge.media.audio_file import AudioFile
@@ -160,7 +162,9 @@ async def test_what_is_no_flac_is_said_to_be_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [100, 400_000])
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.opus"])
-def test_a_full_disk_leaves_no_half_file(tmp_path: Path, name: str, size: int) -> None:
+def test_a_full_disk_leaves_no_half_file(
+    tmp_path: Path, name: str, size: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / f".{name}.part").symlink_to("/dev/full")
     noise = np.random.default_rng(1).integers(-9000, 9000, size).astype(np.int16)
 
@@ -168,3 +172,38 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, name: str, size: int) -
         file.write(noise)
 
     assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "opus"])
+def test_wherever_a_disk_is_full_a_session_is_finished_or_not(
+    tmp_path: Path, form: RecordingFormat, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = []
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        folder = disk / "s"
+        folder.mkdir()
+        spool(folder, tone(440, 1.0), 0)
+        kept = folder / "s-0.spool"
+        before = kept.read_bytes()
+        for pages in range(0, 48, 3):
+            others = fill(disk, leave=pages * 4096)
+            try:
+                audio = finish_session(folder, "s", 16000, form=form)
+            except OSError as error:
+                assert not (folder / "s.audio.json").exists()
+                assert not list(folder.glob(".finishing*"))
+                outcomes.append(errno.errorcode[error.errno or 0])
+            else:
+                for one in audio.files:
+                    data = (folder / one.name).read_bytes()
+                    assert (len(data), hashlib.sha256(data).hexdigest()) == (one.size, one.sha256)
+                outcomes.append("finished")
+            others.unlink()
+            assert kept.read_bytes() == before
+            for path in set(folder.iterdir()) - {kept}:
+                path.unlink()
+
+    assert set(outcomes) == {"ENOSPC", "finished"}
+    assert outcomes == sorted(outcomes)
+    assert capfd.readouterr().err == ""
