@@ -163,7 +163,7 @@ class Levels:
         pcm = np.concatenate((self._left, pcm))
         begun = self._position - len(self._left)
         self._position = begun + len(pcm)
-        cell = -(-begun * CELLS // self._rate)  # the first of these samples begins a cell
+        cell = begun * CELLS // self._rate  # the first of these samples begins it
         ends = self._position * CELLS // self._rate
         borders = -(-np.arange(cell, ends + 1, dtype=np.int64) * self._rate // CELLS) - begun
         if len(borders) < 2:

@@ -93,13 +93,13 @@ def source_clock(
 def _pace(sampled: Floats, told: Floats, apart: int) -> float | None:
     """Seconds of the sender's wall clock for each of its RTP clock; None: no such clock.
 
+    Both are counted from the first report.
     The median of slopes from each report to the one so many behind it: single odd reports do not
     move it, and over half of the time each, neither does the scatter of all.
     """
-    span = float(told[-1] - told[0])
     runs, waits = sampled[apart:] - sampled[:-apart], told[apart:] - told[:-apart]
     there = runs > 0
-    if span < _SPAN_S or not there.any():
+    if told[-1] < _SPAN_S or not there.any():
         return 1.0
     pace = float(np.median(waits[there] / runs[there]))
     return pace if abs(pace - 1) <= _WORST_PACE else None

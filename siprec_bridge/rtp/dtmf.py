@@ -51,8 +51,7 @@ class KeyReader:
             offset = (timestamp - event.timestamp) & 0xFFFFFFFF
             # A long key: its next segment begins where the one before it is full, whose last packets
             # may have been lost.
-            goes_on = offset % _SEGMENT == 0 and offset <= event.duration + clock_rate
-            if offset == 0 or goes_on:
+            if offset % _SEGMENT == 0 and offset <= event.duration + clock_rate:
                 event.duration = max(event.duration, offset + duration)
                 return None
         if len(self.events) >= _MOST:

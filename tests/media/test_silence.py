@@ -2,6 +2,7 @@
 
 import hashlib
 import wave
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,27 @@ def test_a_part_beyond_the_end_covers_to_the_end_and_again_changes_nothing(tmp_p
 
     assert silent(samples(tmp_path / "s-0.wav")[:, 0]) == (3.5, 4.0)
     assert twice == once
+
+
+def test_a_third_party_is_on_both_sides(tmp_path: Path) -> None:
+    before = finished(tmp_path, "wav")
+    (tmp_path / "s-2.wav").write_bytes((tmp_path / "s-1.wav").read_bytes())
+    third = replace(before.legs[1], index=2, label="2", file="s-2.wav")
+    before = replace(before, legs=(*before.legs, third))
+
+    silence(tmp_path, before, {"2": [(1.0, 2.5)]})
+
+    both = samples(tmp_path / "s-stereo.wav")
+    assert silent(samples(tmp_path / "s-2.wav")[:, 0]) == (1.0, 2.5)
+    assert (silent(both[:, 0]), silent(both[:, 1])) == ((2.0, 3.5), (2.0, 3.5))
+
+
+def test_where_nothing_is_to_be_covered_no_file_is_touched(tmp_path: Path) -> None:
+    before = finished(tmp_path, "wav")
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    assert silence(tmp_path, before, {"0": [], "7": [(1.0, 2.0)]}) == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
 
 
 def test_a_beep_is_heard_where_the_speech_was(tmp_path: Path) -> None:

@@ -99,6 +99,39 @@ def test_a_few_odd_reports_do_not_move_the_clock() -> None:
     )
 
 
+def shaken(found: list[tuple[int, SenderReport]], every: int) -> list[tuple[int, SenderReport]]:
+    """One report of so many names a timestamp that is 0.2 s off."""
+    return [
+        (at, SenderReport(one.ssrc, one.ntp, one.timestamp + 1600 * (number % every == 1)))
+        for number, (at, one) in enumerate(found)
+    ]
+
+
+def test_timestamps_are_known_also_when_they_began_anew() -> None:
+    known = clock(reports(HOUR, first_timestamp=2**32 - 8000))
+
+    for hours in (0.5, 100, 200, 400):
+        at = hours * HOUR
+        stamp = (2**32 - 8000 + round(at * 8000)) % 2**32
+        told = known.when(stamp, round((UNIX_S + at + 60) * SECOND))
+        assert told == pytest.approx((UNIX_S + at + 0.02) * SECOND, abs=2e6)
+
+
+def stopped(found: list[tuple[int, SenderReport]], first: int) -> list[tuple[int, SenderReport]]:
+    """Timestamps that stand still from this report on."""
+    stamp = found[first][1].timestamp
+    return found[:first] + [(at, SenderReport(1, one.ntp, stamp)) for at, one in found[first:]]
+
+
+def test_timestamps_may_stand_still_for_a_few_reports() -> None:
+    known = clock(stopped(reports(120), 20))
+
+    assert known.pace == 1.0
+    assert known.when(8000 * 60, UNIX_S * SECOND) == pytest.approx(
+        (UNIX_S + 60.02) * SECOND, abs=2e6
+    )
+
+
 @pytest.mark.parametrize(
     ("found", "fault"),
     [
@@ -107,6 +140,11 @@ def test_a_few_odd_reports_do_not_move_the_clock() -> None:
         (reports(300, ppm=5000), "odd_rate"),
         ([(at + (at > (UNIX_S + 60) * SECOND) * HOUR * SECOND, it) for at, it in reports(120)],
          "jumps"),
+        ([(at + (at > (UNIX_S + 60) * SECOND) * 3 * SECOND // 5, it) for at, it in reports(120)],
+         "jumps"),
+        (shaken(reports(600), every=3), "jumps"),
+        (stopped(reports(120), 4), "jumps"),
+        (stopped(reports(120), 0), "jumps"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_true_is_a_fault(found: list[tuple[int, SenderReport]], fault: str) -> None:

@@ -90,6 +90,42 @@ def test_keys_are_the_same_in_whatever_order_their_packets_come(
     ]
 
 
+def pressed(
+    keys: KeyReader, key: int, start: int, duration: int, ssrc: int = 1, more: bytes = b""
+) -> None:
+    payload = bytes([key, 0x80]) + duration.to_bytes(2, "big") + more
+    keys.take(ssrc, start, 0, payload, 8000)
+
+
+def test_a_key_is_told_from_another_by_its_source_its_name_and_its_time() -> None:
+    keys = KeyReader()
+
+    pressed(keys, 5, 0, 400)
+    pressed(keys, 5, 0, 480, ssrc=2)
+    pressed(keys, 6, 0, 560)
+    pressed(keys, 5, 800, 640)
+    # As far on as a long key's next segment, but that one was short.
+    pressed(keys, 5, 0xFFFF, 720)
+    pressed(keys, 5, 0, 800, more=b"\xff\xff")  # padding, or what a later standard adds
+
+    assert [(one.key, one.ssrc, one.timestamp, one.duration) for one in keys.events] == [
+        ("5", 1, 0, 800),
+        ("5", 2, 0, 480),
+        ("6", 1, 0, 560),
+        ("5", 1, 800, 640),
+        ("5", 1, 0xFFFF, 720),
+    ]
+
+
+def test_keys_without_end_are_noise_beyond_what_anybody_presses() -> None:
+    keys = KeyReader()
+
+    for number in range(10_050):
+        pressed(keys, 1, 1000 * number, 80)
+
+    assert len(keys.events) == 10_000
+
+
 def place(line: Timeline, first: float, clock: int, timestamp: int, number: int) -> list[int]:
     """Ten packets of 20 ms."""
     step, unit = clock // 50, line.clock_rate
