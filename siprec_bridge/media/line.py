@@ -70,7 +70,7 @@ class _Voice:
 
 
 class Line:
-    """Reads a spool; `files` has the PCM by rate, `end` the length in units.
+    """Reads a spool; `files` has the PCM by rate, `end` the length in units: beyond is silence.
 
     `packets` counts those placed, `foreign` those of a payload type that is no voice, `undecoded`
     those that their codec refused: they are silence. `coverage` says what is there and what is not.
@@ -139,8 +139,6 @@ class Line:
                             interrupted = False
             self._release(None)
             self.end = min(self.timeline.end, self._longest)
-            for rate, file in self._open.items():
-                os.ftruncate(file, 2 * (-(-self.end * rate // UNIT)))  # the unwritten is silence
         finally:
             for file in self._open.values():
                 os.close(file)
@@ -154,9 +152,10 @@ class Line:
         beside = [
             number for number, codec in kinds.items() if codec and codec.name in (EVENTS, NOISE)
         ]
-        voice = batch.valid & (batch.payload_length > 0)
+        known = np.isin(batch.payload_type, [*voices, *beside])
+        self.foreign += int((batch.valid & ~known).sum())
+        voice = batch.valid & (batch.payload_length > 0)  # others keep a way open. RFC 6263 §4.1
         voice &= np.isin(batch.payload_type, list(voices))
-        self.foreign += int((batch.valid & ~voice & ~np.isin(batch.payload_type, beside)).sum())
         chosen, lengths, frames = self._measure(packets, batch, np.flatnonzero(voice), voices)
         for at in np.flatnonzero(batch.valid & np.isin(batch.payload_type, beside)).tolist():
             self._beside[int(batch.ssrc[at]), int(batch.sequence[at])] = None
@@ -251,8 +250,6 @@ class Line:
             self._waiting.append(
                 _Waiting(position, int(batch.sequence[at]), int(batch.ssrc[at]), codec, frames[at])
             )
-            if len(self._waiting) > _MOST_WAITING:
-                self._release(_MOST_WAITING // 4)
         self._release(_MOST_WAITING)
 
     def _note_left_out(self, batch: Batch, chosen: Ints, positions: Ints, ends: Ints) -> None:
@@ -357,7 +354,7 @@ class Line:
         if gap <= 0:
             return
         # What lies between a loss and the packet is a pause, of which that has no copy.
-        following = packet.frames[0] if packet.frames and gap == whole * rate // UNIT else None
+        following = packet.frames[0] if gap == whole * rate // UNIT else None
         try:
             self._write(rate, voice.end, voice.decoder.conceal(gap, following))
         except Undecodable:

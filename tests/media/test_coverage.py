@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -269,6 +270,25 @@ def test_a_leg_whose_clock_is_corrected_has_no_hole_between_its_packets(tmp_path
     assert len(heard) == pytest.approx(320_000 / slow, abs=10)
     # A zero among the samples would be a step of up to 16000; the tone's own are below 5600.
     assert int(np.abs(np.diff(heard.astype(np.int32))).max()) < 7000
+
+
+def test_packets_without_payload_that_keep_a_way_open_are_no_audio(tmp_path: Path) -> None:
+    sent = packets(tone(440, 1.0))
+    open_still = [build_packet(0, 150 + number, 1000 + 8000, 0x1234, b"") for number in range(3)]
+    spool(tmp_path, [*sent, *open_still])
+
+    (leg,) = finished(tmp_path, (0.0, 1.0)).legs
+
+    assert (leg.packets, leg.foreign, leg.undecoded, leg.duration) == (50, 0, 0, 1.0)
+
+
+def test_finishing_leaves_no_file_open(tmp_path: Path) -> None:
+    spool(tmp_path, packets(tone(440, 1.0)))
+    before = sorted(os.listdir("/proc/self/fd"))
+
+    finished(tmp_path, (0.0, 1.0))
+
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_each_file_is_in_the_manifest_with_its_checksum(tmp_path: Path) -> None:
