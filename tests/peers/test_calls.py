@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from harness.recognisers import calls, recogniser
 from harness.rtp import loudest_frequency, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
+from siprec_bridge.sip import Response, parse
 from siprec_bridge.trial import word_error_rate
 
 
@@ -136,6 +138,44 @@ async def test_src_of_both_families_call_one_bridge(tmp_path: Path, hosts: str) 
         both = await finals(bridge, events, 2)
 
     assert [len(one["data"]["utterances"]) for one in both] == [2, 2]
+
+
+async def test_behind_a_nat_each_listener_answers_with_its_address_outside(tmp_path: Path) -> None:
+    outside = {"127.0.0.1": "203.0.113.5", "127.0.0.3": "203.0.113.6"}
+    named = ",".join(f"{here}={there}" for here, there in outside.items())
+    async with running_bridge(
+        tmp_path / "data", SIP_HOST=",".join(outside), EXTERNAL_IP=named
+    ) as bridge:
+        places = bridge.ready["sip_udp"]
+        assert isinstance(places, list)
+        for place, (here, there) in zip(places, outside.items(), strict=True):
+            port = int(place.rpartition(":")[2])
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as src:
+                src.bind((here, 0))
+                src.setblocking(False)
+                invite = request("INVITE", body=multipart(), call_id=here, branch=f"z9hG4bK{here}")
+                answer = await answer_to(src, invite, (here, port))
+
+                assert answer.status == 200
+                contact = answer.headers.get("Contact") or ""
+                assert contact.startswith(f"<sip:srs@{there}:{port};")
+                sdp = answer.body.decode()
+                assert re.findall(r"^[co]=.*IN IP4 (.*)\r$", sdp, re.M) == [there, there]
+                (tag,) = re.findall("tag=([^;]+)", answer.headers.get("To") or "")
+                bye = request("BYE", number=2, branch=f"z9hG4bKbye{here}", to_tag=tag, call_id=here)
+                await answer_to(src, bye, (here, port))
+
+
+async def answer_to(src: socket.socket, data: bytes, place: tuple[str, int]) -> Response:
+    """The final one."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendto(src, data, place)
+    while True:
+        async with asyncio.timeout(10):
+            parsed = parse(await loop.sock_recv(src, 1 << 16))
+        assert isinstance(parsed, Response)
+        if parsed.status >= 200:
+            return parsed
 
 
 @pytest.mark.peer
