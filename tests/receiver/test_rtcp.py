@@ -14,6 +14,7 @@ from harness.media import opened, spec
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
 from siprec_bridge.media import DtlsTask, StreamSpec, finish_session
+from siprec_bridge.receiver.spool import ControlPacket, SpoolReader
 from siprec_bridge.receiver.worker import Worker
 from siprec_bridge.rtp import SrtpReceiver, SrtpSender
 from siprec_bridge.sdp import StreamKeys
@@ -187,7 +188,9 @@ def test_rubbish_on_the_rtcp_port_does_no_harm(
     tmp_path: Path, src: socket.socket, worker: Worker
 ) -> None:
     port = opened(worker, stream(tmp_path, src))
-    send([b"", b"x", SR[:-1], b"GET / HTTP/1.0\r\n\r\n", b"\x9f\xcb\x00\x00", SR], port + 1)
+    hello = b"\x16\xfe\xff" + bytes(10) + b"\x01"  # of DTLS, to a stream that has none
+    rubbish = [b"", b"x", SR[:-1], b"GET / HTTP/1.0\r\n\r\n", b"\x9f\xcb\x00\x00", hello]
+    send([*rubbish, SR], port + 1)
 
     sweep(worker)
 
@@ -217,3 +220,57 @@ def test_reports_of_keys_by_dtls_wait_for_them_and_are_encrypted_with_those_of_t
     src.setblocking(False)
     with pytest.raises(BlockingIOError):  # nothing in the clear
         src.recv(2000)
+
+
+def test_a_stream_that_waits_for_its_keys_says_nothing_in_the_clear_any_more(
+    tmp_path: Path, src: socket.socket, worker: Worker
+) -> None:
+    ours = Certificate.make()
+    plain = stream(tmp_path, src)
+    port = opened(worker, plain)
+    send(VOICE[:10], port)
+    sweep(worker, later=8.0)
+    assert kinds(src.recv(2000)) == [201, 202]
+
+    worker._update(replace(plain, dtls=DtlsTask((ours.fingerprint,), ours.pem)))
+    sweep(worker, later=16.0)
+    worker._close([plain.stream_id])
+
+    src.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        src.recv(2000)
+
+
+def test_a_report_says_how_long_ago_the_sender_s_came(
+    tmp_path: Path, src: socket.socket, worker: Worker
+) -> None:
+    port = opened(worker, stream(tmp_path, src))
+    send(VOICE[:10], port)
+    before = time.monotonic()
+    send([SR], port + 1)
+    sent = time.monotonic()
+    time.sleep(0.03)  # that long
+    sweep(worker)
+    waited = time.monotonic() - sent
+    sweep(worker, later=8.0)
+
+    delay = block(src.recv(2000))[7] / 65536
+    assert waited - 0.001 <= delay <= time.monotonic() - before + 0.001
+
+
+@pytest.mark.parametrize("mux", [True, False])
+def test_reports_keep_their_times_when_the_wall_clock_is_set(
+    tmp_path: Path, src: socket.socket, worker: Worker, mux: bool
+) -> None:
+    hour = 3600 * 1_000_000_000
+    port = opened(worker, stream(tmp_path, src, rtcp_mux=mux))
+    worker._clock._offset_ns -= hour  # the wall clock is an hour ahead of when the call began
+    send(VOICE[:10], port)
+    send([SR], port if mux else port + 1)
+
+    sweep(worker, later=8.0)
+    worker._close([spec(tmp_path).stream_id])
+
+    (told,) = [one for one in SpoolReader(spec(tmp_path).spool) if isinstance(one, ControlPacket)]
+    assert abs(told.at_ns - (time.time_ns() - hour)) < 10 * 1_000_000_000
+    assert block(src.recv(2000))[7] < 10 * 65536
