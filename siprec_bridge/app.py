@@ -400,9 +400,7 @@ class Bridge:
         self._run(parts, self._watch_clock, "clock")
         self._run(parts, self.retention.run, "retention")
         self._run(parts, self.custodian.run, "archive")
-        self._run(
-            parts, partial(recover, unfinished, self.database, self.archive, _now), "recovery"
-        )
+        self._run(parts, partial(recover, unfinished, self.archive, _now), "recovery")
 
         self._run(parts, self.ladder.run, "ladder")
         parts.push_async_callback(self.listener.stop)

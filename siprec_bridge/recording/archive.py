@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from siprec_bridge.delivery import envelope
 from siprec_bridge.delivery.events import Stream
 from siprec_bridge.media import Finisher
-from siprec_bridge.recording.assurance import assure
+from siprec_bridge.recording.assurance import NO_AUDIO, assure
 from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
@@ -86,6 +86,23 @@ class Archive:
         if session.state == "recording":
             await until_taken(lambda: self._note_end(session, cause, at, document, untold))
         await until_taken(lambda: self._finish(session, session.end_cause or cause, at, document))
+
+    async def give_up(self, session: SessionRow, at: datetime, document: SessionDocument) -> None:
+        """Note that there is no audio; retried until the disk takes it."""
+        if session.state == "recording":
+            await until_taken(lambda: self._note_end(session, "bridge_restarted", at, document, ()))
+
+        def store(connection: Connection) -> None:
+            recordings.update(
+                connection,
+                session.id,
+                state="failed",
+                document=document.model_copy(update={"assurance": NO_AUDIO}).model_dump_json(),
+                assurance=NO_AUDIO.verdict,
+            )
+
+        await until_taken(lambda: self._database.write(store))
+        self.count(NO_AUDIO)
 
     async def _finish(
         self, session: SessionRow, cause: str, at: datetime, document: SessionDocument

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection
 
 from siprec_bridge.recording.archive import Archive, until_taken
-from siprec_bridge.recording.assurance import NO_AUDIO
 from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import Database, SessionRow, jobs, recordings
 
@@ -30,17 +28,14 @@ async def left_behind(database: Database) -> list[SessionRow]:
 
 
 async def recover(
-    rows: Sequence[SessionRow],
-    database: Database,
-    archive: Archive,
-    clock: Callable[[], datetime],
+    rows: Sequence[SessionRow], archive: Archive, clock: Callable[[], datetime]
 ) -> None:
     """Finish these sessions, side by side: one that cannot be finished holds up no other."""
 
     async def alone(row: SessionRow) -> None:
         structlog.contextvars.bind_contextvars(session_id=row.id, sip_call_id=row.sip_call_id)
         try:
-            await _recover_one(row, database, archive, clock)
+            await _recover_one(row, archive, clock)
         except Exception:  # by our fault: it is tried again at the next start
             log.exception("recovery.failed")
 
@@ -49,20 +44,17 @@ async def recover(
             sessions.create_task(alone(row))
 
 
-async def _recover_one(
-    row: SessionRow, database: Database, archive: Archive, clock: Callable[[], datetime]
-) -> None:
-    log.warning("recovery.session", state=row.state)
+async def _recover_one(row: SessionRow, archive: Archive, clock: Callable[[], datetime]) -> None:
     written = partial(_last_written, Path(row.folder))
+    document = SessionDocument.model_validate_json(row.document)
     try:
         last = await until_taken(lambda: asyncio.to_thread(written))
     except LookupError:
-        log.error("recovery.audio_missing", folder=row.folder)
-        failed = partial(_mark_failed, row=row, at=clock())
-        await until_taken(lambda: database.write(failed))
-        archive.count(NO_AUDIO)
+        if row.state != "failed":
+            log.error("recovery.audio_missing", folder=row.folder)
+            await archive.give_up(row, row.ended_at or clock(), document)
         return
-    document = SessionDocument.model_validate_json(row.document)
+    log.warning("recovery.session", state=row.state)
     at = row.ended_at or last or clock()
     await archive.end(row, "bridge_restarted", max(at, row.started_at), document)
 
@@ -77,16 +69,3 @@ def _last_written(folder: Path) -> datetime | None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise LookupError(folder) from error
     return datetime.fromtimestamp(max(times), UTC) if times else None
-
-
-def _mark_failed(connection: Connection, row: SessionRow, at: datetime) -> None:
-    document = SessionDocument.model_validate_json(row.document)
-    recordings.update(
-        connection,
-        row.id,
-        state="failed",
-        ended_at=at,
-        end_cause="audio_missing",
-        document=document.model_copy(update={"assurance": NO_AUDIO}).model_dump_json(),
-        assurance=NO_AUDIO.verdict,
-    )

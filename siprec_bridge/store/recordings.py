@@ -113,9 +113,13 @@ def of_ids(connection: Connection, ids: Sequence[str]) -> list[SessionRow]:
 def unfinished(connection: Connection, node: str | None = None) -> list[SessionRow]:
     """Sessions that were being recorded or archived, oldest first: what a start has to recover.
 
-    Of this node, or of all.
+    Failed ones as well, whose audio was not to be found: it may be there by now. Of this node, or
+    of all.
     """
-    query = sessions.select().where(sessions.c.state.in_(("recording", "finishing")))
+    query = sessions.select().where(
+        sessions.c.state.in_(("recording", "finishing", "failed")),
+        sessions.c.audio_deleted_at.is_(None),
+    )
     if node is not None:
         query = query.where(sessions.c.node == node)
     return _rows(connection, query.order_by(sessions.c.started_at, sessions.c.id))

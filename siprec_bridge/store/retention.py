@@ -27,7 +27,7 @@ _WITH_AUDIO = sessions.c.audio_deleted_at.is_(None)
 def unmeasured(connection: Connection, limit: int, node: str | None = None) -> list[SessionRow]:
     """Sessions with audio of unknown size, oldest first; here as below of this node, or of all."""
     query = sessions.select().where(
-        sessions.c.state.in_(("finished", "failed")), _WITH_AUDIO, sessions.c.audio_bytes.is_(None)
+        sessions.c.state == "finished", _WITH_AUDIO, sessions.c.audio_bytes.is_(None)
     )
     return _oldest(connection, query, limit, node)
 
@@ -63,6 +63,8 @@ def with_audio(
         query = query.where(sessions.c.ended_at < before, ~_job_in("queued", "running"))
     else:
         query = query.where(
+            sessions.c.state
+            == "finished",  # what is not to be found now may be on a disk elsewhere
             ~_job_in("queued", "running", "failed"),
             ~sa.exists().where(
                 kept.c.session_id == sessions.c.id,

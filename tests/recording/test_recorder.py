@@ -174,7 +174,7 @@ async def test_a_session_whose_folder_is_gone_after_a_crash_is_nothing(tmp_path:
         await answered(here)
         (row,) = await sessions(here)
         shutil.rmtree(here.recordings)
-        await recover([row], here.database, here.archive, lambda: row.started_at)
+        await recover([row], here.archive, lambda: row.started_at)
         (after,) = await sessions(here)
         counted = here.metrics.registry.get_sample_value(
             "siprec_sessions_assured_total", {"verdict": "nothing"}

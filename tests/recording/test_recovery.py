@@ -72,7 +72,7 @@ async def test_a_session_that_cannot_be_finished_now_holds_up_no_other_and_is_no
             return await write(work)
 
         monkeypatch.setattr(here.database, "write", full_at_first)
-        recovery = asyncio.create_task(recover(found, here.database, here.archive, lambda: AT))
+        recovery = asyncio.create_task(recover(found, here.archive, lambda: AT))
 
         async def states(*wanted: str) -> dict[str, str]:
             async with asyncio.timeout(20):
@@ -95,5 +95,36 @@ async def test_a_session_that_cannot_be_finished_now_holds_up_no_other_and_is_no
     assert after == {
         "good": "finished", "gone": "failed", "unreadable": "finished", "broken": "recording",
     }  # fmt: skip
-    assert sorted(one.session_id for one in told) == ["good", "unreadable"]
+    assert sorted(one.session_id for one in told) == ["gone", "good", "unreadable"]
+    assert {one.type for one in told} == {"session.ended"}
     assert (here.recordings / "broken" / "broken-0.spool").exists()
+
+
+async def test_audio_that_was_not_to_be_found_is_finished_at_a_start_that_finds_it(
+    tmp_path: Path,
+) -> None:
+    async with office(tmp_path, receiving=False) as here:
+        await here.database.write(partial(recordings.insert, row=session(here, "s")))
+
+        async def start() -> SessionRow:
+            await recover(await left_behind(here.database), here.archive, lambda: AT)
+            (row,) = await here.database.read(partial(recordings.listing, limit=10))
+            return row
+
+        unmounted = [await start(), await start()]
+        spool(here.recordings / "s")
+        mounted = [await start(), await start()]
+        told = await here.database.read(partial(outbox.since, seq=0, limit=10))
+        counted = [
+            here.metrics.registry.get_sample_value(
+                "siprec_sessions_assured_total", {"verdict": verdict}
+            )
+            for verdict in ("nothing", "complete", "incomplete")
+        ]
+
+    assert [(one.state, one.assurance) for one in unmounted] == [("failed", "nothing")] * 2
+    assert [one.state for one in mounted] == ["finished"] * 2
+    assert [one.end_cause for one in mounted] == ["bridge_restarted"] * 2
+    assert [one.type for one in told] == ["session.ended"]
+    assert counted == [1.0, 0.0, 1.0]
+    assert (here.recordings / "s" / "s-0.wav").exists()

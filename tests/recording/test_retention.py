@@ -147,6 +147,21 @@ async def test_for_want_of_room_the_oldest_goes_that_has_been_heard(tmp_path: Pa
         }  # fmt: skip
 
 
+async def test_audio_that_was_not_to_be_found_is_not_deleted_for_want_of_room_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    async with cellar(tmp_path) as here:
+        for days in (1, 3):
+            await here.lay_down(f"s{days}", days)
+        await here.database.write(
+            partial(recordings.update, session_id="s3", state="failed", audio=None)
+        )
+
+        await here.retention(Keep(audio_size=1)).go_round()
+
+        assert await here.left() == {"s1": False, "s3": True}
+
+
 async def test_what_is_held_stays_until_it_is_released(tmp_path: Path) -> None:
     keep = Keep(audio=DAY, audio_size=1, sessions=DAY)
     async with cellar(tmp_path) as here:
