@@ -5,10 +5,12 @@ Files go first, then the row says so: killed between the two, the next round doe
 
 import asyncio
 import contextlib
+import errno
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -79,6 +81,14 @@ class Keep:
     events: timedelta | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Deleted:
+    """Ids of the sessions that were, and why others were not."""
+
+    gone: set[str] = field(default_factory=set)
+    error: OSError | None = None
+
+
 class Retention:
     """Deletes what is too old, or the oldest of what is too much.
 
@@ -118,14 +128,14 @@ class Retention:
             while rows := await self._database.read(
                 partial(retention.ended, limit=_BATCH, before=before, node=self._node)
             ):
-                if not await self._delete_sessions(rows, "age"):
+                if not (await self._delete_sessions(rows, "age")).gone:
                     break
         if keep.audio is not None:
             before = now - keep.audio
             while rows := await self._database.read(
                 partial(retention.with_audio, limit=_BATCH, before=before, node=self._node)
             ):
-                if not await self._delete_audio(rows, "age"):
+                if not (await self._delete_audio(rows, "age")).gone:
                     break
         total = await self._database.read(partial(retention.audio_bytes, node=self._node))
         if keep.audio_size is not None:
@@ -158,33 +168,40 @@ class Retention:
                 raise Elsewhere(row.node)
             case None:
                 pass
-        if not await self._delete_sessions([row], "request", also):
+        deleted = await self._delete_sessions([row], "request", also)
+        if deleted.error is not None:
+            raise deleted.error
+        if not deleted.gone:
             row, _ = await self._database.read(find)  # it has changed since
             raise UnderHold if row is not None and row.held is not None else InUse
         return True
 
     async def _make_room(self, total: int, limit: int) -> int:
+        stuck: set[str] = set()  # somebody works at them, or the disk does not let them go
         while total > limit:
             rows = await self._database.read(
                 partial(retention.with_audio, limit=_BATCH, node=self._node)
             )
             some: list[SessionRow] = []
+            left = total
             for row in rows:
-                if total <= limit:
+                if left <= limit:
                     break
-                some.append(row)
-                total -= row.audio_bytes or 0
+                if row.id not in stuck:
+                    some.append(row)
+                    left -= row.audio_bytes or 0
             if not some:
                 log.warning("retention.no_room_to_make", octets=total, limit=limit)
                 break
-            if not await self._give_room(some):
-                break  # somebody works at all of them
+            gone = await self._give_room(some)
+            stuck |= {row.id for row in some} - gone
+            total -= sum(row.audio_bytes or 0 for row in some if row.id in gone)
         return total
 
-    async def _give_room(self, rows: Sequence[SessionRow]) -> int:
+    async def _give_room(self, rows: Sequence[SessionRow]) -> set[str]:
         """What a store has stays there; here it goes, as soon as nothing is under way with it.
 
-        Returns of how many.
+        Returns of which.
         """
 
         def drop(connection: Connection) -> set[str]:
@@ -194,7 +211,7 @@ class Retention:
 
         elsewhere = await self._database.write(drop)
         here = [row for row in rows if row.id not in elsewhere]
-        return len(elsewhere) + await self._delete_audio(here, "size")
+        return elsewhere | (await self._delete_audio(here, "size")).gone
 
     async def _measure(self) -> None:
         while rows := await self._database.read(
@@ -205,7 +222,7 @@ class Retention:
             )
             await self._database.write(partial(retention.note_sizes, sizes=sizes))
 
-    async def _delete_audio(self, rows: Sequence[SessionRow], cause: str) -> int:
+    async def _delete_audio(self, rows: Sequence[SessionRow], cause: str) -> _Deleted:
         def note(connection: Connection, ids: Sequence[str]) -> None:
             retention.note_audio_deleted(connection, ids, self._clock())
 
@@ -216,7 +233,7 @@ class Retention:
         rows: Sequence[SessionRow],
         cause: str,
         also: Callable[[Connection], None] = lambda _: None,
-    ) -> int:
+    ) -> _Deleted:
         def note(connection: Connection, ids: Sequence[str]) -> None:
             retention.delete_sessions(connection, ids)
             also(connection)
@@ -229,28 +246,38 @@ class Retention:
         rows: Sequence[SessionRow],
         cause: str,
         note: Callable[[Connection, Sequence[str]], None],
-    ) -> int:
-        """Delete the files of those that may be deleted still, and note it; returns how many."""
+    ) -> _Deleted:
+        """Delete the files of those that may be deleted still, and note it.
+
+        One that the disk does not let go holds up no other.
+        """
         runner = deposits.DELETING + secrets.token_hex(4)
         ids = [row.id for row in rows]
         take = partial(retention.take, ids=ids, runner=runner, now=self._clock())
         taken = await self._database.write(take)
         free = [row for row in rows if row.id in taken]
+        if not free:
+            return _Deleted()
+        async with renewed(self._database, taken, runner, self._clock):
+            left = await asyncio.to_thread(_remove, [row.folder for row in free])
+            gone = [row for row in free if row.folder not in left]
 
-        def finish(connection: Connection) -> None:
-            note(connection, [row.id for row in free])
-            deposits.release(connection, runner)
+            def finish(connection: Connection) -> None:
+                if gone:
+                    note(connection, [row.id for row in gone])
+                deposits.release(connection, runner)
 
-        if free:
-            try:
-                async with renewed(self._database, taken, runner, self._clock):
-                    await asyncio.to_thread(_remove, [row.folder for row in free])
-                    await self._database.write(finish)
-            except OSError:
-                await self._database.write(partial(deposits.release, node=runner))
-                raise
-            self._note(what, cause, free)
-        return len(free)
+            await self._database.write(finish)
+        self._note(what, cause, gone)
+        for row in free:
+            if row.folder in left:
+                log.error(
+                    "retention.not_deleted",
+                    session_id=row.id,
+                    sip_call_id=row.sip_call_id,
+                    cause=str(left[row.folder]),
+                )
+        return _Deleted({row.id for row in gone}, next(iter(left.values()), None))
 
     async def _delete_events(self, before: datetime) -> None:
         while True:
@@ -282,11 +309,19 @@ def _size(folder: Path) -> int:
         return 0
 
 
-def _remove(folders: Sequence[str]) -> None:
+def _remove(folders: Sequence[str]) -> dict[str, OSError]:
+    """Delete folders; returns those that are still there, and why."""
+    left: dict[str, OSError] = {}
     for folder in folders:
-        # Gone already: an earlier round was cut off after this. Or another node is at it, too.
-        for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(folder)
-            if not Path(folder).exists():
-                break
+        try:
+            # Gone already: an earlier round was cut off after this. Or another node is at it, too.
+            for _ in range(_TRIES):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
+                if not Path(folder).exists():
+                    break
+            else:
+                left[folder] = OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), folder)
+        except OSError as error:
+            left[folder] = error
+    return left

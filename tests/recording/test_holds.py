@@ -104,9 +104,9 @@ async def test_what_is_held_since_it_was_found_to_be_too_old_stays(tmp_path: Pat
         rows = await here.database.read(partial(retention.ended, limit=9, before=NOW))
         await here.database.write(hold("s1"))
 
-        gone = await keeper._delete_sessions(rows, "age")
+        deleted = await keeper._delete_sessions(rows, "age")
 
-        assert gone == 1
+        assert deleted.gone == {"s2"}
         assert await here.left() == {"s1": True}
         with pytest.raises(UnderHold):
             await keeper.delete("s1")

@@ -1,6 +1,7 @@
 """What is deleted when: by age, for want of room, on request; and what never is."""
 
 import json
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,17 +10,22 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection
+from structlog.testing import capture_logs
 
 from siprec_bridge.recording import InUse, Keep, Retention, UnderHold
+from siprec_bridge.recording.retention import Elsewhere
 from siprec_bridge.store import (
     Database,
     Event,
     JobRow,
     SessionRow,
+    deposits,
     jobs,
     outbox,
     recordings,
+    schema,
     transcripts,
 )
 from siprec_bridge.store.jobs import JobState
@@ -191,6 +197,72 @@ async def test_a_round_that_was_cut_off_after_the_files_is_finished_by_the_next(
         await here.retention(Keep(audio=DAY)).go_round()
 
         assert await here.left() == {"half": False}
+
+
+async def test_what_the_disk_does_not_let_go_holds_up_nothing_else_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = shutil.rmtree
+
+    def stubborn(folder: str) -> None:
+        if Path(folder).name.startswith("stuck"):
+            raise OSError(30, "Read-only file system", folder)
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", stubborn)
+    with capture_logs() as lines:
+        async with cellar(tmp_path) as here:
+            for id, days in (("stuck1", 200), ("old", 199), ("stuck2", 60), ("aged", 50)):
+                await here.lay_down(id, days)
+            for days in (5, 4, 3):
+                await here.lay_down(f"s{days}", days)
+            keep = Keep(audio=30 * DAY, sessions=90 * DAY, audio_size=3 * SIZE)
+
+            await here.retention(keep).go_round()
+            with pytest.raises(OSError, match="Read-only file system"):
+                await here.retention(keep).delete("stuck1", also=lambda _: pytest.fail("it is not"))
+            left = await here.left()
+            monkeypatch.setattr(shutil, "rmtree", remove)
+            deleted = await here.retention(keep).delete("stuck1")
+
+    assert left == {
+        "stuck1": True,
+        "stuck2": True,
+        "aged": False,
+        "s5": False,
+        "s4": False,
+        "s3": True,
+    }
+    assert {one["session_id"] for one in lines if one["event"] == "retention.not_deleted"} == {
+        "stuck1", "stuck2",
+    }  # fmt: skip
+    assert deleted
+
+
+async def test_on_request_a_session_goes_with_what_belongs_to_it_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    done: list[str] = []
+    async with cellar(tmp_path) as here:
+        for id in ("mine", "theirs", "changing"):
+            await here.lay_down(id, 1)
+        node = sa.update(schema.sessions).where(schema.sessions.c.id == "theirs").values(node="b")
+        await here.database.write(lambda connection: connection.execute(node))
+        lend = partial(
+            deposits.lend, session_id="changing", runner=f"{deposits.ALTERING}x", now=NOW
+        )
+        await here.database.write(lend)
+        keeper = Retention(here.database, here.metrics, Keep(), clock=lambda: NOW, node="a")
+
+        with pytest.raises(Elsewhere, match="b"):
+            await keeper.delete("theirs", also=lambda _: done.append("theirs"))
+        with pytest.raises(InUse):
+            await keeper.delete("changing", also=lambda _: done.append("changing"))
+        unknown = await keeper.delete("unknown", also=lambda _: done.append("unknown"))
+        mine = await keeper.delete("mine", also=lambda _: done.append("mine"))
+
+        assert await here.left() == {"theirs": True, "changing": True}
+    assert (unknown, mine, done) == (False, True, ["mine"])
 
 
 async def test_more_than_one_batch_goes_in_one_round(tmp_path: Path) -> None:
