@@ -485,6 +485,8 @@ class Bridge:
                 log.warning("stream.rtcp_lost", cause=event.cause, **fields)
             case "write_failed":
                 log.error("stream.not_written", cause=event.cause, **fields)
+            case "written_again" if event.cause:
+                log.error("stream.written_again", cause=event.cause, **fields)
             case _:
                 log.info(f"stream.{event.name}", **fields)
 

@@ -48,7 +48,7 @@ class MediaEvent:
     keys do not open), keyed (by DTLS, with the suite in `cause`), handshake_failed (`cause` tells;
     the first of a stream), learned (the source is at the address in `cause`, which nobody signalled),
     stranger (packets from the address in `cause` are dropped), rtcp_lost (its port cannot be had
-    again), write_failed or written_again. Or
+    again), write_failed or written_again (with a `cause` if not all was). Or
     what became of it: interrupted (it died; nothing was received for `seconds`), lost (and the
     port is another's now, which `cause` tells).
     """

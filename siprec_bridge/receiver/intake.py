@@ -293,4 +293,7 @@ class Intake:
         if (cause is not None) != stream.write_failed:
             stream.write_failed = cause is not None
             self._rows["behind"][stream.row] = stream.write_failed
-            self._uplink.tell_of(stream, "write_failed" if cause else "written_again", cause=cause)
+            if cause is None and stream.spool.dropped:
+                cause = f"{stream.spool.dropped:,} octets found no room for too long"
+            name = "write_failed" if stream.write_failed else "written_again"
+            self._uplink.tell_of(stream, name, cause=cause)

@@ -92,7 +92,7 @@ class SpoolWriter:
     def __init__(self, path: Path, header: SpoolHeader) -> None:
         self._pending: list[bytes] = []
         self._pending_size = 0
-        self.dropped = 0  # octets that found no room for too long
+        self.dropped = 0  # octets that found no room for too long, and are lost
         size = 0
         try:
             size = _whole_size(path)

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from harness.media import engine, spec
+from harness.disk import fill, small_disk
+from harness.media import engine, spec, spooled
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import supervisor
+from siprec_bridge.receiver import spool
 from siprec_bridge.receiver.control import Configuration, decode, encode
+from siprec_bridge.receiver.spool import RECORD
 from siprec_bridge.receiver.worker import Worker
 
 VOICE = packets(tone(440, 1.0))
@@ -89,6 +92,49 @@ def test_while_closed_spools_wait_for_the_disk_the_other_streams_are_swept(
     assert closing not in [one.get("id") for one in swept]
     assert again["port"]
     assert [one["packets"] for one in closed["reports"]] == 39 * [10]
+
+
+def test_what_a_full_disk_cost_is_told_when_there_is_room_again(
+    tmp_path: Path, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_PENDING_LIMIT", 4000)
+    events: list[tuple[str, str | None]] = []
+
+    def say(voice: list[bytes]) -> None:
+        """Send it, and wait until it is swept."""
+        send(voice, port)
+        packets = 0
+
+        def swept(one: dict[str, Any]) -> bool:
+            nonlocal packets
+            packets += int(one.get("counters", {}).get("packets", 0))
+            if str(one.get("event")).startswith("writ"):
+                events.append((one["event"], one["cause"]))
+            return packets == len(voice)
+
+        bridge.hear(swept)
+
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        one = spec(disk)
+        opening = bridge.ask(do="open", spec=one.to_json(), port=None, rollovers=[])
+        port = opening["port"][1]
+        say(VOICE[:10])
+        others = fill(disk)
+        say(VOICE[10:25])  # more than is left of the file's last page
+        say(VOICE[25:49])  # more than is kept in memory
+        others.unlink()
+        say(VOICE[49:])
+        bridge.ask(do="close", streams=[one.stream_id])
+        kept = spooled(one.spool)
+
+    lost = len(VOICE) - len(kept)
+    octets = lost * (len(VOICE[0]) + RECORD.itemsize)
+    assert events == [
+        ("write_failed", "no space left"),
+        ("written_again", f"{octets:,} octets found no room for too long"),
+    ]
+    assert 0 < lost <= 24
+    assert [one for one in VOICE if one in kept] == kept
 
 
 def test_what_cannot_be_made_durable_is_told_ahead_of_the_report(
