@@ -16,6 +16,7 @@ from harness.media import SESSION, engine, opened, received, spec, spooled
 from harness.ports import rtp_ports
 from harness.rtp import packets, tone
 from siprec_bridge.media import finish_session
+from siprec_bridge.receiver import sources
 from siprec_bridge.receiver.control import Configuration, SourcePolicy
 from siprec_bridge.receiver.sweep import address_of, shield, source_of
 from siprec_bridge.receiver.worker import Worker
@@ -106,6 +107,41 @@ def test_in_one_sweep_home_is_told_from_a_stranger_who_was_faster(tmp_path: Path
         assert one._uplink.counters.strangers == 20
         one._close([stream.stream_id])
     assert spooled(stream.spool) == VOICE[:20]
+
+
+def test_each_stream_of_a_sweep_has_its_own_strangers(tmp_path: Path) -> None:
+    streams = [spec(tmp_path, index, home=HOME) for index in range(4)]
+    with worker("learned") as one:
+        ports = [opened(one, stream) for stream in streams]
+        for number, port in enumerate(ports):
+            if number != 1:
+                send(NOISE[: 10 + number], port, STRANGER)
+            send(VOICE[: 20 + number], port, HOME)
+        sweep(one)
+
+        strangers = [stream.strangers for stream in one._streams.values()]
+        one._close([stream.stream_id for stream in streams])
+    assert strangers == [10, 0, 12, 13]
+    assert [spooled(stream.spool) for stream in streams] == [VOICE[: 20 + n] for n in range(4)]
+
+
+def test_where_the_kernel_filters_nothing_strangers_are_kept_out_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "shield", lambda one, guests: False)
+    stream = spec(tmp_path, home=HOME)
+    with worker("signalled") as one:
+        port = opened(one, stream)
+        for datagrams, host in (
+            (NOISE[:20], STRANGER), (VOICE[:20], HOME), (NOISE[20:40], STRANGER), (VOICE[20:], HOME),
+        ):  # fmt: skip
+            send(datagrams, port, host)
+            sweep(one)
+
+        counted = one._uplink.counters.strangers
+        one._close([stream.stream_id])
+    assert counted == 40
+    assert spooled(stream.spool) == VOICE
 
 
 def test_a_stray_packet_does_not_take_a_stream_from_its_source(tmp_path: Path) -> None:
