@@ -290,6 +290,52 @@ async def test_a_store_that_is_away_is_tried_for_days_and_then_has_everything(
         assert here.count("archive_oldest_age_seconds") == 0
 
 
+async def test_a_store_that_is_away_is_asked_by_one_session_alone_and_not_at_once(
+    tmp_path: Path,
+) -> None:
+    async with house(tmp_path) as here:
+        for number in range(8):
+            await here.record(f"s{number}")
+        keeper = Custodian(
+            here.database, here.metrics, Safekeeping(here.store), here.stores,
+            clock=lambda: here.now,
+        )  # fmt: skip
+        here.store.trouble = ObjectError("store: connection refused")
+        tries = []
+        for seconds in (0, 1, 10, 1, 60):
+            here.now += timedelta(seconds=seconds)
+            await keeper.go_round()
+            tries.append(here.count('archive_tries_total{result="failed",what="keep"}'))
+
+        here.store.trouble = None
+        here.now += timedelta(minutes=2)
+        await keeper.go_round()
+
+        assert tries == [3, 3, 4, 4, 5]
+        assert here.count('archive_tries_total{result="done",what="keep"}') == 8
+        assert len([name for name in here.stored() if name.endswith("manifest.json")]) == 8
+
+
+async def test_no_more_than_a_few_are_sent_at_once(tmp_path: Path) -> None:
+    async with house(tmp_path) as here:
+        for number in range(8):
+            await here.record(f"s{number}")
+        here.store.waits = threading.Event()
+        keeper = Custodian(
+            here.database, here.metrics, Safekeeping(here.store), here.stores,
+            clock=lambda: here.now,
+        )  # fmt: skip
+
+        for _ in range(3):
+            await keeper._begin()
+        at_once = len(keeper._tasks)
+        here.store.waits.set()
+        await keeper.go_round()
+
+        assert at_once == 3
+        assert len([name for name in here.stored() if name.endswith("manifest.json")]) == 8
+
+
 async def test_an_upload_that_arrives_damaged_is_noticed_and_repeated(tmp_path: Path) -> None:
     async with house(tmp_path) as here:
         await here.record()
