@@ -66,6 +66,57 @@ async def test_each_is_one_nodes_until_its_lease_is_over(database_url: str) -> N
         assert [row.session_id for row in await claim(database, "a")] == [second.session_id]
 
 
+async def test_they_are_listed_by_what_is_due_and_by_what_fails(database_url: str) -> None:
+    async with opened(database_url) as database:
+        for id in ("done", "failing", "given-up", "new"):
+            await lay_down(database, id)
+        await free(database, "UPDATE deposits SET state = 'done' WHERE session_id = 'done'")
+        await free(
+            database,
+            "UPDATE deposits SET attempts = 2 WHERE session_id IN ('done', 'failing', 'given-up')",
+        )
+        await free(database, "UPDATE deposits SET state = 'kept' WHERE session_id = 'given-up'")
+        # Lent for a change: nobody else sees it.
+        await database.write(
+            lambda c: recordings.insert(
+                c, SessionRow("lent", "lent", "finished", NOW, "udp:h:1", "/r", "{}")
+            )
+        )
+        await database.write(partial(deposits.lend, session_id="lent", runner="x", now=NOW))
+
+        async def listed(limit: int = 10, **how: object) -> list[str]:
+            found = await database.read(partial(deposits.listing, limit=limit, **how))  # type: ignore[arg-type]
+            return [row.session_id for row in found]
+
+        assert await listed() == ["done", "failing", "given-up", "new"]
+        assert await listed(limit=2) == ["done", "failing"]
+        assert await listed(state="pending") == ["failing", "new"]
+        assert await listed(failing=True) == ["failing", "given-up"]
+        assert await listed(state="kept", failing=True) == ["given-up"]
+        known = await database.read(partial(deposits.of_ids, ids=["new", "lent", "unknown"]))
+        assert {id: row.session_id for id, row in known.items()} == {"new": "new"}
+
+
+async def test_what_is_entered_while_it_is_lent_is_due_when_it_is_given_back(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as database:
+        await lay_down(database, "s1")
+        await database.write(lambda connection: deposits.forget(connection, ["s1"]))
+        lent = await database.write(
+            partial(deposits.lend, session_id="s1", runner=f"{deposits.ALTERING}x", now=NOW)
+        )
+        await database.write(partial(deposits.add, session_id="s1", node=None, at=NOW))
+
+        meanwhile = await claim(database, "a")
+        await database.write(partial(deposits.release, node=f"{deposits.ALTERING}x"))
+        afterwards = await claim(database, "a")
+
+    assert lent is not None
+    assert meanwhile == []
+    assert [(row.session_id, row.state) for row in afterwards] == [("s1", "pending")]
+
+
 async def test_files_are_worked_at_where_they_are_and_objects_deleted_from_anywhere(
     database_url: str,
 ) -> None:
