@@ -1,17 +1,24 @@
 """Clocks of timestamps that are another than their codec's: when they are believed to be."""
 
 import numpy as np
+import pytest
 
 from siprec_bridge.media.odd_clock import OddClocks
 
 
 class Sender:
-    """20 ms of audio a packet, whose timestamps run `factor` times as fast as 8000 Hz."""
+    """20 ms of audio a packet, whose timestamps run `factor` times as fast as `rate` Hz."""
 
     def __init__(
-        self, clocks: OddClocks, factor: float, *, ssrc: int = 7, payload_type: int = 9
+        self,
+        clocks: OddClocks,
+        factor: float,
+        *,
+        ssrc: int = 7,
+        payload_type: int = 9,
+        rate: int = 8000,
     ) -> None:
-        self._clocks, self._factor = clocks, factor
+        self._clocks, self._factor, self._rate = clocks, factor, rate
         self._ssrc, self._type = ssrc, payload_type
         self._sent = 0
         self.last = 0  # timestamp, as corrected
@@ -22,16 +29,29 @@ class Sender:
         self._sent += count
         same = np.ones(count, np.int64)
         corrected = self._clocks.correct(
-            ((2**32 - 4000 + number * round(160 * self._factor)) % 2**32).astype(np.uint32),
+            ((2**32 - 4000 + number * round(self._rate // 50 * self._factor)) % 2**32).astype(
+                np.uint32
+            ),
             (65500 + number).astype(np.uint16),
             (same * self._ssrc).astype(np.uint32),
             (same * self._type).astype(np.uint8),
             (number * 20e6 * pace).astype(np.int64),
             np.full(count, 0.02),
-            same * 8000,
+            same * self._rate,
         )
         self.last = int(corrected[-1])
         return sorted(set(np.diff(corrected).tolist()))
+
+
+@pytest.mark.parametrize(
+    ("rate", "factor"),
+    [(8000, 1), (8000, 2), (8000, 3), (8000, 6), (48000, 1 / 2), (48000, 1 / 3), (48000, 1 / 6)],
+)
+def test_a_clock_of_any_codec_is_known_for_what_it_is(rate: int, factor: float) -> None:
+    sender = Sender(OddClocks(), factor, rate=rate)
+
+    assert sender.send(50) == [rate // 50]
+    assert sender.last == (2**32 - 4000 + 49 * rate // 50) % 2**32  # counted from the first
 
 
 def test_what_small_batches_say_adds_up() -> None:
