@@ -206,16 +206,23 @@ class RecordingSession:
     def acknowledged(self, body: Body, at: datetime) -> Changes:
         """Take the body of an ACK: an answer to our offer, metadata, both or nothing.
 
-        Raises Refused (400, 488) for an answer that cannot be taken.
+        Raises Refused (400, 488) for an answer that cannot be taken. The metadata beside it is:
+        that call will be over, but who was in it is known.
         """
         changes = Changes()
-        if body.sdp is not None:
-            changes = self.late_answer(body.sdp, at)
-        else:
-            self.no_late_answer()
-        if body.metadata is None:
-            return changes
-        changed = self._take_metadata(body.metadata, at)
+        try:
+            if body.sdp is not None:
+                changes = self.late_answer(body.sdp, at)
+            else:
+                self.no_late_answer()
+        finally:
+            if body.metadata is not None:
+                changes = self._beside_an_answer(body.metadata, changes, at)
+        return changes
+
+    def _beside_an_answer(self, metadata: bytes, changes: Changes, at: datetime) -> Changes:
+        """These changes, and what a document changes that came with an answer of the SRC's."""
+        changed = self._take_metadata(metadata, at)
         # Somebody who is muted may be on another stream now.
         more = self._with_pauses(changes, at)
         return replace(

@@ -542,6 +542,25 @@ async def test_metadata_in_the_ack_is_kept(tmp_path: Path) -> None:
     assert [one.name for one in document.participants] == ["Alice", "Bob"]
 
 
+@pytest.mark.parametrize("sdp", ["nonsense", OFFER.replace("RTP/AVP", "RTP/SAVP")])
+async def test_metadata_beside_an_answer_that_cannot_be_taken_is_kept_of_the_call_that_it_ends(
+    tmp_path: Path, sdp: str
+) -> None:
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite(b""))
+        await answered(here)
+        here.service.on_sip(AckReceived(DIALOG, message("ACK", multipart(sdp=sdp))))
+        await eventually(lambda: here.phone.asked != [], "a BYE")
+        row = await hang_up(here)
+
+    assert here.phone.asked == [(DIALOG, "BYE")]
+    document = SessionDocument.model_validate_json(row.document)
+    assert [one.name for one in document.participants] == ["Alice", "Bob"]
+    assert [[one.participant_id for one in line.presences] for line in document.streams] == [
+        ["p1"], ["p2"],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("capacity", "reason"),
     [
