@@ -32,6 +32,7 @@ from siprec_bridge.sip import (
     Request,
     RequestAnswered,
     RequestId,
+    Response,
     UpdateReceived,
 )
 from siprec_bridge.siprec import (
@@ -251,9 +252,11 @@ class Recorder:
                         log.warning("session.peer_gone", probes=self._unanswered)
                         self._desk.signalling.request(self.dialog, "BYE")
                         return "peer_gone"
-                case RequestAnswered(response=response):
+                case RequestAnswered(method=method, response=response):
                     if response.status >= 300:
                         log.info("session.request_refused", status=response.status)
+                    elif method == "INVITE":
+                        await self._take_refresh(response)
                 case InviteCancelled(id=id):
                     if id == self._invite.id:
                         return "cancelled"
@@ -371,6 +374,17 @@ class Recorder:
         except Refused as refusal:
             log.warning("session.late_answer_refused", reason=refusal.reason)
             self._desk.signalling.request(self.dialog, "BYE")
+            return
+        await self._follow_sdp(changes, at)
+        await self._store_update(changes, at)
+
+    async def _take_refresh(self, answer: Response) -> None:
+        """Take the answer to the offer with which our session timer was refreshed."""
+        at = self._desk.clock()
+        try:
+            changes = self._session.refreshed(_body(answer), at)
+        except Refused as refusal:  # the SRC is there, and what was agreed on before still holds
+            log.warning("session.refresh_answer_ignored", reason=refusal.reason)
             return
         await self._follow_sdp(changes, at)
         await self._store_update(changes, at)
@@ -627,5 +641,5 @@ def _reasons(document: SessionDocument, labels: Sequence[str]) -> list[PausedStr
     return found
 
 
-def _body(request: Request) -> Body:
-    return parse_body(request.content_type, request.headers.get("Content-Encoding"), request.body)
+def _body(message: Request | Response) -> Body:
+    return parse_body(message.content_type, message.headers.get("Content-Encoding"), message.body)

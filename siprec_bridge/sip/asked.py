@@ -1,6 +1,6 @@
 """A request of ours in a dialog: written, sent, and sent again to another server of the peer's.
 
-RFC 3261 §8.1.1, §8.1.3 and §12.2.1, RFC 3263 §4.3.
+RFC 3261 §8.1.1, §8.1.3, §12.2.1, §13.2.2.4 and §17.1.1.3, RFC 3263 §4.3.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from siprec_bridge.sip.transaction import Timers, Transaction
 
 _MOST_SERVERS = 4  # that a request is sent to
 _SEARCH_S = 10.0  # for another server
+_OF_ACK = ("Via", "Max-Forwards", "Route", "From", "To", "Call-ID", "CSeq", "User-Agent")
 
 
 @dataclass(eq=False, slots=True)
@@ -22,7 +23,8 @@ class Asked:
     """A request with its client transaction.
 
     `failure`: what it came to at the last server (a 408 without headers: nothing), while another
-    one is looked for. `failed`: addresses and ports that need not be tried again.
+    one is looked for. `failed`: addresses and ports that need not be tried again. `ack`: an INVITE's,
+    for its final answer and each repetition of that.
     """
 
     branch: str
@@ -35,6 +37,8 @@ class Asked:
     servers: int = 1
     failure: Response | None = None
     search_until: float | None = None
+    ack: bytes = b""
+    forget_at: float | None = None  # an INVITE whose dialog is over
     scheduled: float | None = field(default=None)  # its valid entry in the agenda
 
     @property
@@ -45,7 +49,9 @@ class Asked:
     @property
     def deadline(self) -> float | None:
         """When something of it is due."""
-        return self.transaction.deadline if self.failure is None else self.search_until
+        if self.failure is not None:
+            return self.search_until
+        return self.forget_at if self.forget_at is not None else self.transaction.deadline
 
     @property
     def may_go_elsewhere(self) -> bool:
@@ -120,11 +126,32 @@ def ask(
     return Asked(branch, request, dialog.id, peer, transaction, refresh)
 
 
+def acknowledge(asked: Asked, response: Response, dialog: Dialog | None, branch: str) -> bytes:
+    """The ACK for a final answer to an INVITE; that for a 2xx has a `branch` of its own.
+
+    `dialog`: the INVITE's, if it is not over. RFC 3261 §13.2.2.4 and §17.1.1.3.
+    """
+    invite = asked.request
+    headers = Headers((name, value) for name, value in invite.headers if name in _OF_ACK)
+    headers.set("CSeq", f"{invite.cseq.number} ACK")
+    uri = invite.uri
+    if response.status >= 300:
+        headers.set("To", response.headers.get("To") or "")
+    else:
+        headers.replace_first("Via", _via(asked.peer, branch))
+        uri = dialog.path()[0] if dialog is not None else uri
+    return serialize(Request("ACK", uri, headers))
+
+
 def _via(peer: Peer, branch: str) -> str:
     return f"SIP/2.0/{peer.transport.upper()} {peer.local};branch={branch};rport"
 
 
 def _transaction(request: Request, peer: Peer, timers: Timers, now: float) -> Transaction:
     return Transaction.client(
-        serialize(request), invite=False, timers=timers, reliable=peer.reliable, now=now
+        serialize(request),
+        invite=request.method == "INVITE",
+        timers=timers,
+        reliable=peer.reliable,
+        now=now,
     )

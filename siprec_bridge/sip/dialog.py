@@ -5,7 +5,7 @@ RFC 3261 §12 and §13.3.1.4, RFC 4028.
 
 import re
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from siprec_bridge.sip.errors import MalformedMessage, Refused
 from siprec_bridge.sip.headers import parse_name_addr, split_params
@@ -14,6 +14,7 @@ from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.uri import parse_uri
 
 _PASSING = (408, 491, 500, 503, 504)  # another refresh may be taken
+_NO_SUCH_METHOD = (405, 501)
 _FIRST_RETRY_S = 2.0  # RFC 3261 §14.1 has up to 2 s for whoever did not make up the Call-ID
 _MOST_DOUBLED = 16  # then 36 hours: a peer may refuse for weeks
 _SHORTEST_S = 30
@@ -41,10 +42,11 @@ class Unacknowledged:
 
 @dataclass(frozen=True, slots=True)
 class SessionInterval:
-    """A negotiated session timer. `refresher`: "uac" (the peer) or "uas" (we)."""
+    """A negotiated session timer. `refresher`: "uac" (the peer) or "uas" (we), then by `method`."""
 
     seconds: int
     refresher: str
+    method: str = "UPDATE"
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +67,8 @@ class Dialog:
     expires_at: float | None = None
     refresh_at: float | None = None
     refusals: int = 0  # of our refreshes, since the last one that was taken
+    description: tuple[str, bytes] | None = None  # the body of our last 2xx that had one, its type
+    offering: bool = False  # a re-INVITE of ours is under way
     unacknowledged: dict[int, Unacknowledged] = field(default_factory=dict)  # by CSeq number
     answered: set[int] = field(default_factory=set)  # CSeq numbers of INVITEs that got their ACK
     busy: str | None = None  # the INVITE or UPDATE that the recorder is working on
@@ -111,6 +115,22 @@ class Dialog:
         self.peer = peer
         self.remote_target = contact_of(request) or self.remote_target
 
+    def follow_answer(self, response: Response) -> None:
+        """Take over what a 2xx to an INVITE or UPDATE of ours changes. RFC 3261 §12.2.1.2."""
+        self.remote_target = contact_of(response) or self.remote_target
+
+    @property
+    def refreshed_by(self) -> str:
+        """The method of our refreshes: a re-INVITE has to offer what we last said."""
+        if self.interval is None or self.description is None:
+            return "UPDATE"
+        return self.interval.method
+
+    @property
+    def may_offer(self) -> bool:
+        """Whether no INVITE or UPDATE of either side is under way. RFC 3261 §14.1."""
+        return not (self.offering or self.busy or self.waiting or self.unacknowledged)
+
     def acknowledge(self, number: int) -> bool:
         """Take an ACK; True when it was the first one for some answer.
 
@@ -137,6 +157,10 @@ class Dialog:
             self.refresh_at = None
             self.expires_at = now + interval.seconds - min(32.0, interval.seconds / 3)
 
+    def put_refresh_off(self, now: float) -> None:
+        """Something is under way that a re-INVITE must not cross."""
+        self.refresh_at = now + _FIRST_RETRY_S
+
     def note_refresh(self, response: Response, now: float) -> None:
         """Take the answer to a refresh of ours (408 without headers: none). RFC 4028 §7.2, §7.3, §10.
 
@@ -152,9 +176,13 @@ class Dialog:
         if response.status == 422:
             wanted = seconds_of(response.headers.get("Min-SE", ""))
             if wanted is not None and wanted > interval.seconds:
-                self.start_timer(SessionInterval(wanted, interval.refresher), now)
+                self.start_timer(replace(interval, seconds=wanted), now)
                 self.refresh_at = now
                 return
+        if response.status in _NO_SUCH_METHOD and self.description and interval.method == "UPDATE":
+            self.start_timer(replace(interval, method="INVITE"), now)
+            self.refresh_at = now
+            return
         if response.status != 408:
             self.start_timer(interval, now)
         if response.status in _PASSING:
@@ -172,7 +200,8 @@ def _agreed(interval: SessionInterval, response: Response) -> SessionInterval:
         return interval
     # Of the two of this request: "uac" are we.
     theirs = re.search(r";\s*refresher\s*=\s*uas\b", value, re.IGNORECASE)
-    return SessionInterval(max(seconds, _SHORTEST_S), "uac" if theirs else "uas")
+    refresher = "uac" if theirs else "uas"
+    return replace(interval, seconds=max(seconds, _SHORTEST_S), refresher=refresher)
 
 
 def seconds_of(value: str | None) -> int | None:
@@ -191,9 +220,9 @@ def is_secured(request: Request) -> bool:
     return any(one.lower().startswith("sips:") for one in (request.uri, hop))
 
 
-def contact_of(request: Request) -> str | None:
+def contact_of(message: Request | Response) -> str | None:
     """The URI of the first Contact, if it can be read."""
-    value = request.headers.first_value("Contact")
+    value = message.headers.first_value("Contact")
     try:
         return parse_name_addr(value).uri if value else None
     except MalformedMessage:
@@ -229,5 +258,6 @@ def negotiate_timer(request: Request, minimum: int) -> SessionInterval | None:
     if refresher != "uas":
         return SessionInterval(seconds, "uac")
     allowed = {name.upper() for name in request.headers.values("Allow")}
-    # By UPDATE: a re-INVITE of ours would offer SDP anew. Who knows none gets no timer.
-    return SessionInterval(seconds, "uas") if "UPDATE" in allowed or not allowed else None
+    # By UPDATE where we may: a re-INVITE has to offer SDP. RFC 4028 §7.4
+    known = "UPDATE" in allowed or not allowed
+    return SessionInterval(seconds, "uas", "UPDATE" if known else "INVITE")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from siprec_bridge.sip.asked import Asked, ask
+from siprec_bridge.sip.asked import Asked, acknowledge, ask
 from siprec_bridge.sip.dialog import (
     Dialog,
     DialogId,
@@ -219,9 +219,10 @@ class SipServer:
         asked = self._asked.get(branch)
         if asked is None or asked.failure is None:
             return []
-        del self._asked[branch]
+        failure, asked.failure = asked.failure, None
+        self._linger(asked)
         if server is None:
-            return self._answered(asked, asked.failure, now)
+            return self._answered(asked, failure, now)
         fresh = f"{_MAGIC}{self._token()}"
         return self._send_asked(asked.at(server, fresh, self._timers, now))
 
@@ -234,7 +235,7 @@ class SipServer:
         asked = self._asked.get(message.via.branch) if isinstance(message, Request) else None
         if asked is None or Action.FAIL not in asked.transaction.step(Input.EXPIRE, now):
             return []
-        del self._asked[asked.branch]
+        self._linger(asked)
         failure = Response(408, REASONS[408])
         if asked.peer.flow:  # all servers of its place have been tried
             return self._answered(asked, failure, now)
@@ -337,6 +338,8 @@ class SipServer:
             return [RequestReceived(pending.id, dialog.id, request, peer)]
         if request.cseq.number < dialog.remote_seq:
             raise Refused(500, REASONS[500])  # RFC 3261 §12.2.2
+        if dialog.offering and (request.method == "INVITE" or request.body):
+            raise Refused(491, REASONS[491])  # RFC 3261 §14.2, RFC 3311 §5.2
         pending.interval = negotiate_timer(request, self._min_session_expires)
         out = self._trying(pending, now) if request.method == "INVITE" else []
         if dialog.busy is None:
@@ -440,6 +443,8 @@ class SipServer:
             return out
         if status < 300:
             dialog.start_timer(pending.interval, now)
+            if body:
+                dialog.description = (content_type or "application/sdp", body)
             if method == "INVITE":
                 dialog.confirmed = True
                 dialog.unacknowledged[pending.request.cseq.number] = Unacknowledged(
@@ -571,11 +576,20 @@ class SipServer:
             return []
         actions = asked.transaction.step(_input_of(response.status), now)
         self._schedule(asked)
-        if Action.PASS not in actions or response.status < 200:
+        if response.status < 200 or not actions:
             return []
+        if asked.ack:
+            return [Send(asked.ack, asked.peer)]  # the one before was lost
+        dialog = self._dialogs.get(asked.dialog)
+        if dialog is not None and asked.method in _CHANGES and response.status < 300:
+            dialog.follow_answer(response)
+        out: list[Output] = []
+        if asked.method == "INVITE":
+            asked.ack = acknowledge(asked, response, dialog, f"{_MAGIC}{self._token()}")
+            out.append(Send(asked.ack, asked.peer))
         if response.status == 503:
-            return self._fail(asked, response, peer, now)
-        return self._answered(asked, response, now)
+            return out + self._fail(asked, response, peer, now)
+        return out + self._answered(asked, response, now)
 
     def _fail(
         self, asked: Asked, failure: Response, source: Peer | None, now: float
@@ -593,6 +607,8 @@ class SipServer:
         dialog = self._dialogs.get(asked.dialog)
         if dialog is None:
             return out
+        if asked.method == "INVITE":
+            dialog.offering = False
         if response.status == 481:  # the peer knows nothing of it: RFC 3261 §12.2.1.2
             out += self._end(dialog, "peer_gone", None, now)
         elif asked.refresh:
@@ -615,15 +631,24 @@ class SipServer:
     def _run_asked(self, asked: Asked, now: float) -> list[Output]:
         if asked.failure is not None:
             return self.redirect(asked.branch, None, now)
+        if asked.forget_at is not None and asked.forget_at <= now:
+            self._asked.pop(asked.branch, None)
+            return []
         out: list[Output] = []
         for actions in asked.transaction.expired(now):
             if Action.RESEND in actions:
                 out.append(Send(asked.transaction.message, asked.peer))
             if Action.FAIL in actions:
                 out += self._fail(asked, Response(408, REASONS[408]), None, now)
-        if asked.transaction.terminated and asked.failure is None:
-            self._asked.pop(asked.branch, None)
+        if asked.failure is None:
+            self._linger(asked)
         return out
+
+    def _linger(self, asked: Asked) -> None:
+        """Keep a request as long as its answer may come again."""
+        if asked.transaction.terminated:
+            self._asked.pop(asked.branch, None)
+        self._schedule(asked)
 
     def _run_dialog(self, dialog: Dialog, now: float) -> list[Output]:
         out: list[Output] = []
@@ -637,11 +662,25 @@ class SipServer:
         if dialog.expires_at is not None and dialog.expires_at <= now:
             return out + self._hang_up(dialog, "session_expired", now)
         if dialog.refresh_at is not None and dialog.refresh_at <= now:
-            dialog.refresh_at = None
-            seconds = dialog.interval.seconds if dialog.interval else 1800
-            timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
-            out += self._send_request(dialog, "UPDATE", now, timer, refresh=True)
+            out += self._refresh(dialog, now)
         return out
+
+    def _refresh(self, dialog: Dialog, now: float) -> list[Output]:
+        """Ask for another interval: by an offer of what holds already, where UPDATE is not known.
+
+        RFC 4028 §7.4.
+        """
+        seconds = dialog.interval.seconds if dialog.interval else 1800
+        timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
+        dialog.refresh_at = None
+        if dialog.refreshed_by == "UPDATE" or dialog.description is None:
+            return self._send_request(dialog, "UPDATE", now, timer, refresh=True)
+        if not dialog.may_offer:
+            dialog.put_refresh_off(now)
+            return []
+        dialog.offering = True
+        headers = (*timer, ("Allow", ", ".join(ALLOW)))
+        return self._send_request(dialog, "INVITE", now, headers, *dialog.description, refresh=True)
 
     def _hang_up(self, dialog: Dialog, cause: str, now: float) -> list[Output]:
         out = self._send_request(dialog, "BYE", now)
@@ -656,6 +695,12 @@ class SipServer:
             out += self._answer(pending, 487, now)
         dialog.unacknowledged.clear()
         dialog.start_timer(None, now)
+        if dialog.offering:
+            for asked in [one for one in self._asked.values() if one.dialog == dialog.id]:
+                # Its answer is still to be acknowledged; but it may never come.
+                if asked.method == "INVITE" and not asked.ack:
+                    asked.forget_at = now + self._timers.lifetime
+                    self._schedule(asked)
         return [*out, DialogEnded(dialog.id, cause, request)]
 
     def _forget(self, pending: _Pending) -> None:

@@ -196,12 +196,7 @@ class RecordingSession:
         """Take the answer to our own offer, which came in the ACK. Raises Refused (400, 488)."""
         if not self._now.awaits_answer:
             return Changes()
-        self._before = self._now.copy()
-        changes = self._take_sdp(_read_sdp(body), at)
-        self._now.late = self._now.awaits_answer = False
-        if changes.metadata_changed:
-            self._place_participants(at)
-        return self._with_pauses(replace(changes, needs_answer=False), at)
+        return self._take_answer(_read_sdp(body), at)
 
     def acknowledged(self, body: Body, at: datetime) -> Changes:
         """Take the body of an ACK: an answer to our offer, metadata, both or nothing.
@@ -219,6 +214,32 @@ class RecordingSession:
             if body.metadata is not None:
                 changes = self._beside_an_answer(body.metadata, changes, at)
         return changes
+
+    def refreshed(self, body: Body, at: datetime) -> Changes:
+        """Take a 2xx to a re-INVITE that offered once more what `answer` returned. RFC 4028 §7.4.
+
+        As a rule, it says what the SRC said before. Raises Refused (400, 488) for SDP that is no
+        answer to ours: all streams go on as they were.
+        """
+        changes = Changes()
+        try:
+            if body.sdp is not None:
+                answer = _read_sdp(body.sdp)
+                if self._answer is None or not _is_answer(answer, self._answer):
+                    raise Refused(488, "Not Acceptable Here")
+                changes = self._take_answer(answer, at)
+        finally:
+            if body.metadata is not None:
+                changes = self._beside_an_answer(body.metadata, changes, at)
+        return changes
+
+    def _take_answer(self, answer: SessionDescription, at: datetime) -> Changes:
+        self._before = self._now.copy()
+        changes = self._take_sdp(answer, at)
+        self._now.late = self._now.awaits_answer = False
+        if changes.metadata_changed:
+            self._place_participants(at)
+        return self._with_pauses(replace(changes, needs_answer=False), at)
 
     def _beside_an_answer(self, metadata: bytes, changes: Changes, at: datetime) -> Changes:
         """These changes, and what a document changes that came with an answer of the SRC's."""
@@ -617,6 +638,14 @@ def _read_sdp(body: bytes) -> SessionDescription:
         return sdp.parse(body)
     except MalformedSdp as error:
         raise Refused(400, f"Malformed SDP ({error})") from error
+
+
+def _is_answer(one: SessionDescription, offer: SessionDescription) -> bool:
+    """Whether it has the offer's m-lines, and none that was offered at port 0. RFC 3264 §6."""
+    return len(one.media) == len(offer.media) and all(
+        theirs.kind == ours.kind and (ours.port != 0 or theirs.port == 0)
+        for theirs, ours in zip(one.media, offer.media, strict=True)
+    )
 
 
 def _refusal_warnings(plans: Sequence[StreamPlan]) -> tuple[tuple[str, str], ...]:

@@ -294,18 +294,22 @@ async def test_a_session_timer_is_negotiated_and_refreshed(bridge: Bridge, tmp_p
 async def test_a_session_whose_refresher_died_ends_with_what_was_recorded(
     bridge: Bridge, tmp_path: Path
 ) -> None:
-    folders = [tmp_path / "dead", tmp_path / "ours"]
+    folders = [tmp_path / "dead", tmp_path / "ours", tmp_path / "offered"]
     for one in folders:
         one.mkdir()
-    dead, ours = await asyncio.gather(
+    dead, ours, offered = await asyncio.gather(
         play(bridge, "dead_refresher.xml", folders[0], timeout_s=80),
         play(bridge, "refreshed_by_us.xml", folders[1], timeout_s=80),
+        play(bridge, "refreshed_by_reinvite.xml", folders[2], timeout_s=80),
     )
     expired, kept = await recorded(bridge, dead), await recorded(bridge, ours)
+    again = await recorded(bridge, offered)
 
-    assert (expired["end_cause"], kept["end_cause"]) == ("session_expired", "bye")
+    causes = [one["end_cause"] for one in (expired, kept, again)]
+    assert causes == ["session_expired", "bye", "bye"]
     assert seconds(expired["started_at"], expired["ended_at"]) == pytest.approx(60, abs=2)
     assert seconds(kept["started_at"], kept["ended_at"]) == pytest.approx(45, abs=2)
+    assert seconds(again["started_at"], again["ended_at"]) == pytest.approx(45, abs=2)
     ((name, length),) = heard(bridge, expired, legs(expired)["1"])
     assert (name, length > 58) == ("alice", True)
 

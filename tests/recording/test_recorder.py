@@ -41,6 +41,7 @@ from siprec_bridge.transcript import RunFacts
 
 DIALOG = DialogId("call-1", "ours", "src")
 METADATA_TYPE = "application/rs-metadata+xml"
+ECHOED = "Via: SIP/2.0/UDP 192.0.2.1;branch=z9hG4bK9\r\nCall-ID: call-1\r\nCSeq: 1 INVITE\r\n"
 
 
 def message(
@@ -540,6 +541,35 @@ async def test_metadata_in_the_ack_is_kept(tmp_path: Path) -> None:
 
     document = SessionDocument.model_validate_json(row.document)
     assert [one.name for one in document.participants] == ["Alice", "Bob"]
+
+
+async def test_the_answer_to_a_refresh_is_followed_where_it_fits_and_ends_nothing_where_not(
+    tmp_path: Path,
+) -> None:
+    def refreshed(offer: str) -> RequestAnswered:
+        body = offer.encode()
+        head = parse(f"SIP/2.0 200 OK\r\n{ECHOED}Content-Type: application/sdp\r\n\r\n".encode())
+        assert isinstance(head, Response)
+        return RequestAnswered(DIALOG, "INVITE", Response(200, "OK", head.headers, body))
+
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        for offer in (OFFER, "nonsense", OFFER + "m=audio 30006 RTP/AVP 0\r\n"):
+            here.service.on_sip(refreshed(offer))
+        await here.service.settled()
+        (as_before,) = await sessions(here)
+        here.service.on_sip(refreshed(OFFER.replace("sendonly", "inactive")))
+        await here.service.settled()
+        (held,) = await sessions(here)
+        await hang_up(here)
+
+    states = [
+        [one.state for one in SessionDocument.model_validate_json(row.document).streams]
+        for row in (as_before, held)
+    ]
+    assert states == [["active", "active"], ["paused", "paused"]]
+    assert here.phone.asked == []
 
 
 @pytest.mark.parametrize("sdp", ["nonsense", OFFER.replace("RTP/AVP", "RTP/SAVP")])
