@@ -1,19 +1,23 @@
 """Digest authentication of requests: the challenge, and whether an answer to it is right.
 
 RFC 3261 §22, RFC 7616, RFC 8760. Nonces carry their time and our seal, so nothing is remembered
-between the challenge and its answer.
+between the challenge and its answer; of those that were answered rightly, what was used is.
 """
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from siprec_bridge.sip.headers import split_list, unquote
 from siprec_bridge.sip.message import Request
+from siprec_bridge.sip.nonces import NonceCounts
 
 _MAX_FIELDS = 50
+_COUNT = re.compile("[0-9A-Fa-f]{1,8}")
 _ALGORITHMS: dict[str, Callable[[bytes], "hashlib._Hash"]] = {
     "SHA-256": hashlib.sha256,  # the stronger one first: RFC 8760 §2.3
     "MD5": hashlib.md5,
@@ -24,7 +28,7 @@ class Verdict(Enum):
     """What an Authorization header is worth."""
 
     GOOD = auto()
-    STALE = auto()  # right, but for a nonce that is old or not ours: ask again
+    STALE = auto()  # right, but for a nonce that is old, used already or not ours: ask again
     BAD = auto()  # none there, or a wrong one
 
 
@@ -40,6 +44,8 @@ class DigestAuthority:
     secret: bytes
     lifetime: float = 300.0
     algorithms: tuple[str, ...] = tuple(_ALGORITHMS)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
+    _used: NonceCounts = field(default_factory=NonceCounts, init=False, repr=False)
 
     def challenges(self, now: float, *, stale: bool = False) -> list[str]:
         """The values of the WWW-Authenticate headers, one for each algorithm."""
@@ -51,7 +57,10 @@ class DigestAuthority:
         ]
 
     def verify(self, request: Request, now: float) -> Verdict:
-        """Check a request's Authorization. Takes the same time for known and unknown users."""
+        """Check a request's Authorization, which is good once.
+
+        Takes the same time for known and unknown users.
+        """
         for value in request.headers.get_all("Authorization"):
             scheme, _, rest = value.strip().partition(" ")
             if scheme.lower() != "digest":
@@ -75,23 +84,27 @@ class DigestAuthority:
         first = digest(f"{user}:{self.realm}:{password or ''}")
         # The URI is the client's: some SRCs write another one than the Request-URI.
         second = digest(f"{request.method}:{fields.get('uri', '')}")
-        nonce = fields.get("nonce", "")
+        nonce, count = fields.get("nonce", ""), "1"
         if fields.get("qop", "").lower() == "auth":
-            middle = f"{nonce}:{fields.get('nc', '')}:{fields.get('cnonce', '')}:auth"
-        else:
+            count = fields.get("nc", "")
+            middle = f"{nonce}:{count}:{fields.get('cnonce', '')}:auth"
+        else:  # a client of before RFC 2617 does not count
             middle = nonce
         expected = digest(f"{first}:{middle}:{second}")
         given = fields.get("response", "").lower()
         right = hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogateescape"))
         issued = self._issued(nonce)
-        if password is None or not right:
+        if password is None or not right or _COUNT.fullmatch(count) is None:
             return Verdict.BAD
         # Also one of before a restart: a client that is told nothing takes its password for wrong.
-        fresh = issued is not None and 0 <= now - issued <= self.lifetime
-        return Verdict.GOOD if fresh else Verdict.STALE
+        if issued is None or not 0 <= now - issued <= self.lifetime:
+            return Verdict.STALE
+        oldest = now - self.lifetime
+        first_use = self._used.take(nonce, issued, int(count, 16), oldest=oldest)
+        return Verdict.GOOD if first_use else Verdict.STALE
 
     def _nonce(self, now: float) -> str:
-        time = f"{now:.3f}"
+        time = f"{now:.3f}/{next(self._numbers)}"  # two that ask at once must not share one
         return f"{time}-{self._seal(time)}"
 
     def _issued(self, nonce: str) -> float | None:
@@ -100,7 +113,7 @@ class DigestAuthority:
         sealed = self._seal(time)
         if not hmac.compare_digest(sealed.encode(), seal.encode("utf-8", "surrogateescape")):
             return None
-        return float(time)
+        return float(time.partition("/")[0])
 
     def _seal(self, time: str) -> str:
         data = f"{self.realm}:{time}".encode("utf-8", "surrogateescape")

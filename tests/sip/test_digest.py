@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from harness.src import PEER, multipart, new_server, request, responses, statuses
 from siprec_bridge.sip import DigestAuthority, InviteReceived, Request, answer_challenge, parse
 from siprec_bridge.sip.digest import Verdict
+from siprec_bridge.sip.nonces import NonceCounts
 
 AUTHORITY = DigestAuthority("pbx", {"sbc": "secret"}, b"seal")
 URI = "sip:srs@192.0.2.1"
@@ -54,12 +55,83 @@ def test_the_example_of_rfc_7616_gives_its_figures() -> None:
 
 @pytest.mark.parametrize("index", [0, 1], ids=["SHA-256", "MD5"])
 def test_the_right_answer_is_good_until_its_nonce_is_old(index: int) -> None:
-    value = answer(AUTHORITY.challenges(1000.0)[index])
-    message = parsed(invite(value))
+    messages = [parsed(invite(answer(AUTHORITY.challenges(1000.0)[index]))) for _ in range(3)]
 
-    verdicts = [AUTHORITY.verify(message, now) for now in (1000.0, 1299.0, 1301.0)]
+    verdicts = [
+        AUTHORITY.verify(message, now)
+        for message, now in zip(messages, (1000.0, 1299.0, 1301.0), strict=True)
+    ]
 
     assert verdicts == [Verdict.GOOD, Verdict.GOOD, Verdict.STALE]
+
+
+def counted(challenge: str, count: str, *, cnonce: str = "c") -> Request:
+    """An INVITE with the answer to a challenge for this nonce count."""
+    nonce = challenge.split('nonce="')[1].split('"')[0]
+    first = hashlib.sha256(b"sbc:pbx:secret").hexdigest()
+    second = hashlib.sha256(f"INVITE:{URI}".encode()).hexdigest()
+    middle = f"{nonce}:{count}:{cnonce}:auth"
+    response = hashlib.sha256(f"{first}:{middle}:{second}".encode()).hexdigest()
+    value = (
+        f'Digest username="sbc", realm="pbx", nonce="{nonce}", uri="{URI}", response="{response}", '
+        f'algorithm=SHA-256, qop=auth, nc={count}, cnonce="{cnonce}"'
+    )
+    return parsed(invite(value))
+
+
+def test_a_nonce_serves_many_requests_each_count_once() -> None:
+    authority = DigestAuthority("pbx", {"sbc": "secret"}, b"seal")
+    challenge, other = authority.challenges(0.0)[0], authority.challenges(0.0)[0]
+
+    verdicts = [
+        authority.verify(counted(challenge, count, cnonce=cnonce), 1.0)
+        for count, cnonce in [
+            ("00000001", "a"), ("00000003", "b"), ("00000002", "c"),  # which was overtaken
+            ("00000003", "b"), ("00000001", "another"), ("0000ffff", "d"), ("00000004", "e"),
+            ("FFFFFFFF", "f"), ("fffffffe", "g"), ("FFFFFFFF", "f"),
+        ]
+    ]  # fmt: skip
+
+    good, stale = Verdict.GOOD, Verdict.STALE
+    assert verdicts == [good, good, good, stale, stale, good, stale, good, good, stale]
+    assert challenge != other
+    assert authority.verify(counted(other, "00000001"), 1.0) is Verdict.GOOD
+
+
+@pytest.mark.parametrize("count", ["", "x", "000000001", "-1", "1 "])
+def test_a_count_that_is_none_is_a_wrong_answer(count: str) -> None:
+    assert AUTHORITY.verify(counted(AUTHORITY.challenges(0.0)[0], count), 1.0) is Verdict.BAD
+
+
+def test_an_invite_that_somebody_heard_and_sends_again_is_asked_for_another_answer() -> None:
+    srs = new_server(authority=DigestAuthority("pbx", {"sbc": "secret"}, b"seal"))
+    (challenged,) = responses(srs.receive(invite(), PEER, 0.0))
+    value = answer(challenged.headers.get_all("WWW-Authenticate")[0])
+    asked = invite(value, number=2, branch="z9hG4bK2")
+    replayed = invite(value, number=2, branch="z9hG4bK3", call_id="another")
+
+    first = srs.receive(asked, PEER, 1.0)
+    retransmitted = srs.receive(asked, PEER, 1.5)  # the same transaction
+    (refusal,) = responses(again := srs.receive(replayed, PEER, 2.0))
+
+    assert (statuses(first), statuses(retransmitted)) == ([100], [100])
+    assert refusal.status == 401
+    assert "stale=true" in (refusal.headers.get("WWW-Authenticate") or "")
+    assert not any(isinstance(one, InviteReceived) for one in retransmitted + again)
+    fresh = answer(refusal.headers.get_all("WWW-Authenticate")[0])
+    assert statuses(srs.receive(invite(fresh, number=3, branch="z9hG4bK4"), PEER, 2.1)) == [100]
+
+
+def test_used_nonces_are_forgotten_when_they_are_old_and_none_of_them_is_good_again() -> None:
+    counts = NonceCounts(most=10)
+
+    taken = [counts.take(f"n{at}", at, 1, oldest=at - 300) for at in range(1000)]
+    again = [counts.take(f"n{at}", at, 1, oldest=699) for at in range(1000)]
+
+    assert (all(taken), any(again)) == (True, False)
+    assert len(counts) == 10
+    counts.take("much later", 5000.0, 1, oldest=4700.0)
+    assert len(counts) == 1
 
 
 def test_an_old_client_without_qop_is_taken() -> None:
@@ -72,6 +144,7 @@ def test_an_old_client_without_qop_is_taken() -> None:
     )
 
     assert AUTHORITY.verify(parsed(invite(value)), 1.0) is Verdict.GOOD
+    assert AUTHORITY.verify(parsed(invite(value)), 1.0) is Verdict.STALE  # it does not count
 
 
 @pytest.mark.parametrize(
