@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import structlog
@@ -19,7 +19,7 @@ from siprec_bridge.signalling.complaints import Complaints
 from siprec_bridge.signalling.outgoing import Dialler, Outgoing, Place, Unreachable
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.tls import TlsServerContext
-from siprec_bridge.signalling.udp import UdpEndpoint
+from siprec_bridge.signalling.udp import WILDCARDS, UdpEndpoint
 from siprec_bridge.sip import (
     AliasAsked,
     AnswerContent,
@@ -45,6 +45,7 @@ _HANDSHAKE_TIMEOUT_S = 10.0
 _MOST_CONNECTIONS = 20_000  # where files are without number, memory is not
 _MOST_SEARCHES = 256  # at once, for servers of peers
 _SEARCH_S = 5.0
+_DRAIN_S = 6.0  # longer than an attempt at a connection takes
 _MOST_ALIASES = 16  # of one connection
 _SOCKET_BUFFER = 4 << 20  # a burst of INVITEs of some KB each must not be lost
 
@@ -142,6 +143,7 @@ class Listener:
 
     async def stop(self) -> None:
         """Unbind and close the connections, once what waits for one of ours is on its way."""
+        await self._drain()
         await self._outgoing.stop()
         for search in self._searches:
             search.cancel()
@@ -157,6 +159,17 @@ class Listener:
         for connection in list(self._connections.values()):
             connection.close()
         await asyncio.sleep(0)  # lets the transports say goodbye
+
+    async def _drain(self) -> None:
+        """Let the last BYEs find their server, their connection, or else their way back."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _DRAIN_S
+        while under_way := self._searches | self._outgoing.attempts:
+            left = until - loop.time()
+            if left <= 0:
+                return
+            await asyncio.wait(under_way, timeout=left)
+            await asyncio.sleep(0)  # what was lost is told with the next turn
 
     def respond(self, id: RequestId, status: int, **content: Unpack[AnswerContent]) -> None:
         """Answer a request; one that no longer waits for an answer is passed over."""
@@ -365,9 +378,11 @@ class Listener:
     def _send(self, data: bytes, peer: Peer) -> None:
         if peer.transport == "udp":
             self._trace(data, peer, True)
-            endpoint = self._udp.get(peer.flow)
+            endpoint = self._udp.get(peer.flow) or self._udp_for(peer)
             if endpoint is not None:
                 endpoint.send(data, peer)
+            elif not self._closed:  # later: who sends must not be told before he is done with it
+                asyncio.get_running_loop().call_soon(self._take_back, data)
             return
         connection = self._connections.get(peer.flow)
         if connection is not None and connection.is_open:
@@ -377,6 +392,12 @@ class Listener:
             self._outgoing.send(data, _place(peer))
         else:
             self._metrics.sip_undelivered_total.labels(transport=peer.transport).inc()
+
+    def _udp_for(self, peer: Peer) -> UdpEndpoint | None:
+        """A socket that sends from this address of ours, from the same port if there is one."""
+        places = [(one.host, one) for one in self._udp.values()]
+        fitting = [one for host, one in places if host in (peer.local_host, *WILDCARDS)]
+        return min(fitting, key=lambda one: one.port != peer.local_port, default=None)
 
     def _search(self, wanted: NextServerWanted) -> None:
         """Look for another server for a request; it goes nowhere where too many do that."""
@@ -389,16 +410,17 @@ class Listener:
 
     async def _find_server(self, wanted: NextServerWanted) -> None:
         place = _place(wanted.peer)
+        domain = replace(place, server=None)
         failed = wanted.failed | {self._outgoing.server_of(place)}
         found: list[tuple[str, int]] = []
         try:
             async with asyncio.timeout(_SEARCH_S):
-                found = await self._dialler.servers(place)
+                found = await self._dialler.servers(domain)
         except (OSError, ValueError) as error:  # TimeoutError is one; ValueError: no host name
-            log.info("sip.no_other_server", peer=str(place), cause=str(error))
+            log.info("sip.no_other_server", peer=str(domain), cause=str(error))
         server = next((one for one in found if one not in failed), None)
         if server is not None:
-            log.info("sip.next_server", peer=str(place), server=f"{server[0]}:{server[1]}")
+            log.info("sip.next_server", peer=str(domain), server=f"{server[0]}:{server[1]}")
         self._perform(self._server.redirect(wanted.branch, server, self._now()))
 
     def _take_back(self, data: bytes) -> None:

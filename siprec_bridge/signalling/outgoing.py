@@ -114,6 +114,11 @@ class Outgoing:
         peer = connection.peer if connection is not None else None
         return (peer.host, peer.port) if peer is not None else None
 
+    @property
+    def attempts(self) -> set[asyncio.Task[None]]:
+        """Those under way."""
+        return self._tasks
+
     async def stop(self) -> None:
         """Let the attempts under way end, so that the last BYEs arrive; begin no other."""
         self._closed = True

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from siprec_bridge.sip import Peer
 
-_WILDCARDS = ("0.0.0.0", "::")
+WILDCARDS = ("0.0.0.0", "::")
 
 
 @lru_cache(maxsize=4096)
@@ -38,7 +38,7 @@ class UdpEndpoint(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
         """Asyncio: a datagram came."""
-        own = local_address(address[0]) if self.host in _WILDCARDS else self.host
+        own = local_address(address[0]) if self.host in WILDCARDS else self.host
         peer = Peer("udp", address[0], address[1], self._flow, own, self.port)
         self._receive(data, peer)
 

@@ -24,7 +24,8 @@ class Asked:
 
     `failure`: what it came to at the last server (a 408 without headers: nothing), while another
     one is looked for. `failed`: addresses and ports that need not be tried again. `ack`: an INVITE's,
-    for its final answer and each repetition of that.
+    for its final answer and each repetition of that. `way_back`: of a request that goes by another
+    transport than the dialog's, where answers go, in case that leads nowhere.
     """
 
     branch: str
@@ -39,6 +40,7 @@ class Asked:
     search_until: float | None = None
     ack: bytes = b""
     forget_at: float | None = None  # an INVITE whose dialog is over
+    way_back: Peer | None = None
     scheduled: float | None = field(default=None)  # its valid entry in the agenda
 
     @property
@@ -58,6 +60,11 @@ class Asked:
         """Whether there may be another server for it."""
         return self.peer.elsewhere is not None and self.servers < _MOST_SERVERS
 
+    @property
+    def unsent(self) -> bool:
+        """Whether its first server is still looked for."""
+        return self.servers == 0
+
     def fail(self, failure: Response, source: Peer | None, now: float) -> None:
         """Note that this server does not serve it. `source`: who answered, if somebody did."""
         self.failed |= {(one.host, one.port) for one in (self.peer, source) if one is not None}
@@ -71,6 +78,15 @@ class Asked:
         peer = replace(
             self.peer, host=host, port=port, flow=0 if self.peer.reliable else self.peer.flow
         )
+        return self._sent_to(peer, self.way_back, branch, timers, now)
+
+    def back(self, way_back: Peer, branch: str, timers: Timers, now: float) -> "Asked":
+        """The same for where answers to the dialog's last request go."""
+        return self._sent_to(way_back, None, branch, timers, now)
+
+    def _sent_to(
+        self, peer: Peer, way_back: Peer | None, branch: str, timers: Timers, now: float
+    ) -> "Asked":
         headers = Headers(self.request.headers)
         headers.replace_first("Via", _via(peer, branch))
         request = Request(self.request.method, self.request.uri, headers, self.request.body)
@@ -83,6 +99,7 @@ class Asked:
             self.refresh,
             self.failed,
             self.servers + 1,
+            way_back=way_back,
         )
 
 
@@ -102,8 +119,13 @@ def ask(
 ) -> Asked:
     """The next request in a dialog."""
     dialog.local_seq += 1
+    hop = next_hop(dialog)
+    elsewhere = (hop.host, hop.port) if hop is not None else None
     # Where answers to the dialog's last request go: behind a NAT its Contact leads nowhere.
-    peer = replace(dialog.peer, elsewhere=next_hop(dialog))
+    peer, way_back = replace(dialog.peer, elsewhere=elsewhere), None
+    if hop is not None and hop.transport != peer.transport:
+        way_back = replace(peer, elsewhere=None)
+        peer = replace(peer, transport=hop.transport, flow=0)
     target, routes = dialog.path()
     headers = Headers(
         [
@@ -123,7 +145,12 @@ def ask(
         headers.add("Content-Type", content_type)
     request = Request(method, target, headers, body)
     transaction = _transaction(request, peer, timers, now)
-    return Asked(branch, request, dialog.id, peer, transaction, refresh)
+    asked = Asked(branch, request, dialog.id, peer, transaction, refresh, way_back=way_back)
+    if way_back is not None:
+        asked.servers = 0
+        asked.fail(Response(408, "Request Timeout"), None, now)
+        asked.failed = frozenset()
+    return asked
 
 
 def acknowledge(asked: Asked, response: Response, dialog: Dialog | None, branch: str) -> bytes:

@@ -9,7 +9,8 @@ class Peer:
 
     `elsewhere` is the host, which may be a name, and port that a new connection may be opened to
     when that connection is gone; no port: the domain tells its servers. RFC 3263 §4. With a `flow`
-    of 0 there has been none, and this address is the one of those servers that is wanted.
+    of 0 there has been none, and this address is the one of those servers that is wanted: by any
+    of our UDP sockets, or over a connection of its own.
     """
 
     transport: str  # udp, tcp or tls
@@ -33,5 +34,10 @@ class Peer:
 
     @property
     def default_port(self) -> int:
-        """The port of its transport. RFC 3261 §19.1.2."""
-        return 5061 if self.transport == "tls" else 5060
+        """The port of its transport."""
+        return default_port(self.transport)
+
+
+def default_port(transport: str) -> int:
+    """Where nothing else is said. RFC 3261 §19.1.2."""
+    return 5061 if transport == "tls" else 5060

@@ -1,14 +1,14 @@
 """Where answers and our own requests go. RFC 3261 §8.1.2, §12.2.1.1 and §18.2, RFC 3581."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from siprec_bridge.sip.dialog import Dialog
 from siprec_bridge.sip.errors import MalformedMessage
 from siprec_bridge.sip.headers import Via, parse_name_addr, split_first, split_list
 from siprec_bridge.sip.message import Request
-from siprec_bridge.sip.peer import Peer
-from siprec_bridge.sip.uri import is_address, parse_uri
+from siprec_bridge.sip.peer import Peer, default_port
+from siprec_bridge.sip.uri import Uri, is_address, parse_uri
 
 
 def note_source(request: Request, peer: Peer) -> Peer:
@@ -42,24 +42,40 @@ def note_source(request: Request, peer: Peer) -> Peer:
     return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
 
 
-def next_hop(dialog: Dialog) -> tuple[str, int | None] | None:
-    """Host and port that requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1.
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where a request is addressed to. No port: the name tells its servers."""
 
-    No port for a name that has none. None where there is none to be read, or where it wants TLS
-    that the dialog does not have.
+    transport: str
+    host: str
+    port: int | None
+
+
+def next_hop(dialog: Dialog) -> Hop | None:
+    """Where requests in a dialog are addressed to. RFC 3261 §8.1.2, §12.2.1.1 and §19.1.5.
+
+    None where that cannot be read.
     """
     try:
         route = next(iter(dialog.route_set), None)
         uri = parse_uri(parse_name_addr(route).uri if route else dialog.remote_target)
     except MalformedMessage:
         return None
-    wants_tls = uri.scheme == "sips" or uri.params.get("transport", "").lower() == "tls"
     host = uri.params.get("maddr", "").strip("[]") or uri.host  # RFC 3263 §4
-    if not host or (wants_tls and dialog.peer.transport != "tls"):
+    if not host:
         return None
+    transport = _transport(uri, dialog.peer.transport)
     if uri.port is None and not is_address(host):
-        return host, None
-    return host, uri.port or dialog.peer.default_port
+        return Hop(transport, host, None)
+    return Hop(transport, host, uri.port or default_port(transport))
+
+
+def _transport(uri: Uri, ours: str) -> str:
+    """What a URI asks for, if we know it; else the dialog's own, and TLS for what is over TLS."""
+    if ours == "tls" or uri.scheme == "sips":
+        return "tls"
+    stated = uri.params.get("transport", "").lower()
+    return stated if stated in ("udp", "tcp", "tls") else ours
 
 
 def here(peer: Peer) -> Peer:

@@ -222,7 +222,7 @@ class SipServer:
         failure, asked.failure = asked.failure, None
         self._linger(asked)
         if server is None:
-            return self._answered(asked, failure, now)
+            return self._give_up(asked, failure, now)
         fresh = f"{_MAGIC}{self._token()}"
         return self._send_asked(asked.at(server, fresh, self._timers, now))
 
@@ -568,6 +568,8 @@ class SipServer:
     def _send_asked(self, asked: Asked) -> list[Output]:
         self._asked[asked.branch] = asked
         self._schedule(asked)
+        if asked.unsent:
+            return [NextServerWanted(asked.branch, asked.peer, asked.failed)]
         return [Send(asked.transaction.message, asked.peer)]
 
     def _take_response(self, response: Response, peer: Peer, now: float) -> list[Output]:
@@ -596,11 +598,18 @@ class SipServer:
     ) -> list[Output]:
         """A 503 or no answer: another server of the peer's may serve it. RFC 3263 §4.3."""
         if not asked.may_go_elsewhere:
-            return self._answered(asked, failure, now)
+            return self._give_up(asked, failure, now)
         asked.fail(failure, source, now)
         self._asked[asked.branch] = asked
         self._schedule(asked)
         return [NextServerWanted(asked.branch, asked.peer, asked.failed)]
+
+    def _give_up(self, asked: Asked, failure: Response, now: float) -> list[Output]:
+        """No server of the peer's serves it; but answers may still get through to him."""
+        if asked.way_back is None:
+            return self._answered(asked, failure, now)
+        fresh = f"{_MAGIC}{self._token()}"
+        return self._send_asked(asked.back(asked.way_back, fresh, self._timers, now))
 
     def _answered(self, asked: Asked, response: Response, now: float) -> list[Output]:
         out: list[Output] = [RequestAnswered(asked.dialog, asked.method, response)]
@@ -646,7 +655,7 @@ class SipServer:
 
     def _linger(self, asked: Asked) -> None:
         """Keep a request as long as its answer may come again."""
-        if asked.transaction.terminated:
+        if asked.transaction.terminated or asked.unsent:
             self._asked.pop(asked.branch, None)
         self._schedule(asked)
 

@@ -1,0 +1,156 @@
+"""Requests of ours to a Contact of another transport than the call came over, on real sockets."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from harness.bridge import eventually
+from harness.callback import Src, answer, src
+from harness.src import new_server, request
+from siprec_bridge.signalling import Listener
+from siprec_bridge.sip import DialogId, InviteReceived, Output, Request, RequestAnswered, parse
+from siprec_bridge.telemetry import Metrics
+
+
+class Datagrams(asyncio.DatagramProtocol):
+    """The UDP side of an SRC: requests that came, each answered with 200."""
+
+    def __init__(self) -> None:
+        self.got: list[Request] = []
+        self.port = 0
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        message = parse(data)
+        if isinstance(message, Request):
+            self.got.append(message)
+            self.send(answer(message, 200), address)
+
+    def send(self, data: bytes, address: tuple[str, int]) -> None:
+        assert self._transport is not None
+        self._transport.sendto(data, address)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+
+@asynccontextmanager
+async def datagrams() -> AsyncIterator[Datagrams]:
+    _, one = await asyncio.get_running_loop().create_datagram_endpoint(
+        Datagrams, local_addr=("127.0.0.1", 0)
+    )
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+class Bridge:
+    """A listener on UDP and TCP."""
+
+    def __init__(self) -> None:
+        self.events: list[Output] = []
+        self.listener = Listener(new_server(), self.events.append, Metrics())
+
+    async def called(self, contact: str, send: Callable[[bytes], None]) -> DialogId:
+        """A call that has been answered."""
+        invite = request("INVITE").replace(b"sip:src@192.0.2.10:5070", contact.encode())
+        send(invite)
+        await eventually(lambda: bool(self.events), "the INVITE")
+        (asked,) = self.events
+        assert isinstance(asked, InviteReceived)
+        self.listener.respond(asked.id, 200)
+        return asked.dialog
+
+    def answers(self) -> list[int]:
+        return [one.response.status for one in self.events if isinstance(one, RequestAnswered)]
+
+    def place(self, transport: str) -> tuple[str, int]:
+        (one,) = (each for each in self.listener.endpoints if each.transport == transport)
+        return one.host, one.port
+
+
+@asynccontextmanager
+async def bridge() -> AsyncIterator[Bridge]:
+    one = Bridge()
+    await one.listener.start(["127.0.0.1"], udp_ports=[0], tcp_ports=[0])
+    try:
+        yield one
+    finally:
+        await one.listener.stop()
+
+
+def byes(peer: Src | Datagrams) -> list[Request]:
+    return [one for one in peer.got if isinstance(one, Request) and one.method == "BYE"]
+
+
+async def test_a_call_over_udp_with_a_contact_of_tcp_gets_its_bye_over_tcp() -> None:
+    async with src() as there, datagrams() as here, bridge() as ours:
+        contact = f"sip:src@127.0.0.1:{there.port};transport=tcp"
+        dialog = await ours.called(contact, lambda data: here.send(data, ours.place("udp")))
+
+        ours.listener.request(dialog, "BYE")
+
+        await eventually(lambda: bool(ours.answers()), "the answer")
+    ((bye,), over_udp) = byes(there), byes(here)
+    assert (bye.via.transport, over_udp, ours.answers()) == ("TCP", [], [200])
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["as the bridge stops", "in its time"])
+async def test_where_nobody_listens_there_the_bye_comes_over_udp(at_once: bool) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = free.getsockname()[1]
+    async with datagrams() as here, bridge() as ours:
+        contact = f"sip:src@127.0.0.1:{nobody};transport=tcp"
+        dialog = await ours.called(contact, lambda data: here.send(data, ours.place("udp")))
+
+        ours.listener.request(dialog, "BYE")
+        if at_once:
+            await ours.listener.stop()
+
+        await eventually(lambda: bool(byes(here)), "the BYE")
+    assert {one.via.transport for one in byes(here)} == {"UDP"}
+
+
+async def test_a_call_over_tcp_with_a_contact_of_udp_gets_its_bye_over_udp() -> None:
+    async with datagrams() as there, bridge() as ours:
+        reader, writer = await asyncio.open_connection(*ours.place("tcp"))
+        dialog = await ours.called(
+            f"sip:src@127.0.0.1:{there.port};transport=udp",
+            lambda data: writer.write(data.replace(b"SIP/2.0/UDP", b"SIP/2.0/TCP")),
+        )
+
+        ours.listener.request(dialog, "BYE")
+
+        await eventually(lambda: bool(ours.answers()), "the answer")
+        over_tcp = await reader.read(65536)
+        writer.close()
+    assert {one.via.transport for one in byes(there)} == {"UDP"}
+    assert b"BYE sip:" not in over_tcp
+    assert ours.answers() == [200]
+
+
+async def test_without_a_socket_of_that_transport_the_bye_takes_the_connection_of_the_call() -> (
+    None
+):
+    ours = Bridge()
+    await ours.listener.start(["127.0.0.1"], udp_ports=[], tcp_ports=[0])
+    reader, writer = await asyncio.open_connection(*ours.place("tcp"))
+    dialog = await ours.called("sip:src@127.0.0.1:9;transport=udp", writer.write)
+
+    ours.listener.request(dialog, "BYE")
+
+    async with asyncio.timeout(20):
+        while b"BYE sip:src" not in await reader.readuntil(b"\r\n"):
+            pass
+    writer.close()
+    await ours.listener.stop()
