@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from siprec_bridge.delivery import envelope
 from siprec_bridge.delivery.events import Stream
 from siprec_bridge.media import Finisher
+from siprec_bridge.recording import long_past
 from siprec_bridge.recording.assurance import NO_AUDIO, assure
 from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
@@ -83,9 +84,12 @@ class Archive:
         `session` is its row, as stored or as its owner knows it; `untold` are its earlier events
         that are not stored yet.
         """
+        folder, whole = Path(session.folder), document
         if session.state == "recording":
-            await until_taken(lambda: self._note_end(session, cause, at, document, untold))
-        await until_taken(lambda: self._finish(session, session.end_cause or cause, at, document))
+            whole = await until_taken(lambda: asyncio.to_thread(long_past.joined, document, folder))
+            await until_taken(lambda: self._note_end(session, cause, at, whole, untold))
+        await until_taken(lambda: asyncio.to_thread(long_past.remove, folder, session.id))
+        await until_taken(lambda: self._finish(session, session.end_cause or cause, at, whole))
 
     async def give_up(self, session: SessionRow, at: datetime, document: SessionDocument) -> None:
         """Note that there is no audio; retried until the disk takes it."""

@@ -20,6 +20,7 @@ from siprec_bridge.media import (
     StreamReport,
     StreamSpec,
 )
+from siprec_bridge.recording import long_past
 from siprec_bridge.recording.archive import facts_of
 from siprec_bridge.recording.desk import Desk
 from siprec_bridge.sdp import Fingerprint
@@ -492,6 +493,7 @@ class Recorder:
         if not changes.any:
             return
         self._updates += 1
+        await self._shed()
         document = self._session.document()
         facts = facts_of(document, self.dialog.call_id, at)
         number = self._updates
@@ -534,6 +536,18 @@ class Recorder:
             resumed=len(changes.resumed),
             metadata=changes.metadata_changed,
         )
+
+    async def _shed(self) -> None:
+        """Keep the document of a call of weeks small: what is long over, the archive puts back."""
+        past = self._session.long_past()
+        if not past:
+            return
+        try:
+            await asyncio.to_thread(long_past.append, self._folder, self.session_id, past)
+        except OSError as error:  # then it stays large
+            log.warning("session.past_not_noted", cause=str(error))
+            return
+        self._session.forget(past)
 
     async def _end(self, cause: str) -> None:
         """Close the streams, note the end, and have the audio archived."""

@@ -33,6 +33,14 @@ class Presence(Value):
     until: datetime | None = None
 
 
+class PastPresence(Value):
+    """One that is long over, of the stream at this m-line; with the participant, if it is known."""
+
+    index: int
+    presence: Presence
+    participant: Participant | None = None
+
+
 class Pause(Value):
     """A time in which a stream was not recorded; `until` None: it still is not.
 

@@ -22,6 +22,7 @@ from siprec_bridge.sip import Refused, readable
 from siprec_bridge.siprec.body import Body
 from siprec_bridge.siprec.described import described
 from siprec_bridge.siprec.document import (
+    PastPresence,
     Presence,
     SessionDocument,
     StreamDocument,
@@ -41,6 +42,7 @@ from siprec_bridge.siprec.pauses import PauseOrder, follow
 from siprec_bridge.transcript import Participant
 
 _MAX_WARNINGS = 50
+_NEWEST_PRESENCES = 500  # of a stream that stay in the document while it is being recorded
 _MAX_SESSION_IDS = 500  # the newest ones of a recording session that never ends
 _LONGEST_WARNING = 512
 _LONGEST_WORD = 20
@@ -300,6 +302,29 @@ class RecordingSession:
     def streams_paused(self) -> tuple[int, ...]:
         """M-lines that are on hold, or paused by order."""
         return tuple(one.index for one in self._now.streams.values() if one.state == "paused")
+
+    def long_past(self) -> tuple[PastPresence, ...]:
+        """Presences that need not be in the document of every change: none, or many at once."""
+        found: list[PastPresence] = []
+        for stream in self._now.streams.values():
+            over = [one for one in stream.presences if one.until is not None]
+            if len(over) <= 2 * _NEWEST_PRESENCES:
+                continue
+            found += [
+                PastPresence(
+                    index=stream.index,
+                    presence=one,
+                    participant=self._now.participants.get(one.participant_id),
+                )
+                for one in over[:-_NEWEST_PRESENCES]
+            ]
+        return tuple(found)
+
+    def forget(self, past: Sequence[PastPresence]) -> None:
+        """Leave these out of the document from now on: somebody else has noted them."""
+        for stream in self._now.streams.values():
+            gone = {id(one.presence) for one in past if one.index == stream.index}
+            stream.presences[:] = [one for one in stream.presences if id(one) not in gone]
 
     def document(self) -> SessionDocument:
         """All that is known now."""
