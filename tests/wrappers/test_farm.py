@@ -18,11 +18,19 @@ from hypothesis import strategies as st
 from joserfc.jwk import OKPKey
 
 from siprec_wrappers.farm.cli import _PARTS, main
+from siprec_wrappers.farm.clock import ClockWatch
 from siprec_wrappers.farm.exporter import _metrics
 from siprec_wrappers.farm.job import Job, MalformedJob, audio_key, job_of, read_failure
 from siprec_wrappers.farm.settings import SettingError, read_settings
 from siprec_wrappers.farm.status import Status, WorkerState, _eta
-from siprec_wrappers.farm.store import RemoteStore, Store, StoreError, open_store, tidy
+from siprec_wrappers.farm.store import (
+    DirectoryStore,
+    RemoteStore,
+    Store,
+    StoreError,
+    open_store,
+    tidy,
+)
 from siprec_wrappers.farm.tokens import Refused, issue, node_of, read_key
 
 ROOT = Path(__file__).parents[2]
@@ -200,6 +208,54 @@ def test_what_is_old_goes_and_what_is_young_stays(tmp_path: Path) -> None:
     assert removed == 3
     assert store.entries("results") == store.entries("waiting") == []
     assert [one.name for one in store.entries("audio")] == ["young"]
+
+
+class _Elsewhere(DirectoryStore):
+    """A directory of a server whose clock is `ahead` of ours; None: it tells no times."""
+
+    ahead: float | None = 0.0
+
+    def modified(self, key: str) -> float | None:
+        ours = super().modified(key)
+        return None if ours is None or self.ahead is None else ours + self.ahead
+
+
+@pytest.mark.parametrize(
+    ("stores", "complaint"),
+    [
+        (-90.0, "clock is 89 s ahead of the store's: jobs are dropped as over"),
+        (90.0, "clock is 90 s behind the store's: jobs are done that nobody waits for"),
+    ],
+)
+def test_a_clock_that_is_not_the_stores_is_told_once_and_so_is_its_cure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stores: float, complaint: str
+) -> None:
+    caplog.set_level("INFO", "whisper-farm")
+    store = _Elsewhere(tmp_path)
+    watch = ClockWatch(store, "workers/w.json")
+    told = []
+
+    for store.ahead in (0.0, 4.0, -4.0, None, stores, stores, 0.5, None):
+        watch.write(b"{}")
+        told.append((watch.ahead != 0, [record.getMessage() for record in caplog.records]))
+        caplog.clear()
+
+    assert [wrong for wrong, _ in told] == [False] * 4 + [True] * 2 + [False] * 2
+    assert [len(lines) for _, lines in told] == [0, 0, 0, 0, 1, 0, 1, 0]
+    assert complaint in told[4][1][0]
+    assert "agree again" in told[6][1][0]
+
+
+def test_what_is_old_is_so_by_the_stores_clock_not_by_a_wrong_one_of_ours(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for key, age in (("results/young", 3600), ("results/old", 3 * 86400)):
+        store.put(key, b"")
+        os.utime(tmp_path / key, (time.time() - 30 * 86400 - age,) * 2)
+
+    removed = tidy(store, 86400, clock_ahead=30 * 86400)
+
+    assert removed == 1
+    assert [one.name for one in store.entries("results")] == ["young"]
 
 
 def test_a_mount_that_is_missing_is_no_empty_store(tmp_path: Path) -> None:

@@ -248,6 +248,7 @@ def _expire(settings: Settings, store: Store, orders: Sequence[_Order], outcome:
     if not late:
         return
     from siprec_wrappers.farm.broker import Broker, BrokerError
+    from siprec_wrappers.farm.clock import complaint, seconds_ahead
 
     _cancel(store, late)
     try:
@@ -257,6 +258,10 @@ def _expire(settings: Settings, store: Store, orders: Sequence[_Order], outcome:
         error = "no worker is there" if not workers else "not done"
     except BrokerError as problem:
         workers, error = 0, str(problem)
+    with contextlib.suppress(StoreError):
+        told = complaint(seconds_ahead(store, late[0].job.cancelled, b""))
+        if told is not None:
+            _say(told, FAILED)
     for order in late:
         text = f"{order.audio.name}: {error}, after {settings.timeout:g} s"
         outcome.failed(text, unavailable=not workers)

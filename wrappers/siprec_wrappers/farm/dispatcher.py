@@ -23,6 +23,7 @@ from aio_pika.exceptions import AMQPError
 from aiohttp import web
 
 from siprec_wrappers.farm.broker import Broker
+from siprec_wrappers.farm.clock import ClockWatch
 from siprec_wrappers.farm.engine import check_result
 from siprec_wrappers.farm.job import Job, job_of
 from siprec_wrappers.farm.settings import SettingError, Settings
@@ -36,6 +37,7 @@ _LARGEST_RESULT = 64 << 20
 _LONGEST_WAIT_S = 30.0
 _LOOK_EVERY_S = 0.25  # at the queue, while nodes wait: what they do not take stays the broker's
 _TIMEOUT_S = 10.0
+_CLOCK_EVERY_S = 60.0
 _NODE = web.RequestKey("node", str)
 _AWAY = (AMQPError, OSError, TimeoutError)
 
@@ -103,6 +105,16 @@ class Dispatcher:
                 if lease.ends < now and not lease.busy:
                     log.warning("%s: lease of %s is over", lease.node, lease.job.request)
                     await self._end(name, lease, give_back=True)
+
+    async def watch_clock(self) -> None:
+        """Log when our clock, by which jobs are over, is not the store's; for ever."""
+        clock = ClockWatch(self._store, f"workers/dispatcher-{secrets.token_hex(8)}.json")
+        while True:
+            try:
+                await asyncio.to_thread(clock.write, b"{}")
+            except StoreError as error:
+                log.warning("clock: %s", error)
+            await asyncio.sleep(_CLOCK_EVERY_S)
 
     async def close(self) -> None:
         """Leave the broker, which takes back whatever is leased."""
@@ -342,16 +354,21 @@ async def _serve(dispatcher: Dispatcher, doors: Doors, context: ssl.SSLContext |
     stopped = asyncio.Event()
     for what in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(what, stopped.set)
-    watch = asyncio.create_task(dispatcher.watch())
-    watch.add_done_callback(lambda _: stopped.set())
+    watches = [
+        asyncio.create_task(dispatcher.watch()),
+        asyncio.create_task(dispatcher.watch_clock()),
+    ]
+    for watch in watches:
+        watch.add_done_callback(lambda _: stopped.set())
     try:
         await site.start()
         host, port = runner.addresses[0][:2]
         print(f"listening on http{'s' if context else ''}://{host}:{port}", flush=True)
         await stopped.wait()
     finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
         await runner.cleanup()
         await dispatcher.close()
 

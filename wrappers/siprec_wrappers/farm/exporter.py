@@ -64,13 +64,19 @@ def _metrics(status: Status) -> Iterator[Metric]:
     time = CounterMetricFamily(
         "whisper_farm_worker_busy_seconds", "time it had a job in hand", labels=["worker"]
     )
+    ahead = GaugeMetricFamily(
+        "whisper_farm_worker_clock_ahead_seconds",
+        "how far its clock is ahead of the store's (negative: behind); 0: within 5 s",
+        labels=["worker"],
+    )
     for one in status.workers:
+        ahead.add_metric([one.name], one.clock_ahead)
         jobs.add_metric([one.name, "done"], one.done)
         jobs.add_metric([one.name, "failed"], one.failed)
         jobs.add_metric([one.name, "dead"], one.dead)
         audio.add_metric([one.name], one.audio_seconds)
         time.add_metric([one.name], one.busy_seconds)
-    yield from (jobs, audio, time)
+    yield from (jobs, audio, time, ahead)
 
 
 def run_exporter(settings: Settings, store: Store, host: str, port: int) -> int:

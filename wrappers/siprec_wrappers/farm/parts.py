@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import os
+import secrets
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from siprec_wrappers.farm.clock import seconds_ahead
 from siprec_wrappers.farm.settings import SettingError, Settings, parse_duration, read_settings
 from siprec_wrappers.farm.store import Store, open_store, tidy
 
@@ -144,7 +146,10 @@ def _dead(arguments: argparse.Namespace) -> int:
 
 def _tidy(arguments: argparse.Namespace) -> int:
     settings, store = _farm()
-    removed = tidy(store, arguments.older_than or settings.keep)
+    note = f"workers/tidy-{secrets.token_hex(8)}.json"
+    ahead = seconds_ahead(store, note, b"{}")
+    store.delete(note)
+    removed = tidy(store, arguments.older_than or settings.keep, ahead)
     print(f"{removed} removed")
     return 0
 

@@ -22,6 +22,7 @@ class WorkerState:
     dead: int
     audio_seconds: float
     busy_seconds: float
+    clock_ahead: float = 0.0  # of the store's clock; negative: behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,9 @@ class Status:
                 f"  {one.name} {state}: {one.done} done, {one.failed} failed, {one.dead} dead, "
                 f"{one.audio_seconds:.0f} s of audio in {one.busy_seconds:.0f} s"
             )
+            if one.clock_ahead:
+                way = "ahead of" if one.clock_ahead > 0 else "behind"
+                lines.append(f"    its clock is {abs(one.clock_ahead):.0f} s {way} the store's")
         return "\n".join(lines)
 
 
@@ -106,6 +110,7 @@ def _workers(settings: Settings, store: Store, now: float) -> tuple[WorkerState,
                     dead=int(note["dead"]),
                     audio_seconds=float(note["audio_seconds"]),
                     busy_seconds=float(note["busy_seconds"]),
+                    clock_ahead=float(note.get("clock_ahead", 0.0)),
                 )
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -67,6 +67,10 @@ class Store(Protocol):
         """Whether there is such an object."""
         ...
 
+    def modified(self, key: str) -> float | None:
+        """When the store says that it was written (Unix time of its clock); None: it does not say."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
         ...
@@ -143,6 +147,12 @@ class DirectoryStore:
             except FileNotFoundError:
                 return False
             return True
+
+    def modified(self, key: str) -> float | None:
+        """See Store. Of a network's file system it is the server's clock."""
+        with _as_store_errors(key), contextlib.suppress(FileNotFoundError):
+            return (self._root / key).stat().st_mtime
+        return None
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -265,6 +275,12 @@ class RemoteStore:
                 return False
             return True
 
+    def modified(self, key: str) -> float | None:
+        """See Store."""
+        with _as_store_errors(key), contextlib.suppress(FileNotFoundError):
+            return _modified(self._fs.info(f"{self._root}/{key}"))
+        return None
+
     def delete(self, key: str) -> None:
         """See Store."""
         with _as_store_errors(key), contextlib.suppress(FileNotFoundError):
@@ -278,19 +294,11 @@ class RemoteStore:
             except FileNotFoundError:
                 return []
             return [
-                Entry(name, self._modified(one), int(one.get("size") or 0))
+                # Unknown: never old enough to be removed.
+                Entry(name, _modified(one) or time.time(), int(one.get("size") or 0))
                 for one in listed
                 if one["type"] == "file" and (name := one["name"].rpartition("/")[2])
             ]
-
-    def _modified(self, info: dict[str, Any]) -> float:
-        for field in ("LastModified", "mtime", "updated", "last_modified", "created"):
-            value = info.get(field)
-            if isinstance(value, int | float):
-                return float(value)
-            if isinstance(value, datetime):
-                return value.timestamp()
-        return time.time()  # unknown: never old enough to be removed
 
     @contextlib.contextmanager
     def _target(self, key: str) -> Iterator[str]:
@@ -306,6 +314,16 @@ class RemoteStore:
             self._fs.mv(part, target)
 
 
+def _modified(info: dict[str, Any]) -> float | None:
+    for field in ("LastModified", "mtime", "updated", "last_modified", "created"):
+        value = info.get(field)
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+    return None
+
+
 @contextlib.contextmanager
 def _as_store_errors(what: str) -> Iterator[None]:
     try:
@@ -318,9 +336,12 @@ def _as_store_errors(what: str) -> Iterator[None]:
         raise StoreError(f"store: {what}: {type(error).__name__}: {error}") from error
 
 
-def tidy(store: Store, older_than: float) -> int:
-    """Remove what was written more than `older_than` seconds ago; returns how many objects."""
-    horizon = time.time() - older_than
+def tidy(store: Store, older_than: float, clock_ahead: float = 0.0) -> int:
+    """Remove what was written more than `older_than` seconds ago; returns how many objects.
+
+    By the store's clock: ours may be `clock_ahead` seconds ahead of it.
+    """
+    horizon = time.time() - clock_ahead - older_than
     removed = 0
     for folder in ("audio", "results", "failures", "cancelled", "waiting", "workers"):
         for entry in store.entries(folder):

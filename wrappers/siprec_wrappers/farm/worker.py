@@ -24,6 +24,7 @@ from celery.worker.consumer import Consumer
 from kombu import Exchange, Queue
 
 from siprec_wrappers.farm.broker import Broker, BrokerError, queue_arguments
+from siprec_wrappers.farm.clock import ClockWatch
 from siprec_wrappers.farm.engine import (
     Cancelled,
     Engine,
@@ -165,12 +166,13 @@ class _Child:
         self._key = f"workers/{name}.json"
         self._signal = signal
         self._store = open_store(settings.store)
+        self._clock = ClockWatch(self._store, self._key)
         self._engine: Engine = make_engine(settings.engine)
         self._work = Work(settings, self._store, name)
         self._scratch = tempfile.TemporaryDirectory(prefix="whisper-farm-")
         self._note: dict[str, Any] = {
             "pool": settings.pool, "busy": False, "done": 0, "failed": 0, "dead": 0,
-            "audio_seconds": 0.0, "busy_seconds": 0.0,
+            "audio_seconds": 0.0, "busy_seconds": 0.0, "clock_ahead": 0.0,
         }  # fmt: skip
         self._gone = threading.Event()
         self._news = threading.Event()
@@ -190,10 +192,14 @@ class _Child:
         tidy_at = time.monotonic() + secrets.randbelow(int(_TIDY_S))
         while not self._gone.is_set():
             try:
-                self._store.put(self._key, json.dumps(self._note).encode())
+                self._clock.write(json.dumps(self._note).encode())
+                if self._note["clock_ahead"] != self._clock.ahead:
+                    self._note["clock_ahead"] = self._clock.ahead
+                    self._news.set()
                 if time.monotonic() > tidy_at:
                     tidy_at = time.monotonic() + _TIDY_S
-                    log.info("removed %d old objects", tidy(self._store, self._settings.keep))
+                    removed = tidy(self._store, self._settings.keep, self._clock.ahead)
+                    log.info("removed %d old objects", removed)
             except StoreError as error:
                 log.warning("heartbeat: %s", error)
             self._news.wait(HEARTBEAT_S)
