@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness.asr import CPU
 from siprec_asr.device import choose_device
@@ -115,6 +116,21 @@ def test_config_file_and_docs_name_every_setting_and_its_default() -> None:
     assert list(LINES) == list(docs) == [f"ASR_{name.upper()}" for name in Settings.model_fields]
     assert load({name: value for name, value in LINES.items() if value}) == Settings()
     assert {name: value.strip() for name, value in docs.items()} == LINES
+
+
+def test_the_compose_example_has_all_that_it_names_and_nobody_comes_in_without_the_token() -> None:
+    text = (ROOT / "docs" / "asr.md").read_text()
+    document = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    service = document["services"]["asr"]
+    variables = {name: str(value) for name, value in service["environment"].items()}
+
+    secret = Path(variables.pop("ASR_TOKEN_FILE"))
+    settings = load(variables)
+
+    assert (settings.host, settings.wyoming_port) == ("0.0.0.0", 0)
+    assert service["secrets"] == list(document["secrets"]) == [secret.name]
+    assert [one.partition(":")[0] for one in service["volumes"]] == list(document["volumes"])
+    assert service["ports"] == [f"127.0.0.1:{settings.port}:{settings.port}"]
 
 
 def test_docs_name_every_metric() -> None:

@@ -95,6 +95,11 @@ def test_the_examples_ask_for_metrics_and_programs_that_there_are() -> None:
     parts = [compose["services"][one]["command"][1] for one in ("worker", "exporter")]
     assert set(parts) <= set(_PARTS)
     assert "whisper-farm worker\n" in unit
+    # Who is not in it hands jobs in by these.
+    assert compose["services"]["broker"]["ports"] == ["127.0.0.1:5672:5672"]
+    assert compose["x-farm"]["volumes"][0]["source"].startswith("${FARM_STORE:-/")
+    # A store that is no directory has none for systemd to find.
+    assert "ReadWritePaths=-" in unit
 
 
 def test_a_package_that_is_missing_is_named(
@@ -208,6 +213,29 @@ def test_what_is_old_goes_and_what_is_young_stays(tmp_path: Path) -> None:
     assert removed == 3
     assert store.entries("results") == store.entries("waiting") == []
     assert [one.name for one in store.entries("audio")] == ["young"]
+
+
+@pytest.mark.parametrize(
+    ("root", "folder", "file"), [(0o2770, 0o2770, 0o640), (0o700, 0o700, 0o600)]
+)
+def test_who_may_use_a_store_is_for_its_directory_to_say_not_for_a_umask(
+    tmp_path: Path, root: int, folder: int, file: int
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    store = tmp_path / "store"
+    store.mkdir()
+    store.chmod(root)
+    before = os.umask(0o077)
+    try:
+        open_store(str(store)).put("waiting/one", b"")
+        key = open_store(str(store)).add_audio(tmp_path / "a.wav")
+    finally:
+        os.umask(before)
+
+    modes = [
+        (store / one).stat().st_mode & 0o7777 for one in ("waiting", "audio", "waiting/one", key)
+    ]
+    assert modes == [folder, folder, file, file]
 
 
 class _Elsewhere(DirectoryStore):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -114,13 +115,14 @@ class DirectoryStore:
         """See Store. Without fsync: should it be lost, its job is lost with it and comes again."""
         self.check()
         with _as_store_errors("audio"):
-            (self._root / "audio").mkdir(exist_ok=True)
+            self._share(self._root / "audio", 0o070, make=True)
             part = self._root / "audio" / f".{secrets.token_hex(8)}.part"
             try:
                 # At once: either takes as long as all the rest of the client's work.
                 copying = _Copying(path, part)
                 key = audio_key(_digest(path), path.suffix)
                 copying.finish()
+                self._share(part, 0o040)
                 part.replace(self._root / key)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -169,19 +171,33 @@ class DirectoryStore:
                 return []
             for one in names:
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    stat = one.stat()
-                    found.append(Entry(one.name, stat.st_mtime, stat.st_size))
+                    about = one.stat()
+                    found.append(Entry(one.name, about.st_mtime, about.st_size))
         return found
+
+    def _share(self, path: Path, bits: int, *, make: bool = False) -> None:
+        """Give the group what it may do with the root, whatever our umask: others have other users."""
+        if make:
+            try:
+                path.mkdir()
+            except FileExistsError:
+                return
+        allowed = self._root.stat().st_mode & bits
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode | allowed != mode:
+            with contextlib.suppress(PermissionError):  # a file system with rights of its own
+                path.chmod(mode | allowed)
 
     @contextlib.contextmanager
     def _part(self, key: str) -> Iterator[Path]:
         target = self._root / key
         with _as_store_errors(key):
             self.check()
-            target.parent.mkdir(exist_ok=True)
+            self._share(target.parent, 0o070, make=True)
             part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
             try:
                 yield part
+                self._share(part, 0o040)
                 part.replace(target)
             except BaseException:
                 part.unlink(missing_ok=True)
