@@ -22,7 +22,7 @@ from siprec_bridge.live.decoder import RATE
 from siprec_bridge.live.recogniser import Wanted
 from siprec_bridge.live.tryout import Broken, try_out
 from siprec_bridge.media import NoPortLeft, decodable
-from siprec_bridge.parts import brokers_of, vcon_signer_of
+from siprec_bridge.parts import brokers_of, recipients_of, vcon_signer_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.receiver import descriptors
 from siprec_bridge.receiver.ports import PortRange, shares
@@ -378,6 +378,7 @@ async def _broker(settings: Settings) -> Finding:
         brokers = brokers_of(settings)
         if brokers is None:
             return Finding("broker", True, "none configured (AMQP_URL)")
+        recipients_of(settings, ())
         sink = AmqpSink(
             brokers,
             Metrics(),
@@ -390,9 +391,15 @@ async def _broker(settings: Settings) -> Finding:
                 await sink.try_out()
             finally:
                 await sink.close()
-    except (ConfigurationError, Unreachable, TimeoutError) as error:
+    except ConfigurationError as error:
+        return Finding("broker", False, str(error))
+    except (Unreachable, TimeoutError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
-        return Finding("broker", False, f"{cause}; check AMQP_URL, its user and its vhost")
+        cure = "check AMQP_URL, its user and its vhost"
+        if "ACCESS_REFUSED" in cause and "amq.gen" in cause:
+            # Its login is right, and the bridge itself needs no such queue.
+            cure = "for this test its user needs rights to amq\\.gen.*, and to read the exchange"
+        return Finding("broker", False, f"{cause}; {cure}")
     return Finding("broker", True, f"a message went through exchange {settings.amqp_exchange}")
 
 

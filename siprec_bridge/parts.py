@@ -5,7 +5,7 @@ from functools import cache
 
 import structlog
 
-from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Hook
+from siprec_bridge.delivery import AmqpSink, Brokers, BrokerTls, Hook, beginnings_of_types
 from siprec_bridge.media import decodable
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.recording import Certificate, Orders, Redactor, Safekeeping, VconEvents, Vcons
@@ -36,8 +36,19 @@ def brokers_of(settings: Settings) -> Brokers | None:
 
 
 def recipients_of(settings: Settings, hooks: Sequence[Hook]) -> list[outbox.Recipient]:
-    """All who get events of the outbox: what nobody gets now cannot be sent later."""
-    broker: list[outbox.Recipient] = [AmqpSink.name] if settings.amqp_url is not None else []
+    """All who get events of the outbox: what nobody gets now cannot be sent later.
+
+    Raises ConfigurationError.
+    """
+    broker: list[outbox.Recipient] = []
+    if settings.amqp_url is not None:
+        try:
+            types = beginnings_of_types(settings.amqp_types)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"AMQP_TYPES={','.join(settings.amqp_types)}", str(error)
+            ) from error
+        broker.append(outbox.Subscriber(AmqpSink.name, types) if types else AmqpSink.name)
     return broker + [hook.recipient for hook in hooks]
 
 

@@ -547,6 +547,10 @@ class Settings(BaseModel):
     amqp_topology: Literal["declare", "check"] = Field(
         "declare", description="the exchange is made where it is missing; check: it must be there"
     )
+    amqp_types: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        (),
+        description="beginnings of event types that brokers get, such as transcript.final; else all",
+    )
     amqp_auth: Literal["password", "external"] = Field(
         "password", description="external: our certificate logs us in (SASL EXTERNAL)"
     )

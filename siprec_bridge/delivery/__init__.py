@@ -5,6 +5,7 @@ Refuses to know calls and recognisers; what is in the outbox is delivered, what 
 
 from siprec_bridge.delivery.amqp import AmqpSink
 from siprec_bridge.delivery.broker import Brokers, BrokerTls
+from siprec_bridge.delivery.events import beginnings_of_types
 from siprec_bridge.delivery.relay import (
     Declined,
     Relay,
@@ -30,5 +31,6 @@ __all__ = [
     "Unacceptable",
     "Unreachable",
     "WebhookSink",
+    "beginnings_of_types",
     "load_hooks",
 ]

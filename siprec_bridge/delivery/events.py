@@ -3,6 +3,7 @@
 Changes only add: a consumer that was written for an older bridge reads a newer one's events.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -343,3 +344,12 @@ AnyEvent = Annotated[
 EVENT_MODELS: dict[str, type[CloudEvent]] = {
     model.model_fields["type"].default: model for model in get_args(get_args(AnyEvent)[0])
 }
+
+
+def beginnings_of_types(names: Sequence[str]) -> tuple[str, ...]:
+    """Types as they begin: `transcript.*` may be written too. Raises ValueError for no event's."""
+    found = tuple(one.removesuffix("*") for one in names)
+    for one in found:
+        if not any(kind.startswith(one) for kind in EVENT_MODELS):
+            raise ValueError(f"{one}: there are {', '.join(EVENT_MODELS)}")
+    return found

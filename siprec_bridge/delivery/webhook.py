@@ -36,7 +36,7 @@ from yarl import URL
 
 from siprec_bridge import __version__
 from siprec_bridge.delivery import envelope
-from siprec_bridge.delivery.events import EVENT_MODELS
+from siprec_bridge.delivery.events import beginnings_of_types
 from siprec_bridge.delivery.relay import Declined, Unacceptable, Unreachable
 from siprec_bridge.provider import ConfigurationError, parse_duration
 from siprec_bridge.store import Event
@@ -68,11 +68,7 @@ def _beginnings(value: object) -> object:
     listed = _listed(value)
     if not isinstance(listed, list | tuple):
         return listed
-    found = [one.removesuffix("*") if isinstance(one, str) else one for one in listed]
-    for one in found:
-        if not any(kind.startswith(str(one)) for kind in EVENT_MODELS):
-            raise ValueError(f"{one}: there are {', '.join(EVENT_MODELS)}")
-    return found
+    return beginnings_of_types([str(one) for one in listed])
 
 
 def _duration(value: object) -> object:

@@ -1,6 +1,7 @@
 """What operators are given for their side of the broker: its definitions, and a consumer."""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +19,10 @@ from harness.bridge import eventually
 from harness.deliveries import delivering, event
 from harness.rabbitmq import RabbitMq
 from siprec_bridge.delivery import envelope
+from siprec_bridge.delivery.events import EVENT_MODELS
+from siprec_bridge.parts import recipients_of
+from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.settings import load
 
 pytestmark = pytest.mark.peer
 
@@ -86,6 +91,26 @@ async def test_the_queues_are_quorum_queues_that_keep_what_nobody_can_read(
     assert letter.type == "transcript.failed"
     assert letter.headers["x-first-death-reason"] == "delivery_limit"
     assert letter.message_id == letter.headers["ce-id"]
+
+
+def test_its_queue_gets_every_type_so_that_none_is_parked() -> None:
+    file = ROOT / "config" / "rabbitmq" / "definitions.json"
+    bindings = [
+        one["routing_key"].removesuffix("#")
+        for one in json.loads(file.read_text())["bindings"]
+        if one["source"] == "siprec"
+    ]
+
+    assert [kind for kind in EVENT_MODELS if not kind.startswith(tuple(bindings))] == []
+
+
+def test_a_type_that_is_none_is_told() -> None:
+    settings = load({"AMQP_URL": "amqp://broker/", "AMQP_TYPES": "transcript.finals"})
+
+    with pytest.raises(
+        ConfigurationError, match=r"AMQP_TYPES=transcript\.finals.*transcript\.final,"
+    ):
+        recipients_of(settings, [])
 
 
 async def test_the_example_does_everything_once_though_it_is_killed_and_gets_things_twice(

@@ -195,6 +195,30 @@ async def test_a_bridge_killed_before_the_publish_publishes_after_its_restart(
     assert [one.message_id for one in messages] == [one["id"] for one in events]
 
 
+async def test_types_that_are_not_asked_for_are_not_sent_and_never_parked(
+    tmp_path: Path, rabbitmq: RabbitMq
+) -> None:
+    speaks = str(recogniser(tmp_path, "speaks"))
+    async with (
+        bound_queue(rabbitmq, "choosy", "transcript.final.#") as queue,
+        running_bridge(
+            tmp_path / "data",
+            WHISPER_BINARY_PATH=speaks,
+            AMQP_URL=rabbitmq.url,
+            AMQP_EXCHANGE="choosy",
+            AMQP_TYPES="transcript.final, transcript.failed",
+        ) as bridge,
+    ):
+        await call(bridge, legs=tones(0.5))
+        messages = await take(queue, "transcript.final")
+        _, deliveries = await bridge.get("/api/deliveries")
+        parked = bridge.logged("delivery.parked")
+
+    assert [one.type for one in messages] == ["transcript.final"]
+    (sink,) = json.loads(deliveries)["sinks"]
+    assert (sink["name"], sink["pending"], sink["parked"], parked) == ("amqp", 0, 0, [])
+
+
 async def test_what_nobody_wants_is_parked_and_holds_up_nothing(
     tmp_path: Path, rabbitmq: RabbitMq
 ) -> None:
