@@ -55,6 +55,11 @@ WELL = {
     'siprec_http_refused_total{reason="none"}': "0+100x120",
     "siprec_streams_total": "0+20x120",
     "siprec_streams_with_loss_total": "0+1x120",
+    "whisper_farm_up": "1x120",
+    "whisper_farm_open_jobs": "3x120",
+    "whisper_farm_workers": "2x120",
+    "whisper_farm_dead_jobs": "0x120",
+    'whisper_farm_worker_clock_ahead_seconds{worker="gpu-1"}': "0x120",
 }
 CAUSES: dict[str, dict[str, str]] = {
     "SiprecBridgeDown": {'up{job="siprec-bridge"}': "1x117 0x2"},
@@ -86,6 +91,12 @@ CAUSES: dict[str, dict[str, str]] = {
     "SiprecArchiveFailing": {"siprec_archive_failing": "0x80 1x39"},
     "SiprecWrongTokens": {'siprec_http_refused_total{reason="token"}': "0x110 200x9"},
     "SiprecStreamsWithLoss": {"siprec_streams_with_loss_total": "0+5x120"},
+    "WhisperFarmAway": {"whisper_farm_up": "1x110 0x9"},
+    "WhisperFarmWithoutWorkers": {"whisper_farm_workers": "2x100 0x19"},
+    "WhisperFarmJobsDead": {"whisper_farm_dead_jobs": "0x110 2x9"},
+    "WhisperFarmClockWrong": {
+        'whisper_farm_worker_clock_ahead_seconds{worker="gpu-1"}': "0x110 -30x9"
+    },
 }  # fmt: skip
 # What passes by itself.
 NEARLY = {
@@ -98,6 +109,10 @@ NEARLY = {
     "a lone call of the night": {
         'siprec_sessions_assured_total{verdict="complete"}': "10x100 11x19",
         'siprec_sessions_assured_total{verdict="incomplete"}': "4x120",
+    },
+    "a farm at rest without workers": {
+        "whisper_farm_open_jobs": "0x120",
+        "whisper_farm_workers": "0x120",
     },
     "two timeouts": {'siprec_whisper_timeouts_total{model="base"}': "0x110 1.8x9"},
     "a counter that begins again": {"siprec_media_worker_restarts_total": "3x110 0x9"},

@@ -90,6 +90,11 @@ def test_the_examples_ask_for_metrics_and_programs_that_there_are() -> None:
     status = Status(1, 2, 3.0, 4.0, 1, 0, 5.0, ())
     exported = {one.name for one in _metrics(status)}
 
+    rules = (CONFIG / "prometheus" / "alerts.yml").read_text()
+    alerted = set(re.findall(r"\bwhisper_farm_\w+", rules))
+
+    assert len(alerted) == 5
+    assert alerted <= exported | {"whisper_farm_up"}
     asked = [one["metadata"]["query"] for one in keda["spec"]["triggers"]]
     assert {re.sub(r"sum\((\w+)\)", r"\1", query) for query in asked} <= exported
     parts = [compose["services"][one]["command"][1] for one in ("worker", "exporter")]
