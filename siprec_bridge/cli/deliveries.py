@@ -100,6 +100,10 @@ def deliveries_parked(
         )
     if not rows:
         print(f"nothing of {sink} is parked" + (" for such a reason" if reason else ""))
+        # A name that is misspelt has nothing either.
+        others = with_database(settings, lambda store: store.read(outbox.sinks))
+        if sink not in others and others:
+            print(f"sinks that have something pending or parked: {', '.join(others)}")
 
 
 @app.command("resend")

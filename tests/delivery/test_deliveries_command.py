@@ -53,6 +53,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     logging.getLogger().handlers = handlers  # it logs to a stderr that is no more
 
 
+def test_who_names_a_sink_that_is_none_is_told_which_there_are(run: Run) -> None:
+    _, shown, _ = run("parked", "webhook:crn")
+
+    assert shown.splitlines() == [
+        "nothing of webhook:crn is parked",
+        "sinks that have something pending or parked: amqp, webhook:crm",
+    ]
+
+
 def test_each_sink_is_listed_with_what_it_has_not_got(run: Run) -> None:
     _, text, _ = run("list")
     _, shown, _ = run("list", "--json")
