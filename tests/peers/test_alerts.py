@@ -179,6 +179,11 @@ async def test_causes_at_a_bridge_are_seen(tmp_path: Path) -> None:
         "SiprecMediaWorkerDies", "SiprecRecogniserMissing", "SiprecRecogniserBroken",
         "SiprecDeliveriesParked", "SiprecArchiveFailing", "SiprecWrongTokens",
     }  # fmt: skip
+    # While the worker is away, or the test's machine is busy.
+    may = {
+        "SiprecMediaWorkerDown", "SiprecMediaWorkersMissing", "SiprecMediaWorkersLate",
+        "SiprecStreamsWithLoss",
+    }  # fmt: skip
     async with (
         endpoint.serving(),
         running_bridge(
@@ -207,7 +212,7 @@ async def test_causes_at_a_bridge_are_seen(tmp_path: Path) -> None:
                 fired = await firing(http, url)
                 await asyncio.sleep(0.2)
 
-    assert fired == wanted
+    assert fired - may == wanted
 
 
 def _media_workers(bridge: int) -> list[int]:
