@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from siprec_bridge.receiver.arena import Arena, Ints, put_back, take_out
+from siprec_bridge.receiver.arena import Arena, Ints, put_back, strings, take_out
 from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sources import Sources
 from siprec_bridge.receiver.sweep import Receiver
 from siprec_bridge.receiver.uplink import Uplink
 from siprec_bridge.rtp import HEADER_SIZE, NotAuthentic, Replayed
+
+_SSRC = 8  # where it is in a header, of SRTP too
 
 
 class Decryption:
@@ -45,13 +47,16 @@ class Decryption:
         """
         arena = self._arena
         slots = np.flatnonzero(np.repeat(secure, counts))
-        offsets = arena.offsets[slots]
-        packets = take_out(arena.data, offsets, arena.lengths[slots])
+        offsets, lengths, each = arena.offsets[slots], arena.lengths[slots], counts[secure]
+        packets = take_out(arena.data, offsets, lengths)
+        alike = _of_one_source(arena.data, offsets, lengths, np.cumsum(each) - each)
         dropped: dict[int, int] = {}
         start = 0
-        for stream, count in zip(streams, counts[secure].tolist(), strict=True):
+        for stream, count, one in zip(streams, each.tolist(), alike.tolist(), strict=True):
             stop = start + count
-            run = stream.srtp.unprotect_run(packets[start:stop]) if stream.srtp is not None else []
+            run: list[bytes] = []
+            if stream.srtp is not None and one:
+                run = stream.srtp.unprotect_run(packets[start:stop])
             packets[start : start + len(run)] = run
             if len(run) < count:
                 first = int(slots[start])
@@ -106,3 +111,17 @@ class Decryption:
         stream.unauthenticated += early + unauthenticated
         counters.unauthenticated += early + unauthenticated
         return repeated + early + unauthenticated + handshake
+
+
+def _of_one_source(
+    data: npt.NDArray[np.uint8], offsets: Ints, lengths: Ints, starts: Ints
+) -> npt.NDArray[np.bool_]:
+    """For each stream, by its packets' starts, whether all are long enough and have the same SSRC."""
+    whole = lengths >= HEADER_SIZE
+    sources = np.zeros(len(offsets), np.uint32)
+    sources[whole] = strings(data, 4)[offsets[whole] + _SSRC].view(np.uint32)
+    alike = whole.copy()
+    alike[1:] &= sources[1:] == sources[:-1]
+    alike[starts] = whole[starts]
+    of_one: npt.NDArray[np.bool_] = np.logical_and.reduceat(alike, starts)
+    return of_one

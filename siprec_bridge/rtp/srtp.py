@@ -99,24 +99,21 @@ class SrtpReceiver:
         return self._unprotect(last, packet, ssrc, sequence)
 
     def unprotect_run(self, packets: Sequence[bytes]) -> list[bytes]:
-        """The RTP packets in the first of these, as far as they are the usual ones.
+        """The RTP packets in the first of these, one at least and all of one source.
 
-        That is from one source, under the newest key that it is known to use, without an MKI; the
-        first that is not, or cannot be opened, is left to `unprotect`, with all after it.
+        As far as they are the usual ones: under the newest key that it is known to use, without an
+        MKI. The first that is not, or cannot be opened, is left to `unprotect`, with all after it.
         """
-        ssrc = packets[0][8:_SHORTEST] if packets else b""
-        number = int.from_bytes(ssrc)
+        number = int.from_bytes(packets[0][8:_SHORTEST])
         context = next((one for one in self._contexts if number in one.highest), None)
-        if context is None or context.mki_length or len(ssrc) != 4:
+        if context is None or context.mki_length:
             return []
         highest = context.highest[number]
         plain: list[bytes] = []
-        unprotect, add = context.session.unprotect, plain.append
+        add = plain.append
         try:
-            for packet in packets:
-                if packet[8:_SHORTEST] != ssrc:
-                    break
-                add(unprotect(packet))
+            for packet in map(context.session.unprotect, packets):
+                add(packet)
         except (Error, ValueError):
             pass
         if plain:  # the last one is as far as it has come, or will have come with the next run
