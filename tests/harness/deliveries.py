@@ -1,17 +1,19 @@
 """An outbox, its relay and a real broker, and what a consumer counts."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import aio_pika
 from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
+from harness.bridge import Bridge
 from harness.rabbitmq import RabbitMq
 from siprec_bridge.delivery import AmqpSink, Brokers, Relay, envelope
 from siprec_bridge.delivery.amqp import Topology
@@ -54,6 +56,13 @@ class HasBacklog(Protocol):
     """Whatever tells what has yet to be delivered."""
 
     async def backlog(self) -> outbox.SinkBacklog: ...
+
+
+async def outbox_of(bridge: Bridge) -> dict[str, dict[str, Any]]:
+    """Each sink as the API shows it."""
+    status, text = await bridge.get("/api/deliveries")
+    assert status == 200
+    return {one["name"]: one for one in json.loads(text)["sinks"]}
 
 
 async def drained(delivery: HasBacklog, patience_s: float = 30.0) -> None:

@@ -3,23 +3,16 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
-from harness.bridge import Bridge, command, eventually, listening, running_bridge
+from harness.bridge import command, eventually, listening, running_bridge
 from harness.calls import call, finals, tones
+from harness.deliveries import outbox_of
 from harness.recognisers import recogniser
 from harness.webhooks import SECRET, Endpoint, Posted, hooks_file, receiving
 from siprec_bridge.doctor import examine_webhooks
 from siprec_bridge.settings import load
-
-
-async def outbox_of(bridge: Bridge) -> dict[str, dict[str, Any]]:
-    """Each sink as the API shows it."""
-    status, text = await bridge.get("/api/deliveries")
-    assert status == 200
-    return {one["name"]: one for one in json.loads(text)["sinks"]}
 
 
 async def test_webhooks_get_what_listeners_get_and_an_operator_deals_with_what_was_refused(
