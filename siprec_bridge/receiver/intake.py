@@ -209,12 +209,11 @@ class Intake:
         for index in np.flatnonzero(~at_once).tolist():
             stream, start, end = self._streams[rows[index]], int(starts[index]), int(ends[index])
             if orderly[index]:
-                records = packed[places[start] : places[end]]
-                self._note_written(stream, stream.spool.append(records))
-                continue
-            slots = self._count(stream, start, end, sweep)
-            if len(slots):
+                pieces = [packed[places[start] : places[end]]]
+            else:
+                slots = self._count(stream, start, end, sweep)
                 pieces = [packed[places[one] : places[one + 1]] for one in slots]
+            if pieces:
                 self._note_written(stream, stream.spool.write(pieces))
 
     def _append(self, rows: Ints, packed: memoryview, begins: Ints, ends: Ints) -> None:
@@ -290,10 +289,10 @@ class Intake:
         return slots
 
     def _note_written(self, stream: LiveStream, cause: str | None) -> None:
-        if (cause is not None) != stream.write_failed:
-            stream.write_failed = cause is not None
-            self._rows["behind"][stream.row] = stream.write_failed
-            if cause is None and stream.spool.dropped:
+        behind = cause is not None
+        if behind != self._rows["behind"][stream.row]:
+            self._rows["behind"][stream.row] = behind
+            if not behind and stream.spool.dropped:
                 cause = f"{stream.spool.dropped:,} octets found no room for too long"
-            name = "write_failed" if stream.write_failed else "written_again"
+            name = "write_failed" if behind else "written_again"
             self._uplink.tell_of(stream, name, cause=cause)

@@ -37,7 +37,6 @@ class LiveStream(ReceivedStream):
     drops: int = 0  # the kernel's count, for want of room or by our filter
     kernel_drops: int = 0  # of these, for want of room
     silent: bool = False
-    write_failed: bool = False
     told_not_authentic: bool = False
     told_handshake_failed: bool = False
 

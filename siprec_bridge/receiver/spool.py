@@ -127,16 +127,6 @@ class SpoolWriter:
             self._keep(pieces)
         return cause
 
-    def append(self, records: memoryview) -> str | None:
-        """As `write`, for records that lie end to end."""
-        if self._pending:
-            return self.write([records])
-        try:
-            written = os.write(self.descriptor, records)
-        except OSError:
-            written = 0
-        return None if written == len(records) else self.mend(records, written)
-
     def mend(self, records: memoryview, written: int) -> str | None:
         """As `write`, after the file took only so many octets of these records."""
         if written:  # no half record; `write` says why

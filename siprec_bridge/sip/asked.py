@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from siprec_bridge.sip.dialog import Dialog, DialogId
 from siprec_bridge.sip.headers import Headers
-from siprec_bridge.sip.message import Request, Response, serialize
+from siprec_bridge.sip.message import REASONS, Request, Response, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.routing import next_hop
 from siprec_bridge.sip.transaction import Timers, Transaction
@@ -68,6 +68,10 @@ class Asked:
     def fail(self, failure: Response, source: Peer | None, now: float) -> None:
         """Note that this server does not serve it. `source`: who answered, if somebody did."""
         self.failed |= {(one.host, one.port) for one in (self.peer, source) if one is not None}
+        self.seek(failure, now)
+
+    def seek(self, failure: Response, now: float) -> None:
+        """Wait for another server; where there is none, this is what it came to."""
         self.failure = failure
         self.search_until = now + _SEARCH_S
 
@@ -148,8 +152,7 @@ def ask(
     asked = Asked(branch, request, dialog.id, peer, transaction, refresh, way_back=way_back)
     if way_back is not None:
         asked.servers = 0
-        asked.fail(Response(408, "Request Timeout"), None, now)
-        asked.failed = frozenset()
+        asked.seek(Response(408, REASONS[408]), now)
     return asked
 
 

@@ -73,6 +73,46 @@ def answer(asked: Request, status: int) -> bytes:
     return ("\r\n".join([*lines, "Content-Length: 0", "", ""])).encode()
 
 
+class UdpSrc(asyncio.DatagramProtocol):
+    """The UDP side of an SRC: requests that came; each is answered with `status`."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.port = 0
+        self.got: list[Request] = []
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self.port = transport.get_extra_info("sockname")[1]
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        message = parse(data)
+        if isinstance(message, Request):
+            self.got.append(message)
+            self.send(answer(message, self.status), address)
+
+    def send(self, data: bytes, address: tuple[str, int]) -> None:
+        assert self._transport is not None
+        self._transport.sendto(data, address)
+
+    def close(self) -> None:
+        assert self._transport is not None
+        self._transport.close()
+
+
+@asynccontextmanager
+async def udp_src(status: int = 200) -> AsyncIterator[UdpSrc]:
+    loop = asyncio.get_running_loop()
+    _, one = await loop.create_datagram_endpoint(
+        lambda: UdpSrc(status), local_addr=("127.0.0.1", 0)
+    )
+    try:
+        yield one
+    finally:
+        one.close()
+
+
 @asynccontextmanager
 async def src(tls: TlsServerContext | None = None) -> AsyncIterator[Src]:
     one = Src()

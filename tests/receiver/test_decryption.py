@@ -1,11 +1,7 @@
 """Secure streams in a worker's sweep, beside plain ones, with whatever else comes to their ports."""
 
-import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from harness.media import opened, spec, spooled
 from harness.rtp import send
@@ -14,15 +10,6 @@ from siprec_bridge.rtp import SrtpSender, build_packet
 from siprec_bridge.sdp import StreamKeys
 
 SUITE, KEY = "AES_CM_128_HMAC_SHA1_80", bytes(range(30))
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        one = Worker(theirs)
-        yield one
-        one.stop()
 
 
 def voice(ssrc: int, numbers: range, size: int = 160) -> list[bytes]:

@@ -1,7 +1,6 @@
 """A worker whose disk takes nothing for a while: all is written when there is room, in its order."""
 
 import resource
-import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -17,15 +16,6 @@ from siprec_bridge.receiver.worker import Worker
 
 SR = struct.pack("!BBHIQIII", 0x80, 200, 6, 0x1234, 0xE1B4_2C80_4000_0000, 1000, 50, 8000)
 VOICE = packets(tone(440, 2.0))
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        one = Worker(theirs)
-        yield one
-        one.stop()
 
 
 @contextmanager

@@ -35,15 +35,6 @@ def src() -> Iterator[socket.socket]:
         yield one
 
 
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        one = Worker(theirs)
-        yield one
-        one.stop()
-
-
 def stream(folder: Path, src: socket.socket, **options: Any) -> StreamSpec:
     return replace(spec(folder), rtcp=src.getsockname(), **options)
 

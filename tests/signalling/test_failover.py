@@ -1,68 +1,20 @@
 """Requests of ours that a server of the peer's does not serve: the next one gets them. RFC 3263 §4.3."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from harness.bridge import eventually
-from harness.callback import Srs, src
+from harness.callback import Srs, src, udp_src
 from harness.dns import Zone, name_server
 from harness.src import new_server, request
 from siprec_bridge.signalling import Listener
-from siprec_bridge.sip import InviteReceived, Output, Request, RequestAnswered, parse
+from siprec_bridge.sip import InviteReceived, Output, RequestAnswered
 from siprec_bridge.telemetry import Metrics
 
 SBC = "sbc.example.com"
 
 
-class UdpServer(asyncio.DatagramProtocol):
-    """One of the SRC's servers: it answers every request of ours with this status."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        self.port = 0
-        self.got: list[Request] = []
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self._transport = transport
-        self.port = transport.get_extra_info("sockname")[1]
-
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        message = parse(data)
-        if not isinstance(message, Request):
-            return
-        self.got.append(message)
-        lines = [f"SIP/2.0 {self.status} Whatever"]
-        lines += [
-            f"{name}: {message.headers.get(name)}"
-            for name in ("Via", "From", "To", "Call-ID", "CSeq")
-        ]
-        self.send("\r\n".join([*lines, "", ""]).encode(), address)
-
-    def send(self, data: bytes, address: tuple[str, int]) -> None:
-        assert self._transport is not None
-        self._transport.sendto(data, address)
-
-    def close(self) -> None:
-        assert self._transport is not None
-        self._transport.close()
-
-
-@asynccontextmanager
-async def udp_server(status: int) -> AsyncIterator[UdpServer]:
-    one = UdpServer(status)
-    loop = asyncio.get_running_loop()
-    await loop.create_datagram_endpoint(lambda: one, local_addr=("127.0.0.1", 0))
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 async def test_over_udp_a_bye_goes_on_to_the_servers_of_the_contact_s_domain() -> None:
-    async with udp_server(503) as first, udp_server(503) as second, udp_server(200) as third:
+    async with udp_src(503) as first, udp_src(503) as second, udp_src(200) as third:
         zone: Zone = {
             (f"_sip._udp.{SBC}", "SRV"): [
                 f"10 0 {first.port} sip.example.com.",

@@ -8,49 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from harness.bridge import eventually
-from harness.callback import Src, answer, src
+from harness.callback import Src, UdpSrc, src, udp_src
 from harness.src import new_server, request
 from siprec_bridge.signalling import Listener
-from siprec_bridge.sip import DialogId, InviteReceived, Output, Request, RequestAnswered, parse
+from siprec_bridge.sip import DialogId, InviteReceived, Output, Request, RequestAnswered
 from siprec_bridge.telemetry import Metrics
-
-
-class Datagrams(asyncio.DatagramProtocol):
-    """The UDP side of an SRC: requests that came, each answered with 200."""
-
-    def __init__(self) -> None:
-        self.got: list[Request] = []
-        self.port = 0
-        self._transport: asyncio.DatagramTransport | None = None
-
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self._transport = transport
-        self.port = transport.get_extra_info("sockname")[1]
-
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        message = parse(data)
-        if isinstance(message, Request):
-            self.got.append(message)
-            self.send(answer(message, 200), address)
-
-    def send(self, data: bytes, address: tuple[str, int]) -> None:
-        assert self._transport is not None
-        self._transport.sendto(data, address)
-
-    def close(self) -> None:
-        assert self._transport is not None
-        self._transport.close()
-
-
-@asynccontextmanager
-async def datagrams() -> AsyncIterator[Datagrams]:
-    _, one = await asyncio.get_running_loop().create_datagram_endpoint(
-        Datagrams, local_addr=("127.0.0.1", 0)
-    )
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 class Bridge:
@@ -88,12 +50,12 @@ async def bridge() -> AsyncIterator[Bridge]:
         await one.listener.stop()
 
 
-def byes(peer: Src | Datagrams) -> list[Request]:
+def byes(peer: Src | UdpSrc) -> list[Request]:
     return [one for one in peer.got if isinstance(one, Request) and one.method == "BYE"]
 
 
 async def test_a_call_over_udp_with_a_contact_of_tcp_gets_its_bye_over_tcp() -> None:
-    async with src() as there, datagrams() as here, bridge() as ours:
+    async with src() as there, udp_src() as here, bridge() as ours:
         contact = f"sip:src@127.0.0.1:{there.port};transport=tcp"
         dialog = await ours.called(contact, lambda data: here.send(data, ours.place("udp")))
 
@@ -109,7 +71,7 @@ async def test_where_nobody_listens_there_the_bye_comes_over_udp(at_once: bool) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = free.getsockname()[1]
-    async with datagrams() as here, bridge() as ours:
+    async with udp_src() as here, bridge() as ours:
         contact = f"sip:src@127.0.0.1:{nobody};transport=tcp"
         dialog = await ours.called(contact, lambda data: here.send(data, ours.place("udp")))
 
@@ -122,7 +84,7 @@ async def test_where_nobody_listens_there_the_bye_comes_over_udp(at_once: bool) 
 
 
 async def test_a_call_over_tcp_with_a_contact_of_udp_gets_its_bye_over_udp() -> None:
-    async with datagrams() as there, bridge() as ours:
+    async with udp_src() as there, bridge() as ours:
         reader, writer = await asyncio.open_connection(*ours.place("tcp"))
         dialog = await ours.called(
             f"sip:src@127.0.0.1:{there.port};transport=udp",
