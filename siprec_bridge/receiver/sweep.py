@@ -126,6 +126,17 @@ def prepare_rtcp(one: socket.socket) -> None:
     one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
 
+def stamping() -> socket.socket:
+    """A socket that keeps the kernel stamping what comes, as long as it is open.
+
+    The kernel begins a moment after the first socket asks for it, and stamps what came before that
+    when it is read: up to a sweep late.
+    """
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    return one
+
+
 def room(one: socket.socket) -> int:
     """How many datagrams a prepared RTP socket surely has room for."""
     return one.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _LARGEST_SKB

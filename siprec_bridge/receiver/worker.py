@@ -41,6 +41,7 @@ from siprec_bridge.receiver.sweep import (
     prepare,
     prepare_rtcp,
     room,
+    stamping,
 )
 from siprec_bridge.receiver.uplink import Uplink
 
@@ -66,6 +67,7 @@ class Worker:
         self._bound: dict[tuple[str, int | None], tuple[socket.socket, socket.socket | None]] = {}
         self._arena = Arena()
         self._clock = WorkerClock()
+        self._stamping = stamping()
         self._uplink = Uplink(control)
         self._durable = Durable()
         self._configure(Configuration(16384, 32767, True, 30.0, "any"))
@@ -117,6 +119,7 @@ class Worker:
         self._feedback.stop()
         self._durable.stop()
         self._ports.close()
+        self._stamping.close()
         self._wake.close()
 
     def _take_commands(self) -> bool:

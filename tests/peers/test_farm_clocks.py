@@ -1,5 +1,6 @@
 """The farm where a machine's clock is wrong: with S3, whose own clock tells who is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def test_who_has_a_wrong_clock_says_so_with_the_cure(
     complaints = [line for line in worker.log().splitlines() if "NTP" in line]
     assert len(complaints) == 1
     assert "ERROR" in complaints[0]
-    assert "clock is 90 s ahead of the store's" in complaints[0].replace("89 s", "90 s")
+    told = re.search(r"clock is (\d+) s ahead of the store's", complaints[0])
+    assert told is not None
+    assert 80 <= int(told[1]) <= 90  # less what the store's answer took
     assert "    its clock is " in status.stdout
     assert ends == [1, 1]
     assert "clock" not in punctual.log()
