@@ -97,7 +97,9 @@ def test_its_socket_is_its_owners_and_a_second_server_does_not_take_it(
 
 
 def test_sigterm_lets_what_runs_end_and_answers_it(tmp_path: Path, models_dir: Path) -> None:
-    with program(tmp_path, models_dir=str(models_dir), model="tiny", preload="tiny") as one:
+    with program(
+        tmp_path, models_dir=str(models_dir), model="tiny", preload="tiny", stop_timeout="5m"
+    ) as one:
         one.wait_for("model.loaded")
         asked = ask(one.socket, wav(300))
         waits_for_a_run(one)

@@ -7,14 +7,14 @@ from functools import cache
 _FIRST, _EACH, _SHARES = 16400, 1000, 16  # below what the kernel gives away by itself
 
 
-def rtp_ports() -> tuple[int, int]:
-    """The first and the last port for RTP.
+def rtp_ports(count: int = _EACH) -> tuple[int, int]:
+    """The first and the last of so many ports for RTP.
 
     A stream that ends leaves its port to the next one; packets of another process's caller that
     come late must not meet it.
     """
     first = _FIRST + _EACH * _share()[0]
-    return first, first + _EACH - 1
+    return first, first + count - 1
 
 
 @cache

@@ -12,6 +12,7 @@ import pytest
 
 from harness.bridge import eventually
 from harness.media import SESSION, engine, received, spec
+from harness.ports import rtp_ports
 from harness.rtp import loudest_frequency, packets, read_wav, send, tone
 from siprec_bridge.media import (
     MediaEvent,
@@ -119,7 +120,8 @@ async def test_what_is_sent_while_paused_is_not_kept(tmp_path: Path) -> None:
 async def test_a_full_range_of_ports_is_said_so_and_a_closed_one_is_free_again(
     tmp_path: Path,
 ) -> None:
-    async with engine(ports=(29990, 29993)) as (media, _, _):
+    first, last = rtp_ports(4)
+    async with engine(ports=(first, last)) as (media, _, _):
         await media.open(spec(tmp_path, 0))
         await media.open(spec(tmp_path, 1))
 
@@ -127,7 +129,7 @@ async def test_a_full_range_of_ports_is_said_so_and_a_closed_one_is_free_again(
             await media.open(spec(tmp_path, 2))
 
         await media.close([f"{SESSION}-0"])
-        assert (await media.open(spec(tmp_path, 2))).rtp_port == 29990
+        assert (await media.open(spec(tmp_path, 2))).rtp_port == first
 
 
 async def test_a_stream_that_never_speaks_is_reported(tmp_path: Path) -> None:
@@ -193,14 +195,15 @@ async def test_streams_open_side_by_side(tmp_path: Path) -> None:
 
 
 async def test_an_opening_that_nobody_waits_for_gives_its_port_back(tmp_path: Path) -> None:
-    async with engine(ports=(29980, 29981)) as (media, _, _):
+    first, last = rtp_ports(2)
+    async with engine(ports=(first, last)) as (media, _, _):
         opening = asyncio.create_task(media.open(spec(tmp_path, 0)))
         await asyncio.sleep(0)
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
 
         assert opening.cancelled()
-        assert (await media.open(spec(tmp_path, 1))).rtp_port == 29980
+        assert (await media.open(spec(tmp_path, 1))).rtp_port == first
 
 
 async def test_a_listener_that_fails_on_an_event_does_not_end_the_recording(

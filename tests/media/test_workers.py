@@ -60,7 +60,8 @@ async def test_sessions_are_spread_and_the_streams_of_each_stay_together(tmp_pat
 
 
 async def test_a_worker_without_ports_passes_streams_on_until_none_is_left(tmp_path: Path) -> None:
-    async with engine(workers=2, ports=(29960, 29967)) as (media, _, _):
+    first, last = rtp_ports(8)
+    async with engine(workers=2, ports=(first, last)) as (media, _, _):
         opened = [(await media.open(spec(tmp_path, index))).rtp_port for index in range(4)]
 
         with pytest.raises(NoPortLeft):
@@ -68,30 +69,31 @@ async def test_a_worker_without_ports_passes_streams_on_until_none_is_left(tmp_p
         await media.close(["s1-2"])
         again = await media.open(spec(tmp_path, 5))
 
-    assert sorted(opened) == [29960, 29962, 29964, 29966]
+    assert sorted(opened) == [first, first + 2, first + 4, first + 6]
     assert again.rtp_port == opened[2]
 
 
 async def test_a_port_to_which_a_call_that_is_over_goes_on_sending_is_given_to_no_other(
     tmp_path: Path,
 ) -> None:
-    async with engine(ports=(29960, 29967)) as (media, _, metrics):
+    first, last = rtp_ports(8)
+    async with engine(ports=(first, last)) as (media, _, metrics):
         ports = [(await media.open(spec(tmp_path, 0))).rtp_port]
-        send(VOICE[:1], 29962)  # nobody was told of it: a bridge before this one may have been
+        send(VOICE[:1], first + 2)  # nobody was told of it: a bridge before this one may have been
         ports.append((await media.open(spec(tmp_path, 1))).rtp_port)
         send(VOICE, ports[1])
         await received(metrics, len(VOICE))
         ports += [(await media.open(spec(tmp_path, index))).rtp_port for index in (2, 3)]
         await media.close([f"s1-{index}" for index in range(4)])
 
-    assert ports == [29960, 29964, 29966, 29962]  # rather that one than none
+    assert ports == [first, first + 4, first + 6, first + 2]  # rather that one than none
     assert spooled(spec(tmp_path, 1).spool) == VOICE
     assert spooled(spec(tmp_path, 3).spool) == []
 
 
 async def test_a_range_too_small_for_the_workers_is_said_and_makes_fewer(tmp_path: Path) -> None:
     with capture_logs() as lines:
-        async with engine(workers=8, ports=(29950, 29957)) as (media, _, _):
+        async with engine(workers=8, ports=rtp_ports(8)) as (media, _, _):
             assert media.workers == 2
             await media.open(spec(tmp_path))
 

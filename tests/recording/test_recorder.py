@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from harness.bridge import eventually
 from harness.desk import Office, office
+from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from harness.src import METADATA, OFFER, PEER, multipart, request
 from siprec_bridge import sdp
@@ -395,7 +396,7 @@ async def test_what_cannot_be_recorded_is_refused_and_leaves_nothing_behind(
 
 
 async def test_no_port_no_room_and_no_database_are_503_with_retry_after(tmp_path: Path) -> None:
-    async with office(tmp_path, ports=(31990, 31993)) as here:
+    async with office(tmp_path, ports=rtp_ports(4)) as here:
         here.service.on_sip(invite())
         await answered(here)
         other = DialogId("call-2", "ours", "src")
@@ -427,7 +428,7 @@ async def test_no_port_no_room_and_no_database_are_503_with_retry_after(tmp_path
 
 async def test_a_change_that_finds_no_port_is_refused_and_the_call_goes_on(tmp_path: Path) -> None:
     three = OFFER + "m=audio 30004 RTP/AVP 0\r\na=sendonly\r\na=label:98\r\n"
-    async with office(tmp_path, ports=(31994, 31997)) as here:
+    async with office(tmp_path, ports=rtp_ports(4)) as here:
         here.service.on_sip(invite())
         await answered(here)
         here.service.on_sip(invite(multipart(sdp=three), id="i2", initial=False))
