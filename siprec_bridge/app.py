@@ -41,7 +41,7 @@ from siprec_bridge.parts import (
     vcon_events_of,
     vcon_signer_of,
 )
-from siprec_bridge.provider import ConfigurationError
+from siprec_bridge.provider import ConfigurationError, is_off
 from siprec_bridge.recording import (
     Archive,
     Capacity,
@@ -523,7 +523,8 @@ class Bridge:
         self.health.register("database", self.database.unwritable)
         self.health.register("disk", disk)
         # What follows can be away: calls are taken, and jobs and events wait on disk.
-        for provider in self.providers:
+        # One that is switched off is no part that does not work.
+        for provider in [one for one in self.providers if not is_off(one)]:
             name = "recogniser" if provider is self.provider else f"recogniser {provider.name}"
             self.health.register(name, partial(self.scheduler.trouble, provider.name), vital=False)
         if self.broker is not None:

@@ -4,6 +4,7 @@ import structlog
 
 from siprec_bridge import __version__
 from siprec_bridge.app import Bridge
+from siprec_bridge.provider import is_off
 from siprec_bridge.settings import Settings
 from siprec_bridge.store import outbox
 
@@ -38,7 +39,8 @@ async def tell_choices(bridge: Bridge) -> None:
         *_redaction(settings),
         f"database {bridge.database.place} ({stored})"
         + (f", as node {bridge.database.node}" if bridge.database.node is not None else ""),
-        f"recogniser {bridge.provider.describe()}",
+        f"recogniser {bridge.provider.describe()}"
+        + ", switched off: calls are recorded, jobs are off" * is_off(bridge.provider),
         *(f"also recogniser {one.name}: {one.describe()}" for one in bridge.providers[1:]),
         *(
             [f"{len(bridge.orders.rules)} rules of {settings.transcription_rules}"]
@@ -85,7 +87,7 @@ async def tell_choices(bridge: Bridge) -> None:
                 remedy=f"siprec-bridge deliveries drop {name} --all --pending",
             )
     cause = await bridge.provider.unavailable()
-    if cause is not None:
+    if cause is not None and not is_off(bridge.provider):
         log.error("recogniser.unavailable", cause=cause, effect="calls are recorded, jobs wait")
     log.info(
         "bridge.ready",

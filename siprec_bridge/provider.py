@@ -112,11 +112,17 @@ class Run:
     outcomes: Mapping[str, Mapping[str, Transcript] | ProviderError]
 
 
+def is_off(provider: "Provider") -> bool:
+    """Whether the operator has switched it off: that it does not run is as it should be."""
+    return not getattr(provider, "enabled", True)
+
+
 class Provider(Protocol):
     """A recogniser. One instance serves all jobs; `transcribe` is called concurrently.
 
     It may have `language: str | None` as well: what it takes a job's to be that names none, where it
-    does not detect it. Only then, or when jobs name theirs, do legs share a file.
+    does not detect it. Only then, or when jobs name theirs, do legs share a file. And
+    `enabled: bool`; False: the operator has switched it off, which is nobody's fault.
     """
 
     name: str  # the entry point's name

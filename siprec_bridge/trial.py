@@ -20,6 +20,7 @@ from siprec_bridge.provider import (
     ProviderError,
     ProviderUnavailable,
     Run,
+    is_off,
 )
 from siprec_bridge.transcript import Transcript
 from siprec_bridge.transcription import load_provider
@@ -121,6 +122,11 @@ async def try_provider(vendor: str, options: Mapping[str, str]) -> Trial:
     steps = [Step("options", True, described)]
     try:
         cause = await provider.unavailable()
+        if cause is not None and is_off(provider):
+            text = (
+                f"{cause}: it is switched off (calls are recorded, their jobs wait until it is not)"
+            )
+            return Trial(vendor, described, (*steps, Step("program", False, text)), reason="off")
         if cause is not None:
             text = f"{cause}; install it, or name another in WHISPER_BINARY_PATH"
             steps.append(Step("program", False, f"{text} (calls are recorded, their jobs wait)"))

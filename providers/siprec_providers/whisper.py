@@ -58,7 +58,9 @@ class WhisperOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    enabled: bool = Field(True, description="false: record only; jobs wait until it is true again")
+    enabled: bool = Field(
+        True, description="false: record only; jobs are off until it is true again"
+    )
     binary_path: str | None = Field(
         None,
         description="the executable; else whisper or whisper-ctranslate2 on PATH, "
@@ -109,6 +111,7 @@ class WhisperCli:
         self.sample_rate = options.sample_rate
         self.max_batch = options.batch
         self.language = options.language
+        self.enabled = options.enabled
         cores = self._cores = len(os.sched_getaffinity(0))
         self._running = 0  # programs
         limit = cores if options.max_concurrent == -1 else options.max_concurrent

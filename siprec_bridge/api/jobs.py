@@ -21,7 +21,7 @@ from siprec_bridge.api.seeing import may_see, visible
 from siprec_bridge.store import Backlog, Database, JobRow, Waiting, jobs
 from siprec_bridge.transcription import Scheduler
 
-_STATES = ("queued", "running", "done", "failed")
+_STATES = ("queued", "running", "done", "failed", "off")
 
 
 class Jobs:

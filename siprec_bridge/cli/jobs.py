@@ -26,7 +26,7 @@ app = typer.Typer(help="Transcription jobs.", no_args_is_help=True)
 @app.command("list")
 def jobs_list(
     state: Annotated[
-        JobState | None, typer.Option(help="only queued, running, done or failed ones")
+        JobState | None, typer.Option(help="only queued, running, done, failed or off ones")
     ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,

@@ -178,9 +178,15 @@ class Retention:
 
     async def _make_room(self, total: int, limit: int) -> int:
         stuck: set[str] = set()  # somebody works at them, or the disk does not let them go
+        unheard = False  # where the recogniser is switched off: only once nothing else is left
         while total > limit:
             rows = await self._database.read(
-                partial(retention.with_audio, limit=_BATCH, node=self._node)
+                partial(
+                    retention.with_audio,
+                    limit=_BATCH + len(stuck),
+                    unheard=unheard,
+                    node=self._node,
+                )
             )
             some: list[SessionRow] = []
             left = total
@@ -190,6 +196,9 @@ class Retention:
                 if row.id not in stuck:
                     some.append(row)
                     left -= row.audio_bytes or 0
+            if not some and not unheard:
+                unheard = True
+                continue
             if not some:
                 log.warning("retention.no_room_to_make", octets=total, limit=limit)
                 break

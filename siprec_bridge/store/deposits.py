@@ -179,7 +179,7 @@ def claim(
     common = common_time(connection, now)
     unheard = sa.exists().where(
         jobs.c.session_id == deposits.c.session_id,
-        jobs.c.state.in_(("queued", "running", "failed")),
+        jobs.c.state.in_(("queued", "running", "failed", "off")),
     )
     ripe = sa.or_(~unheard, deposits.c.dropping.is_not(None), deposits.c.plain_gone_at.is_not(None))
     if plain_before is not None:
@@ -274,13 +274,13 @@ def note(
 
 
 def is_unheard(connection: Connection, session_id: str) -> bool:
-    """Whether a job may still want the audio: one that waits, runs or was given up."""
+    """Whether a job may still want the audio: one that waits, is off, runs or was given up."""
     return bool(
         connection.scalar(
             sa.select(
                 sa.exists().where(
                     jobs.c.session_id == session_id,
-                    jobs.c.state.in_(("queued", "running", "failed")),
+                    jobs.c.state.in_(("queued", "running", "failed", "off")),
                 )
             )
         )

@@ -1,7 +1,8 @@
 """Transcription jobs: on disk before a slot is asked for, and until the transcript is committed.
 
 queued → running (`claim`) → done (`finish`), queued again (`reschedule`, `release`) or failed
-(`fail`) → queued (`retry`, `hand_over`). Times are handed in: the store reads no clock.
+(`fail`) → queued (`retry`, `hand_over`). Where the recogniser is switched off, queued ones are off
+(`shelve`) until it is not (`unshelve`). Times are handed in: the store reads no clock.
 
 Jobs run in the order of `order_at`, which is fixed when a job is queued: the time at which it would be
 done if its source had a recogniser of its own, at the pace of speech, that took short calls first. So
@@ -25,7 +26,7 @@ from siprec_bridge.store.dialect import common_time
 from siprec_bridge.store.schema import jobs, values_of
 from siprec_bridge.transcript import RunFacts
 
-JobState = Literal["queued", "running", "done", "failed"]
+JobState = Literal["queued", "running", "done", "failed", "off"]
 Priority = Literal["urgent", "normal", "low"]
 
 # A job of low priority is treated as if it had come a day later, an urgent one a day earlier.
@@ -406,12 +407,32 @@ def adopt(
 
     Of several nodes, another may have the vendor: only jobs that no other can run are taken.
     """
-    orphans = jobs.c.vendor.not_in(vendors) & jobs.c.state.in_(("queued", "failed"))
+    orphans = jobs.c.vendor.not_in(vendors) & jobs.c.state.in_(("queued", "failed", "off"))
     if node is not None:
         orphans &= jobs.c.node == node
     return connection.execute(
         jobs.update().where(orphans).values(vendor=default, model=None)
     ).rowcount
+
+
+def shelve(connection: Connection, vendor: str, node: str | None = None) -> int:
+    """Have queued jobs of a vendor that is switched off wait for nothing; returns how many.
+
+    They keep nobody from deleting what they are about. Of several nodes, another may have it
+    switched on: only jobs that no other can run are shelved.
+    """
+    queued = (jobs.c.state == "queued") & (jobs.c.vendor == vendor)
+    if node is not None:
+        queued &= jobs.c.node == node
+    return connection.execute(jobs.update().where(queued).values(state="off")).rowcount
+
+
+def unshelve(connection: Connection, vendors: Sequence[str], node: str | None = None) -> int:
+    """Queue what was shelved, and whose vendor is switched on now; returns how many there were."""
+    shelved = (jobs.c.state == "off") & jobs.c.vendor.in_(vendors)
+    if node is not None:
+        shelved &= sa.or_(jobs.c.node.is_(None), jobs.c.node == node)
+    return connection.execute(jobs.update().where(shelved).values(state="queued")).rowcount
 
 
 def requeue_running(connection: Connection, node: str | None = None) -> int:

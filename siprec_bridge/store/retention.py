@@ -50,14 +50,21 @@ def audio_bytes(connection: Connection, node: str | None = None) -> int:
 
 
 def with_audio(
-    connection: Connection, limit: int, *, before: datetime | None = None, node: str | None = None
+    connection: Connection,
+    limit: int,
+    *,
+    before: datetime | None = None,
+    unheard: bool = False,
+    node: str | None = None,
 ) -> list[SessionRow]:
     """Sessions whose audio may go, oldest first.
 
     `before`: those that ended by then, whatever became of their transcription. Else those that
     have been transcribed: audio that nobody has heard is not given up for want of room, nor what
-    is still to be taken to a store, and what lies there alone takes no room.
+    is still to be taken to a store, and what lies there alone takes no room. `unheard`: those, too,
+    whose recogniser is switched off.
     """
+    wanted = ("queued", "running", "failed", *(() if unheard else ("off",)))
     query = sessions.select().where(_OVER, _WITH_AUDIO)
     if before is not None:
         query = query.where(sessions.c.ended_at < before, ~_job_in("queued", "running"))
@@ -65,7 +72,7 @@ def with_audio(
         query = query.where(
             sessions.c.state
             == "finished",  # what is not to be found now may be on a disk elsewhere
-            ~_job_in("queued", "running", "failed"),
+            ~_job_in(*wanted),
             ~sa.exists().where(
                 kept.c.session_id == sessions.c.id,
                 sa.or_(kept.c.state == "pending", kept.c.local_gone_at.is_not(None)),
@@ -120,6 +127,7 @@ def note_audio_deleted(connection: Connection, ids: Sequence[str], at: datetime)
     connection.execute(
         sessions.update().where(sessions.c.id.in_(ids)).values(audio_deleted_at=at, audio_bytes=0)
     )
+    connection.execute(jobs.delete().where(jobs.c.session_id.in_(ids), jobs.c.state == "off"))
     deposits.forget(connection, ids)
 
 

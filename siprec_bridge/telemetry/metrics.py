@@ -257,7 +257,8 @@ class Metrics:
         for reason in DOUBTS:
             self.doubtful_segments_total.labels(reason=reason)
         self.recogniser_available = gauge(
-            "recogniser_available", "1: the default recogniser can be run and works; 0: not"
+            "recogniser_available",
+            "1: the default recogniser can be run and works; 0: not; NaN: switched off",
         )
         self.jobs_total = counter(
             "jobs", "transcription jobs, by what became of a try", ("outcome",)
@@ -271,7 +272,9 @@ class Metrics:
             "until these are done at the present pace; NaN: no run has shown it yet",
         )
         self.vendor_available = gauge(
-            "vendor_available", "1: this recogniser can be run and works; 0: not", ("vendor",)
+            "vendor_available",
+            "1: this recogniser can be run and works; 0: not; NaN: switched off",
+            ("vendor",),
         )
         self.vendor_circuit_open = gauge(
             "vendor_circuit_open", "1: it fails at known good audio; only probes run", ("vendor",)

@@ -161,12 +161,18 @@ class Scheduler:
             orphans = await self._database.write(
                 partial(jobs.adopt, vendors=names, default=names[0], node=self._database.node)
             )
+            on = [name for name in names if not self._is_shelved(self._vendors[name])]
+            again = await self._database.write(
+                partial(jobs.unshelve, vendors=on, node=self._database.node)
+            )
             runs = await self._database.read(jobs.recent_runs)
         except StoreError as error:
             log.error("jobs.store_failed", cause=str(error))
             return
         if orphans:
             log.warning("jobs.adopted", count=orphans, vendor=names[0])
+        if again:
+            log.info("jobs.unshelved", count=again)
         for vendor, audio, seconds in runs:
             if vendor in self._vendors:
                 self._vendors[vendor].pace.note(audio, seconds)
@@ -182,6 +188,10 @@ class Scheduler:
         return min(patience)
 
     async def _start_runs_of(self, vendor: Vendor) -> float:
+        if self._is_shelved(vendor):
+            node = self._database.node
+            await self._database.write(partial(jobs.shelve, vendor=vendor.name, node=node))
+            return _LOOK_S
         while True:
             wait = vendor.wait()
             if wait is not None:
@@ -194,6 +204,11 @@ class Scheduler:
             vendor.start(self._serve(vendor, batch))
             if not left:
                 return _LOOK_S
+
+    def _is_shelved(self, vendor: Vendor) -> bool:
+        """Whether nobody is to run its jobs: it is switched off, and no other stands in."""
+        others = any(not one.off for one in self._vendors.values())
+        return vendor.off and (self._fallback_after is None or not others)
 
     def _after(self, name: str) -> list[Vendor]:
         """The other vendors, in the order in which they are asked for this one's jobs."""

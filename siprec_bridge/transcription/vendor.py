@@ -11,7 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import structlog
 
-from siprec_bridge.provider import AudioFile, Job, Provider, ProviderError, ProviderUnavailable
+from siprec_bridge.provider import (
+    AudioFile,
+    Job,
+    Provider,
+    ProviderError,
+    ProviderUnavailable,
+    is_off,
+)
 from siprec_bridge.telemetry import Metrics
 from siprec_bridge.transcript import RunFacts
 from siprec_bridge.transcription.circuit import Circuit
@@ -31,7 +38,7 @@ class VendorState:
     """A vendor as operators see it."""
 
     name: str
-    state: Literal["working", "away", "broken"]
+    state: Literal["working", "off", "away", "broken"]
     cause: str | None
     running: int  # runs
     slots: int | None  # None: no limit
@@ -82,6 +89,11 @@ class Vendor:
         return self.provider.name
 
     @property
+    def off(self) -> bool:
+        """Whether the operator has switched it off."""
+        return is_off(self.provider)
+
+    @property
     def limit(self) -> int:
         """How many runs it may have at once."""
         return self.provider.max_concurrent or _NO_LIMIT
@@ -98,7 +110,13 @@ class Vendor:
         """All of it for operators."""
         return VendorState(
             name=self.name,
-            state="away" if self._away else "broken" if self.circuit.is_open else "working",
+            state="off"
+            if self.off
+            else "away"
+            if self._away
+            else "broken"
+            if self.circuit.is_open
+            else "working",
             cause=self.trouble,
             running=len(self.runs),
             slots=self.provider.max_concurrent,
@@ -186,7 +204,9 @@ class Vendor:
                 log.info("recogniser.available_again", vendor=self.name)
             self._outage_s = 0.0
         else:
-            if self._away is None:
+            if self._away is None and self.off:
+                log.info("recogniser.off", vendor=self.name, cause=cause)
+            elif self._away is None:
                 log.error("recogniser.unavailable", vendor=self.name, cause=cause)
             self._outage_s = min(max(2 * self._outage_s, _OUTAGE_FIRST_S), _OUTAGE_LONGEST_S)
         self._away, self._try_at = cause, None
@@ -197,10 +217,11 @@ class Vendor:
             self._down_since = None
         elif self._down_since is None:
             self._down_since = self._now()
-        self._metrics.vendor_available.labels(vendor=self.name).set(self.trouble is None)
+        available = float("nan") if self.off else float(self.trouble is None)
+        self._metrics.vendor_available.labels(vendor=self.name).set(available)
         self._metrics.vendor_circuit_open.labels(vendor=self.name).set(self.circuit.is_open)
         if self._default:
-            self._metrics.recogniser_available.set(self.trouble is None)
+            self._metrics.recogniser_available.set(available)
 
     def _note_works(self) -> None:
         if self.circuit.is_open:

@@ -33,6 +33,7 @@ class ScriptedProvider:
     ) -> None:
         self.name = name or self.name
         self.language: str | None = None
+        self.enabled = True
         self.broken: ProviderError | None = None
         self.probes = 0
         self.given: list[Job] = []

@@ -105,6 +105,7 @@ NEARLY = {
         name: "1x60 _x3 1x55" for name in ("siprec_recogniser_available",)
     },
     "a recogniser away for four minutes": {"siprec_recogniser_available": "1x115 0x4"},
+    "a recogniser that is switched off": {"siprec_recogniser_available": " ".join(["NaN"] * 120)},
     "a live recogniser that nobody asked": {"siprec_live_recogniser_available": "0x120"},
     "a lone call of the night": {
         'siprec_sessions_assured_total{verdict="complete"}': "10x100 11x19",

@@ -140,6 +140,38 @@ async def test_audio_that_waits_for_its_transcription_is_never_too_old(
         assert await here.left() == {"waits": True, "lives": True}
 
 
+async def test_where_the_recogniser_is_switched_off_recordings_go_at_their_age_or_are_deleted(
+    tmp_path: Path,
+) -> None:
+    async with cellar(tmp_path) as here:
+        for days in (1, 2, 40, 100):
+            await here.lay_down(f"s{days}", days, job="off")
+
+        await here.retention(Keep(audio=30 * DAY, sessions=90 * DAY)).go_round()
+        assert await here.retention(Keep()).delete("s2")
+
+        assert await here.left() == {"s1": True, "s40": False}
+        jobs_left = await here.database.read(partial(jobs.listing, limit=10))
+        assert [row.id for row in jobs_left] == ["s1.1"]
+
+
+async def test_for_want_of_room_goes_what_was_heard_before_what_nobody_is_to_hear(
+    tmp_path: Path,
+) -> None:
+    async with cellar(tmp_path) as here:
+        for days in (4, 5):
+            await here.lay_down(f"off{days}", days, job="off")
+        for days in (1, 2):
+            await here.lay_down(f"s{days}", days)
+        await here.lay_down("waits", 9, job="queued")
+
+        await here.retention(Keep(audio_size=2 * SIZE)).go_round()
+
+        assert await here.left() == {
+            "s1": False, "s2": False, "off4": True, "off5": False, "waits": True,
+        }  # fmt: skip
+
+
 async def test_for_want_of_room_the_oldest_goes_that_has_been_heard(tmp_path: Path) -> None:
     async with cellar(tmp_path) as here:
         for days in (1, 2, 3, 5):

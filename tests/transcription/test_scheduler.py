@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from harness.bridge import eventually
 from harness.calls import SAMPLE
@@ -268,6 +270,49 @@ async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
 
         assert before == []
         assert (await here.states())["a"] == ("done", 1, False)
+
+
+async def test_jobs_of_a_recogniser_that_is_switched_off_are_off_until_it_is_on(
+    tmp_path: Path,
+) -> None:
+    provider = ScriptedProvider()
+    provider.cause, provider.enabled = "switched off", False
+    with capture_logs() as logs:
+        async with office(tmp_path, provider, "a") as (here, metrics, wake):
+            await eventually(
+                lambda: any(one["event"] == "recogniser.off" for one in logs), "a word of it"
+            )
+            await here.add("b")
+            wake()
+            async with asyncio.timeout(10):
+                while {state for state, *_ in (await here.states()).values()} != {"off"}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            (state,) = here.scheduler.vendors()
+            gauges = [
+                metrics.registry.get_sample_value(name, labels)
+                for name, labels in (
+                    ("siprec_recogniser_available", {}),
+                    ("siprec_vendor_available", {"vendor": "scripted"}),
+                )
+            ]
+    provider.cause, provider.enabled = None, True
+    async with office(tmp_path, provider) as (here, _, _):
+        await eventually(lambda: {"a", "b"} <= here.done.keys(), "the results")
+
+    assert state.state == "off"
+    assert all(value is not None and math.isnan(value) for value in gauges)
+    assert not [one for one in logs if one["log_level"] not in ("info", "debug")]
+
+
+async def test_another_vendor_stands_in_for_one_that_is_switched_off_where_that_is_wanted(
+    tmp_path: Path,
+) -> None:
+    provider, other = ScriptedProvider(), ScriptedProvider(name="second")
+    provider.cause, provider.enabled = "switched off", False
+    async with office(tmp_path, provider, "a", others=[other], fallback_after=0.0) as (here, *_):
+        await eventually(lambda: "a" in here.done, "a result")
+
+    assert other.runs == [["a"]]
 
 
 async def test_a_server_that_is_down_is_asked_ever_more_seldom_and_no_job_is_begun_for_it(
