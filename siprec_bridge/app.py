@@ -553,6 +553,7 @@ class Bridge:
                 free = 0
             self.metrics.spool_disk_free_bytes.set(free)
             self.capacity.free_disk = free
+            await self.database.keep_reserve()
             for tls in (self.tls, self.http_tls):
                 if tls is not None:
                     await asyncio.to_thread(tls.reload)

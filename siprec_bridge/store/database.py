@@ -160,6 +160,11 @@ class Database:
         if not self.shared:
             await asyncio.to_thread(_truncate_log, self.place)
 
+    async def keep_reserve(self) -> None:
+        """Set room aside, where there is plenty, for a start when the disk is full."""
+        if self._backend.reserve is not None:
+            await asyncio.to_thread(self._backend.reserve.keep)
+
     async def unwritable(self) -> str | None:
         """Why nothing can be stored now (one line), or None. Writes a row unless just written."""
         if self._sentinel is not None and self._sentinel.trouble is not None:
@@ -189,6 +194,10 @@ class Database:
                 return
             except (SQLAlchemyError, OSError) as error:
                 cause = f"{self.place}: {cause_of(error)}"
+                reserve = self._backend.reserve
+                if reserve is not None and reserve.spend():
+                    log.error("database.disk_full", cause=cause, effect="reserved room is used")
+                    continue
                 if not self._backend.is_away(error) or time.monotonic() >= deadline:
                     raise StoreError(cause) from error
             if not told:

@@ -28,6 +28,7 @@ from sqlalchemy.exc import (
 
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.store.errors import StoreError
+from siprec_bridge.store.reserve import Reserve
 from siprec_bridge.store.schema import passages
 from siprec_bridge.store.words import Term
 
@@ -51,10 +52,12 @@ class Backend(Protocol):
     """One kind of database at one URL.
 
     `place` is what people are told of it, without the password. `shared`: other nodes may use it.
+    `reserve`: room for a start on a full disk, where the disk is ours to mind.
     """
 
     place: str
     shared: bool
+    reserve: Reserve | None
 
     def make_room(self) -> None:
         """Make what must exist before the first connection. Raises OSError."""
@@ -109,6 +112,7 @@ class Sqlite:
         self._path = Path(url.database).absolute()
         self._url = url.set(drivername="sqlite+pysqlite", database=str(self._path))
         self.place = str(self._path)
+        self.reserve: Reserve | None = Reserve(self._path)
 
     def make_room(self) -> None:
         """Make the file's folder."""
@@ -184,6 +188,7 @@ class Postgresql:
     """A server that several nodes share. Needs the extra `postgresql`."""
 
     shared = True
+    reserve: Reserve | None = None
 
     def __init__(self, url: sa.URL) -> None:
         try:

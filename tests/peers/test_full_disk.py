@@ -186,3 +186,35 @@ async def test_a_bridge_that_was_killed_finishes_a_call_when_the_database_has_ro
     assert (ready, "database or disk is full" in health) == (503, True)
     assert (waiting["state"], after["state"]) == ("recording", "finished")
     assert all(seconds > 1.0 for _, seconds in heard(elsewhere, after))
+
+
+async def test_a_bridge_starts_on_a_full_disk_and_its_retention_makes_room_for_calls(
+    tmp_path: Path,
+) -> None:
+    silent = str(recogniser(tmp_path, "is_silent"))
+    with small_disk(tmp_path / "disk", "200m") as disk:
+        place = {"DATA_DIR": str(disk), "WHISPER_BINARY_PATH": silent}
+        async with (
+            running_bridge(tmp_path / "data", **place) as bridge,
+            listening(bridge) as events,
+        ):
+            await talk(bridge, 0.5, rate=20.0)
+            await finals(bridge, events)
+        (folder,) = (one for one in (disk / "recordings").iterdir() if one.is_dir())
+        (folder / "long.wav").write_bytes(bytes(40_000_000))
+        fill(disk)
+        keep = {"KEEP_AUDIO_SIZE": "1MB", "MIN_FREE_DISK": "20MB"}
+        async with running_bridge(tmp_path / "data", **place, **keep) as bridge:
+            refused = await talk(bridge, 0.1)
+            status, metrics = await bridge.get("/metrics")
+            await bridge.wait_for_log("retention.audio_deleted")
+            async with asyncio.timeout(30):
+                while not (report := await talk(bridge, 0.5, rate=20.0)).ok:  # noqa: ASYNC110
+                    await asyncio.sleep(1)
+            await bridge.wait_for_log("session.archived")
+            told = bridge.logged("database.disk_full")
+
+    assert [one["level"] for one in told] == ["error"]
+    assert (refused.status, refused.reason) == (503, "Service Unavailable")
+    assert (status, "siprec_spool_disk_free_bytes" in metrics) == (200, True)
+    assert report.bye_status == 200
