@@ -5,6 +5,7 @@ again at the next start and comes to the same result.
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from siprec_bridge.delivery.events import Stream
 from siprec_bridge.media import Finisher
 from siprec_bridge.recording import long_past
 from siprec_bridge.recording.assurance import NO_AUDIO, assure
+from siprec_bridge.recording.full_disk import FullDisk
 from siprec_bridge.recording.orders import AUDIO, Orders
 from siprec_bridge.recording.redactor import Redactor
 from siprec_bridge.siprec import Assurance, SessionDocument
@@ -89,7 +91,21 @@ class Archive:
             whole = await until_taken(lambda: asyncio.to_thread(long_past.joined, document, folder))
             await until_taken(lambda: self._note_end(session, cause, at, whole, untold))
         await until_taken(lambda: asyncio.to_thread(long_past.remove, folder, session.id))
-        await until_taken(lambda: self._finish(session, session.end_cause or cause, at, whole))
+        full: FullDisk | None = None
+
+        async def finish() -> None:
+            nonlocal full
+            if full is not None:  # to decode hours of audio for nothing costs all others' CPU
+                await asyncio.to_thread(full.complain)
+                full = None
+            try:
+                await self._finish(session, session.end_cause or cause, at, whole)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    full = await asyncio.to_thread(FullDisk, folder)
+                raise
+
+        await until_taken(finish)
 
     async def give_up(self, session: SessionRow, at: datetime, document: SessionDocument) -> None:
         """Note that there is no audio; retried until the disk takes it."""

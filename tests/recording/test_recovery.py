@@ -2,15 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
+from structlog.testing import capture_logs
 
+from harness.bridge import eventually
 from harness.desk import Office, office
+from harness.disk import fill, small_disk
 from harness.rtp import packets, tone
+from siprec_bridge.media import FinishedAudio
 from siprec_bridge.receiver.spool import RTP, SpoolHeader, SpoolWriter, _record
 from siprec_bridge.recording import archive, left_behind, recover
 from siprec_bridge.sdp import Codec
@@ -98,6 +104,47 @@ async def test_a_session_that_cannot_be_finished_now_holds_up_no_other_and_is_no
     assert sorted(one.session_id for one in told) == ["gone", "good", "unreadable"]
     assert {one.type for one in told} == {"session.ended"}
     assert (here.recordings / "broken" / "broken-0.spool").exists()
+
+
+async def test_a_disk_that_stays_full_has_nothing_decoded_again_until_there_is_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "_FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(archive, "_LONGEST_RETRY_S", 0.02)
+    with small_disk(tmp_path / "disk") as disk:
+        async with office(tmp_path, receiving=False) as here:
+            row = replace(session(here, "s"), folder=str(disk / "s"))
+            spool(disk / "s")
+            others = fill(disk)
+            finisher = here.archive._finisher
+            finish, begun = finisher.finish, [0]
+
+            async def counted(*given: Any) -> FinishedAudio:
+                begun[0] += 1
+                return await finish(*given)
+
+            monkeypatch.setattr(finisher, "finish", counted)
+            await here.database.write(partial(recordings.insert, row=row))
+            with capture_logs() as logs:
+                recovery = asyncio.create_task(recover([row], here.archive, lambda: AT))
+
+                async def complaints(more: int) -> None:
+                    said = len(logs) + more
+                    await eventually(lambda: len(logs) >= said, "complaints")
+
+                await complaints(10)
+                while_full = begun[0]
+                fill(disk, leave=40_000)  # some, and not enough
+                await eventually(lambda: begun[0] > while_full, "another try")
+                await complaints(10)
+                while_fuller = begun[0]
+                others.unlink()
+                await recovery
+            (after,) = await here.database.read(partial(recordings.listing, limit=10))
+
+    assert (while_full, while_fuller, begun[0]) == (1, 2, 3)
+    assert {one["cause"] for one in logs if one["event"] == "session.not_archived"}
+    assert after.state == "finished"
 
 
 async def test_audio_that_was_not_to_be_found_is_finished_at_a_start_that_finds_it(
