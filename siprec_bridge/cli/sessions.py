@@ -15,7 +15,7 @@ from siprec_bridge.cli.database import node_here, refuse, with_database
 from siprec_bridge.cli.orders import orders_of
 from siprec_bridge.provider import ConfigurationError
 from siprec_bridge.settings import from_environment
-from siprec_bridge.siprec import Assurance, SessionDocument, Verdict
+from siprec_bridge.siprec import Assurance, Pause, SessionDocument, Verdict
 from siprec_bridge.store import (
     Database,
     SessionRow,
@@ -232,7 +232,8 @@ def sessions_show(
         print(f"group     {row.group_id}")
     for warning in row.warnings:
         print(f"warning   {warning}")
-    for line in _assurance_lines(SessionDocument.model_validate_json(row.document).assurance):
+    document = SessionDocument.model_validate_json(row.document)
+    for line in (*_pause_lines(document), *_assurance_lines(document.assurance)):
         print(line)
     if transcript is None:
         print("transcript: none yet" if version is None else f"transcript: no version {version}")
@@ -241,6 +242,28 @@ def sessions_show(
     print(f"transcript {transcript.version} by {talk.provider}, {talk.model}")
     for one in talk.utterances:
         print(f"  {one.start:7.1f}  {one.line}")
+
+
+def _pause_lines(document: SessionDocument) -> list[str]:
+    """When somebody had us record less, who and why; one line for all streams that it was one order of."""
+    names = {one.id: one.name or one.aor or one.id for one in document.participants}
+    paused: dict[Pause, list[str]] = {}
+    for stream in document.streams:
+        for one in stream.pauses:
+            if one.cause != "hold":
+                paused.setdefault(one, []).append(stream.label)
+    lines = []
+    for one, labels in sorted(paused.items(), key=lambda pause: pause[0].since):
+        until = f"{one.until:%H:%M:%S}" if one.until is not None else "now"
+        who = one.participant_id
+        whom = f", {names.get(who, who)}" if who is not None else ""
+        by = f", by {one.by}" if one.by else ""
+        why = f": {one.reason}" if one.reason else ""
+        lines.append(
+            f"paused    {one.since:%H:%M:%S} to {until}, stream{'s' * (len(labels) > 1)} "
+            f"{', '.join(labels)}{whom}{by}{why}"
+        )
+    return lines
 
 
 def _assurance_lines(assurance: Assurance | None) -> list[str]:

@@ -8,6 +8,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -110,7 +111,8 @@ class Archive:
     async def give_up(self, session: SessionRow, at: datetime, document: SessionDocument) -> None:
         """Note that there is no audio; retried until the disk takes it."""
         if session.state == "recording":
-            await until_taken(lambda: self._note_end(session, "bridge_restarted", at, document, ()))
+            note = partial(self._note_end, session, "bridge_restarted", at, document, ())
+            await until_taken(lambda: note(outcome="failed"))
 
         def store(connection: Connection) -> None:
             recordings.update(
@@ -199,6 +201,8 @@ class Archive:
         at: datetime,
         document: SessionDocument,
         untold: Sequence[Event],
+        *,
+        outcome: str | None = None,
     ) -> None:
         started_at = session.started_at
         seconds = sum(
@@ -229,7 +233,7 @@ class Archive:
 
         await self._database.write(store)
         self._metrics.session_duration_seconds.observe((at - started_at).total_seconds())
-        self._metrics.sessions_total.labels(outcome=_outcome(cause)).inc()
+        self._metrics.sessions_total.labels(outcome=outcome or _outcome(cause)).inc()
 
 
 async def until_taken(work: Callable[[], Awaitable[T]]) -> T:

@@ -48,6 +48,7 @@ _GET = sa.select(*(sessions.c[name] for name in SessionRow.__slots__)).where(
     sessions.c.id == sa.bindparam("this")
 )
 _LONGEST_GROUP = 500  # characters: an index takes no more, and an SRC may send anything
+_MOST_FAILED = 1000  # that a start looks for anew: there are ever more of them
 _WARNINGS = SessionRow.__slots__.index("warnings")
 
 
@@ -113,16 +114,17 @@ def of_ids(connection: Connection, ids: Sequence[str]) -> list[SessionRow]:
 def unfinished(connection: Connection, node: str | None = None) -> list[SessionRow]:
     """Sessions that were being recorded or archived, oldest first: what a start has to recover.
 
-    Failed ones as well, whose audio was not to be found: it may be there by now. Of this node, or
-    of all.
+    Failed ones as well, the newest, whose audio was not to be found: it may be there by now. Of this
+    node, or of all.
     """
-    query = sessions.select().where(
-        sessions.c.state.in_(("recording", "finishing", "failed")),
-        sessions.c.audio_deleted_at.is_(None),
-    )
+    left = sessions.select().where(sessions.c.audio_deleted_at.is_(None))
     if node is not None:
-        query = query.where(sessions.c.node == node)
-    return _rows(connection, query.order_by(sessions.c.started_at, sessions.c.id))
+        left = left.where(sessions.c.node == node)
+    begun = left.where(sessions.c.state.in_(("recording", "finishing")))
+    newest_first = (sessions.c.started_at.desc(), sessions.c.id.desc())
+    failed = left.where(sessions.c.state == "failed").order_by(*newest_first).limit(_MOST_FAILED)
+    rows = [*_rows(connection, begun), *_rows(connection, failed)]
+    return sorted(rows, key=lambda row: (row.started_at, row.id))
 
 
 def listing(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from harness.bridge import listening, of_type, running_bridge
+from harness.bridge import command, listening, of_type, running_bridge
 from harness.calls import call, finals, tones
 from harness.recognisers import recogniser
 from harness.rtp import read_wav
@@ -49,6 +50,7 @@ async def test_what_is_said_while_paused_is_silence_of_the_same_length(tmp_path:
         after = await bridge.post(f"{session}/pause", {})
         metrics = (await bridge.get("/metrics"))[1]
         shown = json.loads((await bridge.get(session))[1])
+        told_by_command = (await command("sessions", "show", str(final["subject"]), data=data))[1]
 
     assert report.ok
     assert [json.loads(text)["paused"] for _, text in (paused, muted, first, second)] == [
@@ -76,6 +78,11 @@ async def test_what_is_said_while_paused_is_silence_of_the_same_length(tmp_path:
     assert 'siprec_stream_pauses_total{cause="operator"} 2.0' in metrics
     resumed = of_type(events, "session.resumed")
     assert [event["data"]["labels"] for event in resumed] == [["1"], ["2"]]
+    lines = [line for line in told_by_command.splitlines() if line.startswith("paused")]
+    assert [re.sub(r"[0-9]{2}(:[0-9]{2}){2}", "T", line) for line in lines] == [
+        "paused    T to T, streams 1, 2, by agent 7: card number",
+        "paused    T to T, stream 2",
+    ]
     first_pause, second_pause = shown["document"]["streams"][1]["pauses"]
     assert first_pause["until"] < second_pause["until"]
 

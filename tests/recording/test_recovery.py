@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from siprec_bridge.siprec import SessionDocument
 from siprec_bridge.store import SessionRow, StoreError, outbox, recordings
 
 AT = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
 
 
 def session(here: Office, id: str, document: str | None = None) -> SessionRow:
@@ -168,10 +169,34 @@ async def test_audio_that_was_not_to_be_found_is_finished_at_a_start_that_finds_
             )
             for verdict in ("nothing", "complete", "incomplete")
         ]
+        ended = [
+            here.metrics.registry.get_sample_value("siprec_sessions_total", {"outcome": outcome})
+            for outcome in ("failed", "recovered")
+        ]
 
     assert [(one.state, one.assurance) for one in unmounted] == [("failed", "nothing")] * 2
     assert [one.state for one in mounted] == ["finished"] * 2
     assert [one.end_cause for one in mounted] == ["bridge_restarted"] * 2
     assert [one.type for one in told] == ["session.ended"]
     assert counted == [1.0, 0.0, 1.0]
+    assert ended == [1.0, 0.0]
     assert (here.recordings / "s" / "s-0.wav").exists()
+
+
+async def test_of_those_whose_audio_was_not_to_be_found_a_start_looks_for_the_newest_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recordings, "_MOST_FAILED", 2)
+    async with office(tmp_path, receiving=False) as here:
+
+        def store(connection: Connection) -> None:
+            for number, state in enumerate(
+                ("recording", "failed", "failed", "finished", "failed", "finishing")
+            ):
+                row = replace(session(here, f"s{number}"), started_at=AT + number * MINUTE)
+                recordings.insert(connection, replace(row, state=state))  # type: ignore[arg-type]
+
+        await here.database.write(store)
+        found = await left_behind(here.database)
+
+    assert [row.id for row in found] == ["s0", "s2", "s4", "s5"]
