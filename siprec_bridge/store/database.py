@@ -6,6 +6,7 @@ wait share one commit, and each caller returns when it is durable.
 
 import asyncio
 import contextlib
+import random
 import sqlite3
 import threading
 import time
@@ -36,6 +37,8 @@ _QUEUE_LIMIT = 10_000  # works that may wait; each has a caller that waits with 
 _PROBE_TIMEOUT_S = 10.0
 _AWAY_PAUSE_S = 1.0
 _LOG_PATIENCE_S = 10.0
+_CONFLICTS = 5  # with other nodes' transactions, until the works' callers are told
+_CONFLICT_PAUSE_S = 0.1
 _FRESH_S = 5.0  # a commit this recent proves that the database is writable
 
 
@@ -242,15 +245,32 @@ class Database:
     def _commit(self, group: list[_Work]) -> None:
         """Run the works in one transaction and note each one's outcome. Never raises."""
         try:
-            # Savepoints cost as much as the works: they are for groups in which one fails.
-            if not self._commit_as_one(group):
-                self._commit_each(group)
+            self._commit_despite_others(group)
             self._committed_at = time.monotonic()
         except Exception as error:  # noqa: BLE001  whatever it is, every caller must hear of it
             self._committed_at = None
             for work in group:
                 work.error = StoreError(cause_of(error))
                 work.error.__cause__ = error
+
+    def _commit_despite_others(self, group: list[_Work]) -> None:
+        """Do it again where it was ended for the sake of another node: nobody has an order of locks.
+
+        Which rows a group locks, and when, is as its works came. Raises as COMMIT does.
+        """
+        for again in range(_CONFLICTS, -1, -1):
+            for work in group:
+                work.error = None  # of a try that came to nothing
+            try:
+                # Savepoints cost as much as the works: they are for groups in which one fails.
+                if not self._commit_as_one(group):
+                    self._commit_each(group)
+                return
+            except SQLAlchemyError as error:
+                if not again or not self._backend.is_conflict(error):
+                    raise
+                log.info("database.conflict", cause=cause_of(error), works=len(group))
+            time.sleep(_CONFLICT_PAUSE_S * random.random())
 
     def _commit_as_one(self, group: list[_Work]) -> bool:
         """Run and commit the works; False, and nothing is stored, when one of them failed.
@@ -261,7 +281,9 @@ class Database:
             try:
                 for work in group:
                     work.value = work.do(connection)
-            except Exception:  # noqa: BLE001  its turn to tell comes when each is run on its own
+            except Exception as error:  # its turn to tell comes when each is run on its own
+                if self._backend.is_conflict(error):
+                    raise
                 transaction.rollback()
                 return False
             self._timed_commit(connection, transaction)
@@ -271,8 +293,33 @@ class Database:
         """Run each work in a savepoint and commit those that succeed. Raises as COMMIT does."""
         with self._connection() as connection, connection.begin() as transaction:
             for work in group:
-                _attempt(work, connection)
+                self._attempt(work, connection)
             self._timed_commit(connection, transaction)
+
+    def _attempt(self, work: _Work, connection: Connection) -> None:
+        """Run one work in its savepoint: its failure is its own.
+
+        Raises when the savepoint cannot be rolled back, which ends the whole group, and for a
+        conflict: what other works have locked is a part of it.
+        """
+        savepoint = connection.begin_nested()
+        try:
+            work.value = work.do(connection)
+        except SQLAlchemyError as error:
+            if self._backend.is_conflict(error):
+                raise
+            savepoint.rollback()
+            work.error = StoreError(cause_of(error))
+            work.error.__cause__ = error
+        except StopIteration as error:  # a future cannot carry it
+            savepoint.rollback()
+            work.error = RuntimeError("the work raised StopIteration")
+            work.error.__cause__ = error
+        except Exception as error:  # noqa: BLE001  the caller's own error goes back to the caller
+            savepoint.rollback()
+            work.error = error
+        else:
+            savepoint.commit()
 
     def _timed_commit(self, connection: Connection, transaction: sa.RootTransaction) -> None:
         mark = self._backend.mark(connection)
@@ -328,29 +375,6 @@ class Database:
         """Another node committed events. In the sentinel's thread."""
         with contextlib.suppress(RuntimeError):  # the loop is gone
             self._loop.call_soon_threadsafe(self._tell)
-
-
-def _attempt(work: _Work, connection: Connection) -> None:
-    """Run one work in its savepoint: its failure is its own.
-
-    Raises when the savepoint cannot be rolled back, which ends the whole group.
-    """
-    savepoint = connection.begin_nested()
-    try:
-        work.value = work.do(connection)
-    except SQLAlchemyError as error:
-        savepoint.rollback()
-        work.error = StoreError(cause_of(error))
-        work.error.__cause__ = error
-    except StopIteration as error:  # a future cannot carry it
-        savepoint.rollback()
-        work.error = RuntimeError("the work raised StopIteration")
-        work.error.__cause__ = error
-    except Exception as error:  # noqa: BLE001  the caller's own error goes back to the caller
-        savepoint.rollback()
-        work.error = error
-    else:
-        savepoint.commit()
 
 
 def _truncate_log(path: str) -> None:

@@ -75,6 +75,10 @@ class Backend(Protocol):
         """Whether the server could not be reached, which may pass."""
         ...
 
+    def is_conflict(self, error: Exception) -> bool:
+        """Whether a transaction was ended for the sake of another's, and would go well now."""
+        ...
+
     def mark(self, connection: Connection) -> int | None:
         """What to ask `was_committed` about when the connection is lost in mid-commit."""
         ...
@@ -175,6 +179,10 @@ class Sqlite:
         """A file does not come back."""
         return False
 
+    def is_conflict(self, error: Exception) -> bool:
+        """There is one writer."""
+        return False
+
     def mark(self, connection: Connection) -> None:
         """A commit to a file is never in doubt."""
         return
@@ -243,6 +251,11 @@ class Postgresql:
         return isinstance(error, OperationalError) and not any(
             word in str(error.orig) for word in ("authentication", "does not exist", "pg_hba")
         )
+
+    def is_conflict(self, error: Exception) -> bool:
+        """A deadlock, or a serialization failure."""
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        return getattr(cause, "sqlstate", None) in ("40P01", "40001")
 
     def mark(self, connection: Connection) -> int | None:
         """The transaction's number; None: it has written nothing."""
