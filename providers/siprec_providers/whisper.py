@@ -29,7 +29,7 @@ from siprec_bridge.provider import (
     parse_duration,
 )
 from siprec_bridge.transcript import RunFacts, Transcript
-from siprec_providers.leftovers import PREFIX, clear_leftovers, note_owner
+from siprec_providers.leftovers import PREFIX, clear_leftovers, held, note_owner
 from siprec_providers.process import Finished, run_process
 from siprec_providers.whisper_json import MalformedOutput, read_output
 
@@ -195,11 +195,12 @@ class WhisperCli:
             problem = ProviderError("temp_dir", f"{self._temp_dir}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, 0)
         try:
-            return await self._run_in(Path(folder), jobs)
+            with held(Path(folder)) as locked:
+                return await self._run_in(Path(folder), jobs, locked)
         finally:
             await _to_the_end(partial(shutil.rmtree, folder, ignore_errors=True))
 
-    async def _run_in(self, folder: Path, jobs: Sequence[Job]) -> Run:
+    async def _run_in(self, folder: Path, jobs: Sequence[Job], locked: bool) -> Run:
         names = {
             (job.id, audio.key): f"{number:03d}"
             for number, (job, audio) in enumerate(
@@ -208,7 +209,7 @@ class WhisperCli:
         }
         output = folder / "out"
         try:
-            files = await _to_the_end(partial(_lay_out, folder, output, jobs, names))
+            files = await _to_the_end(partial(_lay_out, folder, output, jobs, names, locked))
         except OSError as error:
             problem = ProviderError("temp_dir", f"{folder}: {error.strerror}")
             return self._failed(jobs, problem, None, 0, len(names))
@@ -219,7 +220,7 @@ class WhisperCli:
                 timeout_s=self._options.timeout,
                 cwd=folder,
                 environment={_THREADS: str(self._share(jobs)), **self._environment},
-                on_start=partial(_note_group, folder),
+                on_start=partial(_note_group, folder, locked),
             )
         except OSError as error:  # it was there a moment ago
             problem = ProviderUnavailable("unavailable", f"{self._binary}: {error.strerror}")
@@ -430,10 +431,14 @@ def _missing(binary: str) -> str | None:
 
 
 def _lay_out(
-    folder: Path, output: Path, jobs: Sequence[Job], names: Mapping[tuple[str, str], str]
+    folder: Path,
+    output: Path,
+    jobs: Sequence[Job],
+    names: Mapping[tuple[str, str], str],
+    locked: bool,
 ) -> list[Path]:
     """Give each audio file a name of its own: two legs may be called the same."""
-    note_owner(folder)
+    note_owner(folder, locked=locked)
     output.mkdir()
     files: list[Path] = []
     for job in jobs:
@@ -462,10 +467,10 @@ def _calls_of(jobs: Sequence[Job]) -> dict[str, str]:
     }
 
 
-def _note_group(folder: Path, group: int) -> None:
+def _note_group(folder: Path, locked: bool, group: int) -> None:
     # A full disk is no reason to end a run that has just begun.
     with contextlib.suppress(OSError):
-        note_owner(folder, group)
+        note_owner(folder, group, locked=locked)
 
 
 def _size_of(folder: Path) -> int:

@@ -188,7 +188,7 @@ def _pack(audio: AudioFile, found: SpeechMap, copy: Path, stop: threading.Event)
 
 
 def _written(copy: Path) -> wave.Wave_write:
-    copy.parent.mkdir(mode=0o700, exist_ok=True)
+    copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     return wave.open(str(copy), "wb")
 
 

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from siprec_bridge.transcription.packing import PackingPolicy, transcribe_packed
 from siprec_bridge.transcription.prepare import Preparation, PreparedJob
 from siprec_bridge.transcription.speech import SpeechOptions
 from siprec_bridge.transcription.vendor import Vendor, VendorState
+from siprec_bridge.transcription.workroom import Workroom
 
 log = structlog.get_logger()
 
@@ -105,6 +105,7 @@ class Scheduler:
             )
             for number, one in enumerate(providers)
         }
+        self._workroom = Workroom()
         self._news = asyncio.Event()
         self._models: set[str] = set()
         self._measure_again = 0.0  # time.monotonic()
@@ -136,6 +137,7 @@ class Scheduler:
         """Serve jobs until cancelled."""
         renewal = asyncio.create_task(self._in_hand.keep_leases(), name="leases")
         try:
+            await asyncio.to_thread(self._workroom.open)
             await self._take_over()
             while True:
                 self._news.clear()
@@ -153,6 +155,7 @@ class Scheduler:
             await self._stop_runs()
             renewal.cancel()
             await asyncio.gather(renewal, return_exceptions=True)
+            await asyncio.to_thread(self._workroom.close)
 
     async def _take_over(self) -> None:
         """What an earlier bridge left behind: jobs of vendors that are gone, and how fast runs were."""
@@ -313,8 +316,8 @@ class Scheduler:
 
     async def _run_batch(self, vendor: Vendor, batch: list[JobRow]) -> None:
         # Folders of files that most jobs do not need: their making and removal is told in ms.
-        name = f"siprec-prepare-{secrets.token_hex(8)}"
-        folders = [Path(tempfile.gettempdir()) / f"{name}-{number}" for number in range(len(batch))]
+        name, room = secrets.token_hex(8), self._workroom.folder
+        folders = [room / f"{name}-{number}" for number in range(len(batch))]
         try:
             ready: dict[str, PreparedJob] = {}
             for row, folder in zip(batch, folders, strict=True):
@@ -330,7 +333,7 @@ class Scheduler:
                 del rows[row.id]
             if not rows:
                 return
-            folders.append(Path(tempfile.gettempdir()) / f"{name}-packed")
+            folders.append(room / f"{name}-packed")
             result = await self._transcribe(
                 vendor, list(rows.values()), [ready[id].job for id in rows], folders[-1]
             )
