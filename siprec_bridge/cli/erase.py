@@ -78,6 +78,8 @@ def erase(
             said = [one.cause, _AUDIO.get(one.treatment or one.kept or "")]
             if one.replaces is not None:
                 said.append(f"the bridge replaces the copy in {one.replaces}")
+            if one.named_in is not None:
+                said.append(f"{one.named_in} has the name still, and keeps it")
             cause = f" ({'; '.join(filter(None, said))})" if any(said) else ""
             print(
                 f"{one.session_id}  {one.started_at:%Y-%m-%d %H:%M:%S}  {one.outcome}{cause}  "

@@ -10,8 +10,9 @@ from siprec_bridge.recording.capacity import Capacity
 from siprec_bridge.recording.completion import Completion
 from siprec_bridge.recording.custodian import Custodian
 from siprec_bridge.recording.desk import Certificate, Desk, Media, Signalling
-from siprec_bridge.recording.erasure import Affected, Eraser, Identifier
+from siprec_bridge.recording.erasure import Affected, Eraser
 from siprec_bridge.recording.fetching import fetch
+from siprec_bridge.recording.identifier import Identifier
 from siprec_bridge.recording.joining import read_group
 from siprec_bridge.recording.ladder import LadderKeeper
 from siprec_bridge.recording.late_redaction import LateRedaction, Redressed

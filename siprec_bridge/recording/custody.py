@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Connection
 
 from siprec_bridge.media.audio_file import write_atomically
+from siprec_bridge.recording.identifier import is_named_in
 from siprec_bridge.recording.off_the_loop import off_the_loop
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.safekeeping import Safekeeping, Stores
@@ -268,12 +269,15 @@ class Custody:
 
 
 def facts_of(session: SessionRow) -> dict[str, str | None]:
-    """What a layout may name of a session."""
+    """What a layout may name of a session: no id that names one of its people.
+
+    An object has its name for ever, whatever is erased.
+    """
     document = SessionDocument.model_validate_json(session.document)
+    ids = {"call_id": session.sip_call_id, "group": document.group_id}
     return {
         "session": session.id,
-        "call_id": session.sip_call_id,
-        "group": document.group_id,
+        **{name: id if id and not is_named_in(id, document) else None for name, id in ids.items()},
         "tenant": document.call_ids.get("tenant"),
         "peer": address_of(session.peer) or session.peer,
         "node": session.node,

@@ -5,16 +5,14 @@ request does the rest. A session under hold is told of and left alone.
 """
 
 import asyncio
-import hashlib
 import json
-import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import structlog
 from sqlalchemy import Connection
@@ -31,7 +29,8 @@ from siprec_bridge.recording.alteration import (
     same,
 )
 from siprec_bridge.recording.audit_line import AuditLine
-from siprec_bridge.recording.group_names import groups_of, number_stands_in, renamed, stands_in
+from siprec_bridge.recording.group_names import groups_of, renamed
+from siprec_bridge.recording.identifier import Identifier
 from siprec_bridge.recording.orders import AUDIO
 from siprec_bridge.recording.retention import (
     Elsewhere,
@@ -63,72 +62,8 @@ log = structlog.get_logger()
 _PAGE = 200
 _AT_ONCE = 100  # sessions in a line of the audit, which is written anew with each of them
 _AROUND = timedelta(seconds=2)  # audio and metadata do not change at the same moment
-_NUMBER = re.compile(r"\+?[\d\s().-]*\d[\d\s().-]*")
-_SCRYPT = {"n": 2**14, "r": 8, "p": 1}
 
 Outcome = Literal["erased", "due", "held", "in_use", "elsewhere", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Identifier:
-    """Whom a request is about: an address of record, in the form in which they are compared."""
-
-    user: str
-    host: str | None = None  # None: a telephone number, at whatever host
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read sip:user@host, sips:…, tel:number or +number. Raises ValueError."""
-        scheme, colon, rest = text.strip().partition(":")
-        if not colon:
-            scheme, rest = "tel", text.strip()
-        scheme = scheme.lower()
-        rest = rest.partition(";")[0].partition("?")[0]
-        if scheme in ("sip", "sips"):
-            user, at, host = rest.rpartition("@")
-            if not (user and at and host):
-                raise ValueError(f"{scheme}:user@host is needed")
-            return cls(user.lower(), _host(host))
-        if scheme == "tel" and _NUMBER.fullmatch(rest) and len(_digits(rest)) >= 3:
-            return cls(_digits(rest))
-        raise ValueError("sip:user@host, tel:+number or +number is needed")
-
-    def matches(self, aor: str | None) -> bool:
-        """Whether this is the address of that person."""
-        try:
-            other = Identifier.parse(aor or "")
-        except ValueError:
-            return False
-        if self.host is None or other.host is None:
-            numbers = [_digits(one.user) for one in (self, other) if _NUMBER.fullmatch(one.user)]
-            return len(numbers) == 2 and numbers[0] == numbers[1]
-        return self == other
-
-    def names(self, group: str, people: Sequence[Participant] = ()) -> bool:
-        """Whether a group's id is made of this address, or of what else names these people with it."""
-        low = group.lower()
-        if self.host is None and number_stands_in(self.user, low):
-            return True
-        if self.host is not None and stands_in(f"{self.user}@{self.host}", low):
-            return True
-        known = [one.model_dump() for one in people]
-        return any(stands_in(one, low) for one in (mentions_of(known, self.user) if people else ()))
-
-    @property
-    def pattern(self) -> str:
-        """LIKE: what documents that name them have, perhaps with signs between digits."""
-        if self.host is None:
-            return "%" + "%".join(self.user.lstrip("0")) + "%"
-        return (
-            "%"
-            + re.sub(r"([\\%_])", r"\\\1", json.dumps(self.user, ensure_ascii=False)[1:-1])
-            + "%"
-        )
-
-    def hashed(self, salt: bytes) -> str:
-        """What an audit keeps: to tell whether it was them, for who knows the address."""
-        text = f"{self.user}@{self.host or ''}".encode()
-        return f"scrypt:{salt.hex()}:{hashlib.scrypt(text, salt=salt, **_SCRYPT).hex()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +83,8 @@ class Affected:
     """A session with the person, and what is, or would be, taken from it.
 
     `audio_seconds`: of the person's streams; `cause`: why it was left as it is. `kept`: how the
-    audio lies; `treatment`: what became of the person's; `replaces`: the store whose copy is replaced.
+    audio lies; `treatment`: what became of the person's; `replaces`: the store whose copy is replaced;
+    `named_in`: the folder there whose own name has the person's, which nothing changes.
     """
 
     session_id: str
@@ -162,6 +98,7 @@ class Affected:
     kept: Literal["plain", "archived", "encrypted"] | None = None
     treatment: Treatment | None = None
     replaces: str | None = None
+    named_in: str | None = None
 
 
 class Eraser:
@@ -189,7 +126,7 @@ class Eraser:
     async def find(self, whom: Identifier) -> list[Affected]:
         """The sessions that the person took part in. Changes nothing. Raises StoreError."""
         found = await self._sessions_of(whom)
-        return [await self._judged(one.row, one.people) for one in found]
+        return [await self._judged(one, whom) for one in found]
 
     async def erase(
         self,
@@ -225,7 +162,7 @@ class Eraser:
             )
             for one in some:
                 if not go_on():
-                    done.append(await self._judged(one.row, one.people))
+                    done.append(await self._judged(one, whom))
                 elif (there := await self._still(one, whom)) is None:
                     await self._tell(line, one.row.id)
                 else:
@@ -258,14 +195,14 @@ class Eraser:
         whole: bool,
         keys: Keys,
     ) -> Affected:
-        found = await self._judged(one.row, one.people)
+        found = await self._judged(one, whom)
         what = "session" if whole and one.people else "person"
         if found.outcome == "due":
             try:
                 if what == "session":
                     await self._erase_session(one, found, whom, line)
                 else:
-                    altered = await self._erase_person(one, whom, keys, line)
+                    altered = await self._erase_person(one, found, whom, keys, line)
                     found = replace(found, treatment=altered.treatment, replaces=altered.replaces)
             except UnderHold:
                 found = replace(found, outcome="held")
@@ -279,7 +216,9 @@ class Eraser:
             else:
                 self._metrics.erasures_total.labels(what=what).inc()
                 log.info(f"erasure.{what}_erased", session_id=one.row.id, by=by)
-                line.add(one.row.id, "erased", *marks_of(found.treatment, found.replaces))
+                if what == "session":  # its objects go, by whatever name
+                    found = replace(found, named_in=None)
+                line.add(one.row.id, "erased", *_marks_of(found))
                 return replace(found, outcome="erased")
         await self._tell(line, one.row.id, found.outcome)
         return found
@@ -320,7 +259,8 @@ class Eraser:
         last.sort(key=lambda one: (one.row.started_at, one.row.id), reverse=True)
         return [one for one, groups in sessions if not groups & naming] + last
 
-    async def _judged(self, row: SessionRow, people: Sequence[Participant]) -> Affected:
+    async def _judged(self, one: _Found, whom: Identifier) -> Affected:
+        row, people = one.row, one.people
         document = SessionDocument.model_validate_json(row.document)
         scrub = _scrub(document, people, "")
 
@@ -348,6 +288,7 @@ class Eraser:
             else 0.0,
             cause=row.node if outcome == "elsewhere" else None,
             kept=_how_kept(row, kept),
+            named_in=_named_in(kept, whom, people),
         )
 
     async def _erase_session(
@@ -364,7 +305,7 @@ class Eraser:
         await self._retention.delete(session_id, store)
 
     async def _erase_person(
-        self, one: _Found, whom: Identifier, keys: Keys, line: AuditLine
+        self, one: _Found, found: Affected, whom: Identifier, keys: Keys, line: AuditLine
     ) -> Altered:
         row = one.row
         document = SessionDocument.model_validate_json(row.document)
@@ -372,7 +313,7 @@ class Eraser:
         event = self._event(one, _telling(scrub.ids, whom), sorted(scrub.labels), whole=False)
         if not one.people:  # the id of its group names the person, who is not in it
             altered = Altered(None, None, lambda _: None)
-            await self._store_without(row, scrub, altered, event, line)
+            await self._store_without(row, found, scrub, altered, event, line)
             return altered
         wish = Alteration(
             partial(_erase_audio, row, document, scrub),
@@ -381,11 +322,17 @@ class Eraser:
             originals=False,
         )
         async with self._audio.altered(row, wish, keys) as altered:
-            await self._store_without(row, scrub, altered, event, line)
+            await self._store_without(row, found, scrub, altered, event, line)
         return altered
 
     async def _store_without(
-        self, row: SessionRow, scrub: Scrub, altered: Altered, event: outbox.Event, line: AuditLine
+        self,
+        row: SessionRow,
+        found: Affected,
+        scrub: Scrub,
+        altered: Altered,
+        event: outbox.Event,
+        line: AuditLine,
     ) -> None:
         session_id, audio = row.id, altered.audio
 
@@ -408,8 +355,8 @@ class Eraser:
             erasure.change_events(connection, _events_without(connection, session_id, scrub))
             erasure.forget_traces(connection, session_id)
             outbox.append(connection, [event], self._sinks)
-            marks = marks_of(altered.treatment, altered.replaces)
-            line.note(connection, session_id, "erased", *marks)
+            told = replace(found, treatment=altered.treatment, replaces=altered.replaces)
+            line.note(connection, session_id, "erased", *_marks_of(told))
 
         await self._database.write(store)
 
@@ -529,6 +476,20 @@ def _spans(
     return [span for span in spans if span[0] < span[1]]
 
 
+def _named_in(
+    kept: DepositRow | None, whom: Identifier, people: Sequence[Participant]
+) -> str | None:
+    """The folder in a store whose name has theirs: of a layout with {group} or the like, of before."""
+    if kept is None or kept.prefix is None or not whom.names(kept.prefix, people):
+        return None
+    return f"{kept.place}/{kept.prefix}"
+
+
+def _marks_of(found: Affected) -> list[str]:
+    marks = marks_of(found.treatment, found.replaces)
+    return marks + ["named_in_archive"] * (found.named_in is not None)
+
+
 def _people_of(document: SessionDocument, whom: Identifier) -> list[Participant]:
     return [one for one in document.participants if whom.matches(one.aor)]
 
@@ -536,17 +497,6 @@ def _people_of(document: SessionDocument, whom: Identifier) -> list[Participant]
 def _telling(ids: Iterable[str], whom: Identifier) -> list[str]:
     """Ids by which consumers know the person, unless the SRC made them of the address itself."""
     return [id for id in ids if whom.user not in id.lower()]
-
-
-def _digits(text: str) -> str:
-    """A number's digits; 00 in front is +."""
-    digits = re.sub(r"\D", "", text)
-    return digits.removeprefix("00")
-
-
-def _host(text: str) -> str:
-    """Without a port."""
-    return re.sub(r":\d+$", "", text.lower())
 
 
 def _dumped(value: object) -> str:

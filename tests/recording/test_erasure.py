@@ -605,6 +605,32 @@ async def test_a_recording_that_was_archived_is_erased_there_too_or_not_at_all(
             assert "Carol" in row.document
 
 
+async def test_a_folder_of_the_archive_that_has_the_name_in_its_own_is_told_of(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path) as here:
+
+        def archive(connection: Connection) -> None:
+            deposits.add(connection, "s-1", None, START)
+            manifest = Manifest(session="s-1", sip_call_id="c-s-1", started_at=START, made_at=START)
+            connection.execute(
+                schema.deposits.update().values(
+                    state="done", manifest=manifest.model_dump_json(), stored_at=START,
+                    place=here.store.place, prefix="2026/carol.quux@example.com_7/s-1",
+                )
+            )  # fmt: skip
+
+        await here.database.write(archive)
+
+        (found,) = await here.eraser.erase(WHOM, by="dpo", reason=None)
+        (line,) = await here.database.read(lambda c: erasure.lines(c, 9))
+
+        store = here.store.place
+
+    assert found.named_in == f"{store}/2026/carol.quux@example.com_7/s-1"
+    assert json.loads(line.detail)["named_in_archive"] == ["s-1"]
+
+
 async def test_what_is_in_the_archive_alone_is_silenced_there(tmp_path: Path) -> None:
     hour = timedelta(hours=1)
     async with desk(tmp_path) as here:

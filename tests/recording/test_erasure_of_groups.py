@@ -12,6 +12,7 @@ from siprec_bridge.delivery import envelope
 from siprec_bridge.recording import Identifier
 from siprec_bridge.siprec import CommunicationSession
 from siprec_bridge.store import erasure, groups, outbox, recordings
+from siprec_bridge.vault import Layout
 
 NUMBER = "4930901820"
 BOBS = Identifier.parse(f"tel:+{NUMBER}")
@@ -127,3 +128,20 @@ def test_a_group_is_made_of_an_address_that_stands_in_it_whole(
     whom: str, group: str, names: bool
 ) -> None:
     assert Identifier.parse(whom).names(group) is names
+
+
+async def test_no_folder_of_the_archive_is_named_after_who_is_in_the_call(tmp_path: Path) -> None:
+    async with desk(tmp_path) as here:
+        await add(here, "s-2", 2, with_bob=True)
+        await add(here, "s-3", 3, with_bob=True, group="another")
+        await here.add(
+            "s-4", started_at=START + timedelta(minutes=4), sip_call_id=f"{NUMBER}-1@pbx"
+        )
+        await here.keep(layout=Layout("{group}/{call_id}/{session}"))
+
+        folders = {
+            str(path.parent.relative_to(tmp_path / "store"))
+            for path in (tmp_path / "store").rglob("manifest.json")
+        }
+
+    assert folders == {"none/c-s-1/s-1", "none/c-s-2/s-2", "another/c-s-3/s-3", "none/none/s-4"}
