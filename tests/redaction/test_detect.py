@@ -1,10 +1,16 @@
 """What makes a number one that is looked for: what was asked, how it was read, when it was said."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.redaction_corpus import EVERYTHING, conversation
 from siprec_bridge.redaction import detect
 from siprec_bridge.redaction.conversation import redact_conversation
+
+WORDS = (
+    "well, let me see, I have been looking for it all over the house, and in the end here it is:"
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,10 @@ from siprec_bridge.redaction.conversation import redact_conversation
             ["It's [card].", "It ends with [card], right?"],
         ),
         (["1: gb82west12345698765432"], ["[iban]"]),
+        # What was asked for is remembered; that it was some other number, only for a moment.
+        ([f"1: My card, {WORDS} 4111 1111 1111 1112"], [f"My card, {WORDS} [card]"]),
+        ([f"1: My order, {WORDS} 415 555 2671"], [f"My order, {WORDS} [phone]"]),
+        (["1: My order is 415 555 2671"], ["My order is 415 555 2671"]),
     ],
 )
 def test_a_number_is_what_the_talk_is_about_or_what_it_fits(
@@ -42,6 +52,22 @@ def test_a_number_is_what_the_talk_is_about_or_what_it_fits(
     clean = redact_conversation(conversation(tuple(said), "en"), EVERYTHING).conversation
 
     assert [one.text for one in clean.utterances] == left
+
+
+@pytest.mark.parametrize(
+    ("kinds", "left"),
+    [
+        ({"ibans"}, "It is A B 77 88 99 C and [iban]"),
+        ({"ids"}, "It is [id] and gb82west12345698765432"),
+        ({"phones"}, "It is A B 77 88 99 C and gb82west12345698765432"),
+    ],
+)
+def test_of_ids_and_accounts_goes_what_the_policy_names(kinds: set[str], left: str) -> None:
+    said = conversation(("1: It is A B 77 88 99 C and gb82west12345698765432",), "en")
+
+    clean = redact_conversation(said, replace(EVERYTHING, kinds=frozenset(kinds)))  # type: ignore[arg-type]
+
+    assert [one.text for one in clean.conversation.utterances] == [left]
 
 
 @pytest.mark.parametrize(
