@@ -258,18 +258,22 @@ async def test_a_recogniser_that_is_away_costs_no_try(tmp_path: Path) -> None:
     provider = ScriptedProvider()
     provider.broken = ProviderUnavailable("unavailable")
     provider.cause = "not installed"
-    async with office(tmp_path, provider, "a") as (here, metrics, _):
-        await eventually(
-            lambda: metrics.registry.get_sample_value("siprec_jobs_backlog") == 1, "the backlog"
-        )
-        before = list(provider.runs)
-        provider.cause = None
-        await eventually(lambda: len(provider.runs) >= 1, "a run that finds nothing")
-        provider.broken = None
-        await eventually(lambda: "a" in here.done, "a result")
+    with capture_logs() as logs:
+        async with office(tmp_path, provider, "a") as (here, metrics, _):
+            await eventually(
+                lambda: metrics.registry.get_sample_value("siprec_jobs_backlog") == 1, "the backlog"
+            )
+            before = list(provider.runs)
+            provider.cause = None
+            await eventually(lambda: len(provider.runs) >= 1, "a run that finds nothing")
+            provider.broken = None
+            await eventually(lambda: "a" in here.done, "a result")
 
-        assert before == []
-        assert (await here.states())["a"] == ("done", 1, False)
+            assert before == []
+            assert (await here.states())["a"] == ("done", 1, False)
+    told = [one["event"] for one in logs if one["event"].startswith("recogniser.")]
+    assert told[0] == "recogniser.unavailable"
+    assert told[-1] == "recogniser.available_again"
 
 
 async def test_jobs_of_a_recogniser_that_is_switched_off_are_off_until_it_is_on(
@@ -299,6 +303,7 @@ async def test_jobs_of_a_recogniser_that_is_switched_off_are_off_until_it_is_on(
     async with office(tmp_path, provider) as (here, _, _):
         await eventually(lambda: {"a", "b"} <= here.done.keys(), "the results")
 
+    assert [one["event"] for one in logs].count("recogniser.off") == 1
     assert state.state == "off"
     assert all(value is not None and math.isnan(value) for value in gauges)
     assert not [one for one in logs if one["log_level"] not in ("info", "debug")]
