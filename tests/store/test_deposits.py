@@ -219,3 +219,25 @@ async def test_what_is_taken_to_be_deleted_waits_for_the_hold_that_is_being_set(
         assert (early, await holding, await taking) == (False, True, set())
         await one.write(partial(retention.hold, session_id="s1", held=None, now=NOW))
         assert await other.write(take) == {"s1"}
+
+
+async def test_what_a_store_still_has_of_deleted_audio_is_no_obstacle_to_a_hold(
+    database_url: str,
+) -> None:
+    def delete_audio(connection: Connection) -> None:
+        connection.exec_driver_sql("UPDATE deposits SET place = 's3://calls'")
+        retention.note_audio_deleted(connection, ["gone"], NOW)
+        # Before its session says so, or cut off between the two: nobody can stop it any more.
+        deposits.forget(connection, ["going"])
+
+    async with opened(database_url) as database:
+        for id in ("gone", "going", "here"):
+            await lay_down(database, id)
+        await database.write(delete_audio)
+
+        busy = {
+            id: await database.write(partial(deposits.is_busy, session_id=id, now=NOW))
+            for id in ("gone", "going", "here")
+        }
+
+    assert busy == {"gone": False, "going": True, "here": False}
