@@ -241,3 +241,34 @@ async def test_what_a_store_still_has_of_deleted_audio_is_no_obstacle_to_a_hold(
         }
 
     assert busy == {"gone": False, "going": True, "here": False}
+
+
+async def test_nothing_is_kept_anew_of_what_is_not_here_or_is_to_be_deleted(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as database:
+        for id in ("away", "deleting", "here"):
+            await lay_down(database, id)
+        await free(
+            database,
+            "UPDATE deposits SET state = 'done', stored_at = '2026-05-04 12:00:00.000000', "
+            "place = 's3://calls'",
+        )
+        await free(
+            database,
+            "UPDATE deposits SET local_gone_at = '2026-05-04 12:00:00.000000' "
+            "WHERE session_id = 'away'",
+        )
+        await database.write(partial(deposits.forget, ids=["deleting"]))
+
+        again = [
+            await database.write(partial(deposits.again, now=NOW, session_id=id))
+            for id in ("nobody", "away", "here")
+        ]
+        await database.write(partial(deposits.changed, session_id="deleting", now=NOW))
+        rows = await database.read(partial(deposits.listing, limit=9))
+
+    assert again == [0, 0, 1]
+    assert {row.session_id: (row.state, row.attempts) for row in rows} == {
+        "away": ("done", 0), "deleting": ("deleting", 0), "here": ("pending", 0),
+    }  # fmt: skip
