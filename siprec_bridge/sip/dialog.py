@@ -13,6 +13,7 @@ from siprec_bridge.sip.message import Request, Response
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.uri import parse_uri
 
+CHANGES = ("INVITE", "UPDATE")  # methods that change a session
 _PASSING = (408, 491, 500, 503, 504)  # another refresh may be taken
 _NO_SUCH_METHOD = (405, 501)
 _FIRST_RETRY_S = 2.0  # RFC 3261 §14.1 has up to 2 s for whoever did not make up the Call-ID

@@ -3,20 +3,29 @@
 RFC 3261 §8.2, §9.2, §12.2, §13.3, §15.1 and §18.2; RFC 3311, 3581, 4028.
 """
 
-import heapq
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
-from siprec_bridge.sip.asked import Asked, acknowledge, ask
+from siprec_bridge.sip.agenda import Agenda
+from siprec_bridge.sip.answers import (
+    ALLOW,
+    SUPPORTED,
+    Pending,
+    answer_to,
+    counted_method,
+    dialog_id,
+    stateless_answer,
+    transaction_key,
+)
+from siprec_bridge.sip.asked import Asked
+from siprec_bridge.sip.client import Client
 from siprec_bridge.sip.dialog import (
+    CHANGES,
     Dialog,
     DialogId,
-    SessionInterval,
     Unacknowledged,
-    is_secured,
     negotiate_timer,
 )
 from siprec_bridge.sip.digest import DigestAuthority, Verdict
@@ -28,7 +37,6 @@ from siprec_bridge.sip.events import (
     InviteCancelled,
     InviteReceived,
     Malformed,
-    NextServerWanted,
     Output,
     RequestAnswered,
     RequestId,
@@ -39,20 +47,16 @@ from siprec_bridge.sip.events import (
     UpdateReceived,
 )
 from siprec_bridge.sip.framing import BrokenStream
-from siprec_bridge.sip.headers import Headers
+from siprec_bridge.sip.identity import Identity
 from siprec_bridge.sip.message import REASONS, Request, Response, parse, serialize
 from siprec_bridge.sip.peer import Peer
 from siprec_bridge.sip.routing import here, note_source
 from siprec_bridge.sip.transaction import Action, Input, State, Timers, Transaction
 
-ALLOW = ("INVITE", "ACK", "CANCEL", "BYE", "OPTIONS", "UPDATE", "INFO", "MESSAGE", "NOTIFY")
 _NOT_FOR_US = ("PRACK", "PUBLISH", "REFER", "REGISTER", "SUBSCRIBE")
-SUPPORTED = ("siprec", "timer")
-_MAGIC = "z9hG4bK"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*+):")
 _SCHEMES = ("sip", "sips", "tel")
 _MAX_WAITING = 20  # re-INVITEs and UPDATEs of one dialog that may wait for their turn
-_CHANGES = ("INVITE", "UPDATE")
 
 
 class Content(TypedDict, total=False):
@@ -67,27 +71,6 @@ class AnswerContent(Content, total=False):
     """The same for `respond`. `reason` in place of the status's own."""
 
     reason: str | None
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    """A server transaction and what its answer is made from."""
-
-    id: RequestId
-    key: tuple[str, ...]
-    request: Request
-    peer: Peer  # where answers go
-    transaction: Transaction
-    dialog: Dialog | None = None
-    interval: SessionInterval | None = None
-    scheduled: float | None = None  # its valid entry in the agenda
-
-    @property
-    def deadline(self) -> float | None:
-        return self.transaction.deadline
-
-
-_Timed = _Pending | Asked | Dialog
 
 
 class SipServer:
@@ -107,19 +90,19 @@ class SipServer:
         min_session_expires: int = 90,
         authority: DigestAuthority | None = None,
     ) -> None:
-        self._token = token
-        self._contact = contact
-        self._user_agent = user_agent
+        self._identity = Identity(token, contact, user_agent)
         self._timers = Timers()
         self._min_session_expires = min_session_expires
         self._authority = authority  # None: whoever reaches us may talk to us
         self._numbers = itertools.count(1)
-        self._pending: dict[tuple[str, ...], _Pending] = {}
-        self._by_id: dict[RequestId, _Pending] = {}
+        self._pending: dict[tuple[str, ...], Pending] = {}
+        self._by_id: dict[RequestId, Pending] = {}
         self._merged: dict[tuple[str, ...], tuple[str, ...]] = {}  # RFC 3261 §8.2.2.2
-        self._asked: dict[str, Asked] = {}
         self._dialogs: dict[DialogId, Dialog] = {}
-        self._agenda: list[tuple[float, int, _Timed]] = []
+        self._agenda: Agenda[Pending | Asked | Dialog] = Agenda(self._is_live)
+        self._client = Client(
+            self._identity, self._timers, self._dialogs, self._agenda.schedule, self._answered
+        )
 
     @property
     def dialogs(self) -> int:
@@ -135,15 +118,15 @@ class SipServer:
         except MalformedMessage as error:
             return self._reject(error, peer)
         if isinstance(message, Response):
-            return self._take_response(message, peer, now)
+            return self._client.take(message, peer, now)
         reply_to = note_source(message, peer)
-        key = _transaction_key(message)
+        key = transaction_key(message)
         known = self._pending.get(key)
         if known is not None:
             return self._take_again(known, message, reply_to, now)
         if message.method == "ACK":
             return self._take_ack(message, reply_to)
-        out: list[Output] = [RequestSeen(peer.transport, _method(message))]
+        out: list[Output] = [RequestSeen(peer.transport, counted_method(message))]
         if peer.transport == "tls" and "alias" in message.via.params:
             out.append(AliasAsked(peer, message.via.port or peer.default_port))
         if message.method == "CANCEL":
@@ -209,72 +192,42 @@ class SipServer:
         known = self._dialogs.get(dialog)
         if known is None:
             return []
-        out = self._send_request(known, method, now, headers, content_type, body)
+        out = self._client.send(known, method, now, headers, content_type, body)
         if method == "BYE":
             out += self._end(known, "terminated", None, now)
         return out
 
     def redirect(self, branch: str, server: tuple[str, int] | None, now: float) -> list[Output]:
         """Answer NextServerWanted: an address and port to try next; None: there is none."""
-        asked = self._asked.get(branch)
-        if asked is None or asked.failure is None:
-            return []
-        failure, asked.failure = asked.failure, None
-        self._linger(asked)
-        if server is None:
-            return self._give_up(asked, failure, now)
-        fresh = f"{_MAGIC}{self._token()}"
-        return self._send_asked(asked.at(server, fresh, self._timers, now))
+        return self._client.redirect(branch, server, now)
 
     def undeliverable(self, data: bytes, now: float) -> list[Output]:
         """Take back a message for which there is no connection. RFC 3261 §8.1.3.1."""
-        try:
-            message = parse(data)
-        except MalformedMessage:
-            return []
-        asked = self._asked.get(message.via.branch) if isinstance(message, Request) else None
-        if asked is None or Action.FAIL not in asked.transaction.step(Input.EXPIRE, now):
-            return []
-        self._linger(asked)
-        failure = Response(408, REASONS[408])
-        if asked.peer.flow:  # all servers of its place have been tried
-            return self._answered(asked, failure, now)
-        return self._fail(asked, failure, None, now)
+        return self._client.undeliverable(data, now)
 
     def next_deadline(self) -> float | None:
         """When `advance` has something to do."""
-        while self._agenda:
-            at, _, owner = self._agenda[0]
-            if owner.scheduled == at:
-                due = owner.deadline if self._is_live(owner) else None
-                if due is not None and due <= at:
-                    return at
-                owner.scheduled = None
-                self._schedule(owner)  # it moved to a later time, or is gone
-            heapq.heappop(self._agenda)
-        return None
+        return self._agenda.next_deadline()
 
     def advance(self, now: float) -> list[Output]:
         """Run what is due."""
         out: list[Output] = []
-        while (at := self.next_deadline()) is not None and at <= now:
-            owner = heapq.heappop(self._agenda)[2]
-            owner.scheduled = None
+        while (owner := self._agenda.take_due(now)) is not None:
             match owner:
-                case _Pending():
+                case Pending():
                     out += self._run_pending(owner, now)
                 case Asked():
-                    out += self._run_asked(owner, now)
+                    out += self._client.run(owner, now)
                 case Dialog():
                     out += self._run_dialog(owner, now)
-            self._schedule(owner)
+            self._agenda.schedule(owner)
         return out
 
     # Requests
 
-    def _take_new(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+    def _take_new(self, pending: Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request
-        if request.method == "BYE" and request.to.tag and _dialog_id(request) in self._dialogs:
+        if request.method == "BYE" and request.to.tag and dialog_id(request) in self._dialogs:
             return self._take_in_dialog(pending, peer, now)  # whatever it requires
         if request.method not in ALLOW:
             status = 405 if request.method in _NOT_FOR_US else 501  # RFC 3261 §8.2.1, §21.5.2
@@ -302,7 +255,7 @@ class SipServer:
         Requests in a dialog are believed by its tags, which only its peer and we have seen:
         many SRCs authenticate the first INVITE alone.
         """
-        if self._authority is None or _dialog_id(request) in self._dialogs:
+        if self._authority is None or dialog_id(request) in self._dialogs:
             return
         verdict = self._authority.verify(request, now)
         if verdict is Verdict.GOOD:
@@ -310,22 +263,22 @@ class SipServer:
         challenges = self._authority.challenges(now, stale=verdict is Verdict.STALE)
         raise Refused(401, REASONS[401], tuple(("WWW-Authenticate", value) for value in challenges))
 
-    def _take_invite(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+    def _take_invite(self, pending: Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request
         merge = (request.call_id, request.from_.tag, str(request.cseq))
         if self._merged.setdefault(merge, pending.key) != pending.key:
             raise Refused(482, REASONS[482])
         pending.interval = negotiate_timer(request, self._min_session_expires)
-        dialog = Dialog.from_invite(request, self._token(), pending.peer)
+        dialog = Dialog.from_invite(request, self._identity.token(), pending.peer)
         self._dialogs[dialog.id] = dialog
         pending.dialog = dialog
         dialog.busy = pending.id
         trying = self._trying(pending, now)
         return [*trying, InviteReceived(pending.id, dialog.id, request, peer, True)]
 
-    def _take_in_dialog(self, pending: _Pending, peer: Peer, now: float) -> list[Output]:
+    def _take_in_dialog(self, pending: Pending, peer: Peer, now: float) -> list[Output]:
         request = pending.request
-        dialog = self._dialogs.get(_dialog_id(request))
+        dialog = self._dialogs.get(dialog_id(request))
         if dialog is None:
             raise Refused(481, REASONS[481])
         pending.dialog = dialog
@@ -333,7 +286,7 @@ class SipServer:
             # Whatever its CSeq: a call that hangs up is over.
             out = self._answer(pending, 200, now)
             return out + self._end(dialog, "bye", request, now)
-        if request.method not in _CHANGES:
+        if request.method not in CHANGES:
             dialog.peer = pending.peer
             return [RequestReceived(pending.id, dialog.id, request, peer)]
         if request.cseq.number < dialog.remote_seq:
@@ -359,7 +312,7 @@ class SipServer:
         return [InviteReceived(id, dialog.id, request, peer, False)]
 
     def _take_again(
-        self, known: _Pending, request: Request, reply_to: Peer, now: float
+        self, known: Pending, request: Request, reply_to: Peer, now: float
     ) -> list[Output]:
         """A retransmission, or the ACK of a refusal."""
         what = Input.ACK if request.method == "ACK" else Input.REQUEST
@@ -369,11 +322,11 @@ class SipServer:
             out.append(Send(known.transaction.message, known.peer))
         if Action.PASS in actions:  # the ACK of a 2xx, with the INVITE's branch
             out += self._take_ack(request, reply_to)
-        self._schedule(known)
+        self._agenda.schedule(known)
         return out
 
     def _take_ack(self, request: Request, reply_to: Peer) -> list[Output]:
-        dialog = self._dialogs.get(_dialog_id(request))
+        dialog = self._dialogs.get(dialog_id(request))
         if dialog is None or not dialog.acknowledge(request.cseq.number):
             return []
         dialog.peer = reply_to
@@ -399,26 +352,26 @@ class SipServer:
 
     # Answers
 
-    def _open(self, request: Request, reply_to: Peer, key: tuple[str, ...]) -> _Pending:
+    def _open(self, request: Request, reply_to: Peer, key: tuple[str, ...]) -> Pending:
         transaction = Transaction.server(
             invite=request.method == "INVITE", timers=self._timers, reliable=reply_to.reliable
         )
-        pending = _Pending(str(next(self._numbers)), key, request, reply_to, transaction)
+        pending = Pending(str(next(self._numbers)), key, request, reply_to, transaction)
         self._pending[key] = pending
         self._by_id[pending.id] = pending
         return pending
 
-    def _refuse(self, pending: _Pending, refusal: Refused, now: float) -> list[Output]:
+    def _refuse(self, pending: Pending, refusal: Refused, now: float) -> list[Output]:
         return self._answer(pending, refusal.status, now, refusal.reason, refusal.headers)
 
-    def _trying(self, pending: _Pending, now: float) -> list[Output]:
-        data = serialize(self._response(pending, 100, None, (), None, b""))
+    def _trying(self, pending: Pending, now: float) -> list[Output]:
+        data = serialize(answer_to(self._identity, pending, 100, None, (), None, b""))
         pending.transaction.step(Input.PROVISIONAL, now, data)
         return [Send(data, pending.peer)]
 
     def _answer(
         self,
-        pending: _Pending,
+        pending: Pending,
         status: int,
         now: float,
         reason: str | None = None,
@@ -428,7 +381,9 @@ class SipServer:
     ) -> list[Output]:
         self._by_id.pop(pending.id, None)
         method, dialog = pending.request.method, pending.dialog
-        data = serialize(self._response(pending, status, reason, headers, content_type, body))
+        data = serialize(
+            answer_to(self._identity, pending, status, reason, headers, content_type, body)
+        )
         what = Input.SUCCESS if status < 300 else Input.FAILURE
         pending.transaction.step(what, now, data)
         if status >= 300:
@@ -436,10 +391,10 @@ class SipServer:
             self._end_merging(pending)
         out: list[Output] = [
             Send(data, pending.peer),
-            ResponseSent(_method(pending.request), status),
+            ResponseSent(counted_method(pending.request), status),
         ]
-        self._schedule(pending)
-        if dialog is None or method not in _CHANGES:
+        self._agenda.schedule(pending)
+        if dialog is None or method not in CHANGES:
             return out
         if status < 300:
             dialog.start_timer(pending.interval, now)
@@ -454,7 +409,7 @@ class SipServer:
                     now + self._timers.t1,
                     now + self._timers.lifetime,
                 )
-            self._schedule(dialog)
+            self._agenda.schedule(dialog)
         elif not dialog.confirmed:
             self._dialogs.pop(dialog.id, None)
         return out + self._next_change(dialog, pending.id)
@@ -468,50 +423,6 @@ class SipServer:
         if not dialog.waiting or dialog.id not in self._dialogs:
             return []
         return self._begin_change(dialog, *dialog.waiting.popleft())
-
-    def _response(
-        self,
-        pending: _Pending,
-        status: int,
-        reason: str | None,
-        extra: Iterable[tuple[str, str]],
-        content_type: str | None,
-        body: bytes,
-    ) -> Response:
-        request = pending.request
-        headers = _echo(request)
-        dialog = pending.dialog
-        if status > 100 and not request.to.tag:
-            tag = dialog.id.local_tag if dialog is not None else self._token()
-            headers.set("To", f"{request.headers.get('To', '')};tag={tag}")
-        success = 200 <= status < 300
-        if (status == 100 or success) and (stamp := request.headers.get("Timestamp")) is not None:
-            headers.add("Timestamp", stamp)
-        if success and request.method in ("INVITE", "UPDATE", "OPTIONS"):
-            for route in request.headers.get_all("Record-Route"):
-                headers.add("Record-Route", route)
-            secure = dialog.secure if dialog is not None else is_secured(request)
-            headers.add("Contact", self._contact_for(pending.peer, secure=secure))
-            headers.add("Allow", ", ".join(ALLOW))
-            headers.add("Supported", ", ".join(SUPPORTED))
-        if success and request.method in _CHANGES and pending.interval is not None:
-            interval = pending.interval
-            headers.add("Session-Expires", f"{interval.seconds};refresher={interval.refresher}")
-            if interval.refresher == "uac":
-                headers.add("Require", "timer")
-        headers.add("Server", self._user_agent)
-        for name, value in extra:
-            headers.add(name, value)
-        if content_type is not None:
-            headers.add("Content-Type", content_type)
-        return Response(status, reason or REASONS.get(status, "Unknown"), headers, body)
-
-    def _contact_for(self, peer: Peer, *, secure: bool) -> str:
-        """Our Contact; a SIPS one for who asked by SIPS. RFC 3261 §12.1.1, RFC 5630 §3.1.4."""
-        contact = self._contact(peer)
-        if not secure or peer.transport != "tls":
-            return contact
-        return contact.replace("<sip:", "<sips:", 1).replace(";transport=tls", "", 1)
 
     def _reject(self, error: MalformedMessage, peer: Peer) -> list[Output]:
         out: list[Output] = [Malformed(peer, error.reason)]
@@ -530,86 +441,10 @@ class SipServer:
     def _answer_statelessly(
         self, request: Request, status: int, reason: str, reply_to: Peer
     ) -> list[Output]:
-        headers = _echo(request)
-        if "tag=" not in (headers.get("To") or "").lower():
-            headers.set("To", f"{headers.get('To')};tag={self._token()}")
-        headers.add("Server", self._user_agent)
-        data = serialize(Response(status, reason, headers))
-        return [Send(data, reply_to), ResponseSent(_method(request), status)]
+        data = serialize(stateless_answer(self._identity, request, status, reason))
+        return [Send(data, reply_to), ResponseSent(counted_method(request), status)]
 
-    # Our own requests
-
-    def _send_request(
-        self,
-        dialog: Dialog,
-        method: str,
-        now: float,
-        extra: Sequence[tuple[str, str]] = (),
-        content_type: str | None = None,
-        body: bytes = b"",
-        *,
-        refresh: bool = False,
-    ) -> list[Output]:
-        asked = ask(
-            dialog,
-            method,
-            branch=f"{_MAGIC}{self._token()}",
-            contact=self._contact_for(dialog.peer, secure=dialog.secure),
-            user_agent=self._user_agent,
-            extra=extra,
-            content_type=content_type,
-            body=body,
-            refresh=refresh,
-            timers=self._timers,
-            now=now,
-        )
-        return self._send_asked(asked)
-
-    def _send_asked(self, asked: Asked) -> list[Output]:
-        self._asked[asked.branch] = asked
-        self._schedule(asked)
-        if asked.unsent:
-            return [NextServerWanted(asked.branch, asked.peer, asked.failed)]
-        return [Send(asked.transaction.message, asked.peer)]
-
-    def _take_response(self, response: Response, peer: Peer, now: float) -> list[Output]:
-        asked = self._asked.get(response.via.branch)
-        if asked is None or response.cseq.method != asked.method:
-            return []
-        actions = asked.transaction.step(_input_of(response.status), now)
-        self._schedule(asked)
-        if response.status < 200 or not actions:
-            return []
-        if asked.ack:
-            return [Send(asked.ack, asked.peer)]  # the one before was lost
-        dialog = self._dialogs.get(asked.dialog)
-        if dialog is not None and asked.method in _CHANGES and response.status < 300:
-            dialog.follow_answer(response)
-        out: list[Output] = []
-        if asked.method == "INVITE":
-            asked.ack = acknowledge(asked, response, dialog, f"{_MAGIC}{self._token()}")
-            out.append(Send(asked.ack, asked.peer))
-        if response.status == 503:
-            return out + self._fail(asked, response, peer, now)
-        return out + self._answered(asked, response, now)
-
-    def _fail(
-        self, asked: Asked, failure: Response, source: Peer | None, now: float
-    ) -> list[Output]:
-        """A 503 or no answer: another server of the peer's may serve it. RFC 3263 §4.3."""
-        if not asked.may_go_elsewhere:
-            return self._give_up(asked, failure, now)
-        asked.fail(failure, source, now)
-        self._asked[asked.branch] = asked
-        self._schedule(asked)
-        return [NextServerWanted(asked.branch, asked.peer, asked.failed)]
-
-    def _give_up(self, asked: Asked, failure: Response, now: float) -> list[Output]:
-        """No server of the peer's serves it; but answers may still get through to him."""
-        if asked.way_back is None:
-            return self._answered(asked, failure, now)
-        fresh = f"{_MAGIC}{self._token()}"
-        return self._send_asked(asked.back(asked.way_back, fresh, self._timers, now))
+    # Answers to our own requests
 
     def _answered(self, asked: Asked, response: Response, now: float) -> list[Output]:
         out: list[Output] = [RequestAnswered(asked.dialog, asked.method, response)]
@@ -622,12 +457,12 @@ class SipServer:
             out += self._end(dialog, "peer_gone", None, now)
         elif asked.refresh:
             dialog.note_refresh(response, now)
-            self._schedule(dialog)
+            self._agenda.schedule(dialog)
         return out
 
     # Time
 
-    def _run_pending(self, pending: _Pending, now: float) -> list[Output]:
+    def _run_pending(self, pending: Pending, now: float) -> list[Output]:
         done = pending.transaction.expired(now)
         if pending.transaction.terminated:
             self._forget(pending)
@@ -636,28 +471,6 @@ class SipServer:
             for actions in done
             if Action.RESEND in actions
         ]
-
-    def _run_asked(self, asked: Asked, now: float) -> list[Output]:
-        if asked.failure is not None:
-            return self.redirect(asked.branch, None, now)
-        if asked.forget_at is not None and asked.forget_at <= now:
-            self._asked.pop(asked.branch, None)
-            return []
-        out: list[Output] = []
-        for actions in asked.transaction.expired(now):
-            if Action.RESEND in actions:
-                out.append(Send(asked.transaction.message, asked.peer))
-            if Action.FAIL in actions:
-                out += self._fail(asked, Response(408, REASONS[408]), None, now)
-        if asked.failure is None:
-            self._linger(asked)
-        return out
-
-    def _linger(self, asked: Asked) -> None:
-        """Keep a request as long as its answer may come again."""
-        if asked.transaction.terminated or asked.unsent:
-            self._asked.pop(asked.branch, None)
-        self._schedule(asked)
 
     def _run_dialog(self, dialog: Dialog, now: float) -> list[Output]:
         out: list[Output] = []
@@ -683,16 +496,16 @@ class SipServer:
         timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
         dialog.refresh_at = None
         if dialog.refreshed_by == "UPDATE" or dialog.description is None:
-            return self._send_request(dialog, "UPDATE", now, timer, refresh=True)
+            return self._client.send(dialog, "UPDATE", now, timer, refresh=True)
         if not dialog.may_offer:
             dialog.put_refresh_off(now)
             return []
         dialog.offering = True
         headers = (*timer, ("Allow", ", ".join(ALLOW)))
-        return self._send_request(dialog, "INVITE", now, headers, *dialog.description, refresh=True)
+        return self._client.send(dialog, "INVITE", now, headers, *dialog.description, refresh=True)
 
     def _hang_up(self, dialog: Dialog, cause: str, now: float) -> list[Output]:
-        out = self._send_request(dialog, "BYE", now)
+        out = self._client.send(dialog, "BYE", now)
         return out + self._end(dialog, cause, None, now)
 
     def _end(self, dialog: Dialog, cause: str, request: Request | None, now: float) -> list[Output]:
@@ -705,74 +518,25 @@ class SipServer:
         dialog.unacknowledged.clear()
         dialog.start_timer(None, now)
         if dialog.offering:
-            for asked in [one for one in self._asked.values() if one.dialog == dialog.id]:
-                # Its answer is still to be acknowledged; but it may never come.
-                if asked.method == "INVITE" and not asked.ack:
-                    asked.forget_at = now + self._timers.lifetime
-                    self._schedule(asked)
+            self._client.abandon(dialog.id, now)
         return [*out, DialogEnded(dialog.id, cause, request)]
 
-    def _forget(self, pending: _Pending) -> None:
+    def _forget(self, pending: Pending) -> None:
         self._pending.pop(pending.key, None)
         self._end_merging(pending)
 
-    def _end_merging(self, pending: _Pending) -> None:
+    def _end_merging(self, pending: Pending) -> None:
         """Let the same INVITE come on another way: it is a new one from now on."""
         request = pending.request
         merge = (request.call_id, request.from_.tag, str(request.cseq))
         if self._merged.get(merge) == pending.key:
             del self._merged[merge]
 
-    def _schedule(self, owner: _Timed) -> None:
-        """Have the owner in the agenda at its deadline, or earlier: once, not once a message."""
-        at = owner.deadline
-        if at is None or not self._is_live(owner):
-            return
-        if owner.scheduled is None or at < owner.scheduled:
-            owner.scheduled = at
-            heapq.heappush(self._agenda, (at, next(self._numbers), owner))
-
-    def _is_live(self, owner: _Timed) -> bool:
+    def _is_live(self, owner: Pending | Asked | Dialog) -> bool:
         match owner:
-            case _Pending():
+            case Pending():
                 return self._pending.get(owner.key) is owner
             case Asked():
-                return self._asked.get(owner.branch) is owner
+                return self._client.knows(owner)
             case Dialog():
                 return self._dialogs.get(owner.id) is owner
-
-
-def _transaction_key(request: Request) -> tuple[str, ...]:
-    """What all messages of one transaction share; the last part tells CANCEL from INVITE.
-
-    RFC 3261 §17.2.3.
-    """
-    via = request.via
-    method = "INVITE" if request.method == "ACK" else request.method
-    if via.branch.startswith(_MAGIC) and len(via.branch) > len(_MAGIC):
-        return (via.branch, via.host.lower(), str(via.port or ""), method)
-    number = str(request.cseq.number)
-    return (request.call_id, request.from_.tag, number, via.host.lower(), method)
-
-
-def _dialog_id(request: Request) -> DialogId:
-    return DialogId(request.call_id, request.to.tag, request.from_.tag)
-
-
-def _echo(request: Request) -> Headers:
-    """The headers that every response takes over. RFC 3261 §8.2.6.2."""
-    headers = Headers(("Via", value) for value in request.headers.get_all("Via"))
-    for name in ("From", "To", "Call-ID", "CSeq"):
-        headers.add(name, request.headers.get(name) or "")
-    return headers
-
-
-def _input_of(status: int) -> Input:
-    if status < 200:
-        return Input.PROVISIONAL
-    return Input.SUCCESS if status < 300 else Input.FAILURE
-
-
-def _method(request: Request) -> str:
-    """For counting: a method from the wire may be any text."""
-    return request.method if request.method in ALLOW else "other"

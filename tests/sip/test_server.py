@@ -913,7 +913,7 @@ def test_a_request_that_is_not_served_goes_to_the_next_server_with_another_branc
     assert {str(one.cseq) for one in (ours, second, third)} == {"1 BYE"}
     assert answered(done) == [200]
     assert answered(until(srs, 200)) == []
-    assert len(srs._asked) == 0
+    assert len(srs._client._asked) == 0
 
 
 @pytest.mark.parametrize("status", [503, 408])
@@ -1060,7 +1060,12 @@ def test_nothing_is_remembered_of_calls_that_are_long_over(peer: Peer) -> None:
         srs.advance(at)
 
     assert srs.dialogs == 0
-    assert (len(srs._pending), len(srs._by_id), len(srs._asked), len(srs._merged)) == (0, 0, 0, 0)
+    assert (len(srs._pending), len(srs._by_id), len(srs._client._asked), len(srs._merged)) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 @given(st.binary(max_size=300))
