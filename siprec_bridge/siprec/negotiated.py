@@ -11,6 +11,7 @@ from siprec_bridge.sdp import (
     StreamKeys,
     StreamPlan,
 )
+from siprec_bridge.sip import readable
 from siprec_bridge.siprec.document import (
     CommunicationSession,
     Pause,
@@ -21,6 +22,8 @@ from siprec_bridge.siprec.document import (
 )
 from siprec_bridge.transcript import Participant
 
+_MAX_WARNINGS = 50
+LONGEST_WARNING = 512
 _MAX_SPANS = 1000  # the newest ones of a stream
 
 
@@ -137,6 +140,12 @@ class Negotiated:
             call_ids=dict(self.call_ids),
             warnings=list(self.warnings),
         )
+
+    def warn(self, text: str) -> None:
+        """Note once that something is odd."""
+        text = readable(text)[:LONGEST_WARNING]
+        if text not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
+            self.warnings.append(text)
 
     def same_people(self, other: "Negotiated") -> bool:
         """Whether the metadata of both says the same."""

@@ -19,11 +19,10 @@ from siprec_bridge.sdp import (
     StreamPlan,
 )
 from siprec_bridge.sip import Refused, readable
+from siprec_bridge.siprec import people
 from siprec_bridge.siprec.body import Body
-from siprec_bridge.siprec.described import described
 from siprec_bridge.siprec.document import (
     PastPresence,
-    Presence,
     SessionDocument,
     StreamDocument,
     StreamQuality,
@@ -31,6 +30,7 @@ from siprec_bridge.siprec.document import (
 from siprec_bridge.siprec.forks import Fork
 from siprec_bridge.siprec.metadata import MalformedMetadata, parse_metadata
 from siprec_bridge.siprec.negotiated import (
+    LONGEST_WARNING,
     Changes,
     Negotiated,
     Stream,
@@ -41,10 +41,7 @@ from siprec_bridge.siprec.negotiated import (
 from siprec_bridge.siprec.pauses import PauseOrder, follow
 from siprec_bridge.transcript import Participant
 
-_MAX_WARNINGS = 50
 _NEWEST_PRESENCES = 500  # of a stream that stay in the document while it is being recorded
-_MAX_SESSION_IDS = 500  # the newest ones of a recording session that never ends
-_LONGEST_WARNING = 512
 _LONGEST_WORD = 20
 _TLS_ID_OCTETS = 15  # 120 bits of chance. RFC 8842 §4
 
@@ -110,7 +107,7 @@ class RecordingSession:
         offered = _read_sdp(body.sdp) if body.sdp is not None else None
         self._before = self._now.copy()
         for warning in body.warnings:
-            self._warn(warning)
+            self._now.warn(warning)
         changes = Changes()
         if offered is not None:
             changes = self._take_sdp(offered, at)
@@ -122,7 +119,7 @@ class RecordingSession:
             changed = self._take_metadata(body.metadata, at)
             changes = replace(changes, metadata_changed=changed or changes.metadata_changed)
         elif changes.opened or changes.metadata_changed:
-            self._place_participants(at)
+            people.place(self._now, self._fork, at)
         return self._with_pauses(changes, at)
 
     def pause(self, order: PauseOrder, at: datetime) -> Changes:
@@ -240,7 +237,7 @@ class RecordingSession:
         changes = self._take_sdp(answer, at)
         self._now.late = self._now.awaits_answer = False
         if changes.metadata_changed:
-            self._place_participants(at)
+            people.place(self._now, self._fork, at)
         return self._with_pauses(replace(changes, needs_answer=False), at)
 
     def _beside_an_answer(self, metadata: bytes, changes: Changes, at: datetime) -> Changes:
@@ -260,7 +257,7 @@ class RecordingSession:
         """The ACK brought no answer: what we offered is recorded, and the peer may offer again."""
         if self._now.awaits_answer:
             self._now.awaits_answer = False
-            self._warn("the ACK brought no answer to our offer")
+            self._now.warn("the ACK brought no answer to our offer")
 
     def end(self, at: datetime) -> None:
         """Close what is open."""
@@ -281,19 +278,21 @@ class RecordingSession:
         missing = (
             "all audio from then on is" if seconds is None else f"audio of {seconds:.1f} s may be"
         )
-        self._warn(f"media worker died; {missing} missing on label {stream.label}")
+        self._now.warn(f"media worker died; {missing} missing on label {stream.label}")
 
     def note_handshake(self, index: int, cause: str) -> None:
         """Note that somebody failed to agree on a stream's keys by DTLS."""
         stream = self._now.streams.get(index)
         if stream is not None:
-            self._warn(f"DTLS-SRTP on label {stream.label}: {cause}")
+            self._now.warn(f"DTLS-SRTP on label {stream.label}: {cause}")
 
     def note_unwritten(self, index: int, cause: str) -> None:
         """Note that the disk did not take a stream's packets for a while."""
         stream = self._now.streams.get(index)
         if stream is not None:
-            self._warn(f"label {stream.label} could not be written, audio may be missing: {cause}")
+            self._now.warn(
+                f"label {stream.label} could not be written, audio may be missing: {cause}"
+            )
 
     def streams_open(self) -> tuple[int, ...]:
         """M-lines that are being recorded or paused."""
@@ -376,7 +375,7 @@ class RecordingSession:
             stream = self._now.streams.get(plan.index)
             if not plan.accepted:
                 if plan.reason != "offered at port 0":
-                    self._warn(f"m-line {plan.index + 1}: {plan.reason}")
+                    self._now.warn(f"m-line {plan.index + 1}: {plan.reason}")
                 if stream is not None and stream.state != "closed":
                     self._close(stream, at)
                     closed.append(plan.index)
@@ -396,7 +395,7 @@ class RecordingSession:
             stream.recordpref = _word(line.attribute("recordpref"))
         for index, stream in self._now.streams.items():
             if index >= len(plans) and stream.state != "closed":
-                self._warn(f"m-line {index + 1} is gone from the offer")
+                self._now.warn(f"m-line {index + 1} is gone from the offer")
                 self._close(stream, at)
                 closed.append(index)
         self._follow_labels(plans)
@@ -426,9 +425,9 @@ class RecordingSession:
         taken = [one for one in self._now.streams.values() if one.label == wanted]
         label = f"{wanted}.{plan.index + 1}" if taken else wanted
         if plan.label is None:
-            self._warn(f"m-line {plan.index + 1} has no label")
+            self._now.warn(f"m-line {plan.index + 1} has no label")
         elif any(one.state != "closed" for one in taken):
-            self._warn(f"label {wanted} is on two m-lines")
+            self._now.warn(f"label {wanted} is on two m-lines")
         stream = Stream(plan.index, label, plan.codecs, "active", at, signalled=label)
         self._take_keys(stream, plan)
         stream.rtcp, stream.rtcp_mux = plan.rtcp, plan.rtcp_mux
@@ -552,110 +551,10 @@ class RecordingSession:
         try:
             metadata = parse_metadata(xml)
         except MalformedMetadata as error:
-            self._warn(f"metadata: {error}")
+            self._now.warn(f"metadata: {error}")
             self._now.metadata_lost = True
             return False
-        now = self._now
-        before = now.copy()
-        if metadata.mode == "complete":
-            now.metadata_lost = False
-            # Who has left is not in the document any more, but what he said still needs his name.
-            heard = {
-                one.participant_id for stream in now.streams.values() for one in stream.presences
-            }
-            now.participants = {id: one for id, one in now.participants.items() if id in heard}
-            now.labels, now.sends, now.stream_sessions, now.described = {}, {}, {}, ()
-            now.groups = ()
-            now.extensions = ()
-        for one in metadata.participants:
-            old = now.participants.get(one.id)
-            now.participants[one.id] = Participant(
-                id=one.id,
-                name=one.name or (old.name if old else None),
-                aor=one.aor or (old.aor if old else None),
-                name_language=one.language or (old.name_language if old else None),
-            )
-        now.described = _joined(now.described, tuple(one.id for one in metadata.participants))
-        labels = {one.id: one.label for one in metadata.streams if one.label}
-        # One that a new stream bears is not the old one's any more. RFC 7865 §6.7
-        claimed = set(labels.values())
-        now.labels = {id: one for id, one in now.labels.items() if one not in claimed} | labels
-        now.content_types |= {
-            one.label: one.content_type for one in metadata.streams if one.content_type
-        }
-        now.stream_sessions |= {one.id: one.session_id for one in metadata.streams}
-        now.sends |= {one.participant_id: one.sends for one in metadata.associations}
-        for left in (one for one in metadata.attendances if one.over):
-            if left.participant_id in now.sends:
-                session = left.session_id
-                now.sends[left.participant_id] = tuple(
-                    stream
-                    for stream in now.sends[left.participant_id]
-                    if session and now.stream_sessions.get(stream, session) != session
-                )
-        now.groups = _joined(
-            now.groups, metadata.groups + tuple(one.group_id for one in metadata.sessions)
-        )
-        # Also those that are over, which a complete document leaves out: they are recorded here.
-        now.sessions = described(now.sessions, metadata)
-        now.sip_session_ids = _joined(
-            now.sip_session_ids,
-            tuple(id for one in metadata.sessions for id in one.sip_session_ids),
-        )[-_MAX_SESSION_IDS:]
-        now.call_ids |= metadata.call_ids
-        now.extensions = _joined(now.extensions, metadata.extensions)
-        if any(one.participant_id not in now.participants for one in metadata.associations):
-            now.metadata_lost = True
-            self._warn("metadata names participants that it has never described")
-        self._place_participants(at)
-        return not now.same_people(before)
-
-    def _place_participants(self, at: datetime) -> None:
-        """Note on each open stream who joined and who left."""
-        senders = self._senders()
-        for stream in self._now.streams.values():
-            if stream.state == "closed":
-                continue
-            wanted = senders.get(stream.signalled, {})
-            there = {one.participant_id for one in stream.presences if one.until is None}
-            leave(stream, there - set(wanted), at)
-            stream.presences += [
-                Presence(participant_id=id, since=at) for id in wanted if id not in there
-            ]
-
-    def _senders(self) -> dict[str, dict[str, None]]:
-        """Participants by the label of the stream that they send on, in order of the document."""
-        now = self._now
-        if not now.participants and self._fork.speaker is not None and 0 in now.streams:
-            return {now.streams[0].signalled: {self._fork.speaker: None}}
-        named = {one.signalled for one in now.streams.values() if one.state != "closed"}
-        labels = dict(now.labels)
-        if labels and not named & set(labels.values()):
-            # Some SRCs number the metadata's labels in their own way, but in the same order.
-            lines = sorted(now.streams.values(), key=lambda one: one.index)
-            order = [one.signalled for one in lines]
-            if len(order) == len(labels):
-                self._warn("labels of metadata and SDP differ: matched by order")
-                labels = dict(zip(labels, order, strict=True))
-        senders: dict[str, dict[str, None]] = {}
-        if not now.sends and len(labels) == len(now.described) > 0:
-            # A guess, but the one that holds for the SRCs that leave the association out.
-            self._warn("metadata names no sender: participants matched to streams by order")
-            for name, id in zip(labels.values(), now.described, strict=True):
-                senders.setdefault(name, {})[id] = None
-        for participant, streams in now.sends.items():
-            for stream in streams:
-                if (label := labels.get(stream)) is not None and participant in now.participants:
-                    senders.setdefault(label, {})[participant] = None
-        for name in senders:
-            if name not in named:
-                self._warn(f"metadata names label {name}, SDP does not")
-        return senders
-
-    def _warn(self, text: str) -> None:
-        text = readable(text)[:_LONGEST_WARNING]
-        if text not in self._now.warnings and len(self._now.warnings) < _MAX_WARNINGS:
-            self._now.warnings.append(text)
+        return people.take(self._now, metadata, self._fork, at)
 
 
 def _read_sdp(body: bytes) -> SessionDescription:
@@ -692,8 +591,4 @@ def _word(value: str | None) -> str | None:
 
 
 def _quotable(text: str) -> str:
-    return text[:_LONGEST_WARNING].replace("\\", "").replace('"', "")
-
-
-def _joined(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(one for one in old + new if one))
+    return text[:LONGEST_WARNING].replace("\\", "").replace('"', "")
