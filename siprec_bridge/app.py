@@ -295,7 +295,7 @@ class Bridge:
                 sinks=sinks,
                 clock=_now,
                 address_for=self._address_for,
-                receive_at=lambda peer: settings.rtp_host_for(peer.local_host),
+                receive_at=lambda peer: settings.rtp_host_for(peer.local_host, peer.zone),
                 certificate=certificate_of(settings),
                 live=self.live,
             ),

@@ -109,7 +109,9 @@ def _ports(settings: Settings) -> Finding:
         with socket.socket(family, kind) as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
             try:
-                one.bind((host, port))
+                one.bind(
+                    socket.getaddrinfo(host, port, family, kind)[0][4]
+                )  # with its zone, if any
             except OSError as error:
                 refusal = ConfigurationError.cannot_listen(
                     "UDP" if kind == socket.SOCK_DGRAM else "TCP",

@@ -692,15 +692,21 @@ class Settings(BaseModel):
         """Addresses that RTP may be received on."""
         return (self.rtp_bind_ip,) if self.rtp_bind_ip else self.sip_host
 
-    def rtp_host_for(self, local_host: str) -> str:
-        """The address to receive the RTP of a call on whose SIP came to this address of ours."""
+    def rtp_host_for(self, local_host: str, zone: int = 0) -> str:
+        """The address to receive the RTP of a call on whose SIP came to this address of ours.
+
+        `zone`: the number of its link, for one that is link-local.
+        """
         hosts = self.rtp_hosts
         if len(hosts) == 1:
-            return hosts[0]
-        if local_host in hosts:
-            return local_host
-        # It came to a wildcard: RTP may come to any address of the same family.
-        return "::" if ":" in local_host else "0.0.0.0"
+            host = hosts[0]
+        elif local_host in hosts:
+            host = local_host
+        else:  # it came to a wildcard: RTP may come to any address of the same family
+            host = "::" if ":" in local_host else "0.0.0.0"
+        # What a socket of no link sends to a link-local address goes nowhere.
+        by_link = zone and host == "::" and self.announced_for(local_host) == local_host
+        return f"{local_host}%{zone}" if by_link else host
 
     def announced_for(self, local_host: str) -> str:
         """The address that a peer is told whose SIP came to this address of ours."""

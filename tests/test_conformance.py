@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IDS = [
     f"{kind}{number:02}"
-    for kind, last in (("C", 43), ("M", 9), ("O", 5))
+    for kind, last in (("C", 44), ("M", 9), ("O", 5))
     for number in range(1, last + 1)
 ]
 

@@ -45,6 +45,23 @@ def test_rtp_is_received_where_the_call_came_to_unless_an_address_is_named_for_i
 
 
 @pytest.mark.parametrize(
+    ("options", "received_on"),
+    [
+        ({"SIP_HOST": "::"}, "fe80::1%4"),
+        ({"SIP_HOST": "0.0.0.0,::"}, "fe80::1%4"),
+        ({"SIP_HOST": "fe80::1%eth0"}, "fe80::1%eth0"),
+        ({"SIP_HOST": "fe80::1%eth0,fe80::1%eth1"}, "fe80::1%4"),
+        ({"SIP_HOST": "::", "RTP_BIND_IP": "2001:db8::1"}, "2001:db8::1"),
+        ({"SIP_HOST": "::", "EXTERNAL_IP": "2001:db8::5"}, "::"),
+    ],
+)
+def test_the_rtp_of_a_link_local_call_is_received_on_its_link(
+    options: dict[str, str], received_on: str
+) -> None:
+    assert load(options).rtp_host_for("fe80::1", 4) == received_on
+
+
+@pytest.mark.parametrize(
     ("external", "came_to", "announced"),
     [
         ("", "10.0.0.1", "10.0.0.1"),

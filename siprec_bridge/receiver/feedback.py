@@ -210,9 +210,10 @@ def _target(rtcp: tuple[str, int] | None, ours: str) -> tuple[str, int] | None:
     if rtcp is None or not rtcp[1]:
         return None
     try:
-        address = ip_address(rtcp[0])
+        # Zones are ours alone: RFC 4007 §11.2. The socket's own is where its link-local SRC is.
+        address = ip_address(rtcp[0].partition("%")[0])
     except ValueError:
         return None
     if address.is_multicast or address.is_unspecified or (address.version == 6) != (":" in ours):
         return None
-    return rtcp
+    return str(address), rtcp[1]

@@ -104,10 +104,18 @@ def bind_one(host: str, port: int) -> socket.socket:
     one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         one.setblocking(False)
-        one.bind((host, port))
+        one.bind(_address(host, port))
     except OSError as error:
         one.close()
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise NoPortLeft(f"port {port} is taken") from error
         raise
     return one
+
+
+def _address(host: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What a socket is bound to. A link-local host has its zone, by name or number: RFC 4007 §11."""
+    address, percent, zone = host.partition("%")
+    if not percent:
+        return host, port
+    return address, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)

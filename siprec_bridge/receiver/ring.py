@@ -109,7 +109,7 @@ class Ring:
 
     def open(self, host: str, port: int, row: int) -> None:
         """Let datagrams to this port of the host, as its socket is bound, be those of a row."""
-        address = ip_address(host)
+        address = ip_address(host.partition("%")[0])
         if address not in self._tables:
             self._tables[address] = np.full(1 << 16, NO_ROW, np.int32)
         self._tables[address][port] = row

@@ -464,7 +464,7 @@ def _place(peer: Peer) -> Place:
     """Where a message goes whose flow is gone. RFC 3263 §4."""
     host, port = peer.elsewhere or (peer.host, peer.port)
     server = None if peer.flow else (peer.host, peer.port)
-    return Place(peer.transport, host, port, peer.local_host, server)
+    return Place(peer.transport, host, port, peer.local_host, server, peer.zone)
 
 
 def _shown(peer: Peer) -> str:

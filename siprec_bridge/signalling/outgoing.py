@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import structlog
 
@@ -35,7 +36,7 @@ class Place:
     """Where a message may go over a new connection, and the address of ours that it comes from.
 
     `host` may be a name; without a port it is a domain that tells its servers. `server`: the one
-    of them that is wanted, address and port.
+    of them that is wanted, address and port. `zone`: of addresses that are link-local.
     """
 
     transport: str
@@ -43,6 +44,7 @@ class Place:
     port: int | None
     local_host: str
     server: tuple[str, int] | None = None
+    zone: int = 0
 
     def __str__(self) -> str:
         port = f":{self.port}" if self.port is not None else ""
@@ -238,11 +240,11 @@ class Dialler:
     ) -> StreamConnection:
         _, connection = await asyncio.get_running_loop().create_connection(
             self._accept,
-            address,
+            _in_zone(address, place.zone),
             port,
             ssl=context,
             server_hostname=place.host if context is not None else None,
-            local_addr=(place.local_host, 0),
+            local_addr=(_in_zone(place.local_host, place.zone), 0),
         )
         return connection
 
@@ -275,6 +277,11 @@ class Dialler:
     def close(self) -> None:
         """Look no more names up."""
         self._resolver.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_zone(address: str, zone: int) -> str:
+    """An address as our sockets want it, which a link-local one alone does not tell."""
+    return f"{address}%{zone}" if zone and ip_address(address).is_link_local else address
 
 
 def _stands_for(connection: StreamConnection, host: str) -> bool:

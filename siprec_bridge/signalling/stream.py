@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from siprec_bridge.signalling.udp import zone_of
 from siprec_bridge.sip import BrokenStream, KeepAlive, Peer, StreamFramer
 
 log = structlog.get_logger()
@@ -63,10 +64,13 @@ class StreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Asyncio: the connection is there."""
         self._transport = transport
-        host, port = transport.get_extra_info("peername")[:2]
+        address = transport.get_extra_info("peername")
+        host, port = address[:2]
         local_host, local_port = transport.get_extra_info("sockname")[:2]
         kind = "tls" if transport.get_extra_info("ssl_object") is not None else "tcp"
-        self._peer = Peer(kind, host, port, self.flow, local_host, local_port)
+        self._peer = Peer(
+            kind, host, port, self.flow, local_host, local_port, zone=zone_of(address)
+        )
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from siprec_bridge.sip import Peer
 
@@ -11,15 +12,21 @@ WILDCARDS = ("0.0.0.0", "::")
 
 
 @lru_cache(maxsize=4096)
-def local_address(host: str) -> str:
+def local_address(host: str, zone: int = 0) -> str:
     """Our address on the way to a host: what it can send to, where we listen on all of them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = (host, 9, 0, zone) if zone else (host, 9)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # UDP: looks the route up, sends nothing
+            probe.connect(address)  # UDP: looks the route up, sends nothing
         except OSError:
             return "127.0.0.1" if family == socket.AF_INET else "::1"
         return str(probe.getsockname()[0])
+
+
+def zone_of(address: Sequence[Any]) -> int:
+    """Of a socket's address, as Python has it: the number of its link if it is link-local, or 0."""
+    return int(address[3]) if len(address) > 3 else 0
 
 
 class UdpEndpoint(asyncio.DatagramProtocol):
@@ -36,10 +43,11 @@ class UdpEndpoint(asyncio.DatagramProtocol):
         self._transport = transport
         self.host, self.port = transport.get_extra_info("sockname")[:2]
 
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+    def datagram_received(self, data: bytes, address: tuple[Any, ...]) -> None:
         """Asyncio: a datagram came."""
-        own = local_address(address[0]) if self.host in WILDCARDS else self.host
-        peer = Peer("udp", address[0], address[1], self._flow, own, self.port)
+        host, port, zone = *address[:2], zone_of(address)
+        own = local_address(host, zone) if self.host in WILDCARDS else self.host
+        peer = Peer("udp", host, port, self._flow, own, self.port, zone=zone)
         self._receive(data, peer)
 
     def error_received(self, exc: Exception) -> None:
@@ -48,7 +56,8 @@ class UdpEndpoint(asyncio.DatagramProtocol):
     def send(self, data: bytes, peer: Peer) -> None:
         """Send a datagram."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.sendto(data, (peer.host, peer.port))
+            address = (peer.host, peer.port, 0, peer.zone) if peer.zone else (peer.host, peer.port)
+            self._transport.sendto(data, address)
 
     def close(self) -> None:
         """Unbind."""

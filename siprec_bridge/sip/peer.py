@@ -10,7 +10,8 @@ class Peer:
     `elsewhere` is the host, which may be a name, and port that a new connection may be opened to
     when that connection is gone; no port: the domain tells its servers. RFC 3263 §4. With a `flow`
     of 0 there has been none, and this address is the one of those servers that is wanted: by any
-    of our UDP sockets, or over a connection of its own.
+    of our UDP sockets, or over a connection of its own. `zone`: the number of the link that
+    link-local addresses are of; it is nobody else's affair and never sent. RFC 4007 §11.2.
     """
 
     transport: str  # udp, tcp or tls
@@ -20,6 +21,7 @@ class Peer:
     local_host: str = ""
     local_port: int = 0
     elsewhere: tuple[str, int | None] | None = None
+    zone: int = 0
 
     @property
     def reliable(self) -> bool:

@@ -39,7 +39,7 @@ def note_source(request: Request, peer: Peer) -> Peer:
     host = peer.host
     if "maddr" in via.params:
         host = _address(via.params["maddr"], like=host)
-    return Peer(peer.transport, host, port, peer.flow, peer.local_host, peer.local_port)
+    return replace(peer, host=host, port=port)
 
 
 @dataclass(frozen=True, slots=True)

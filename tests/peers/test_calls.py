@@ -12,12 +12,12 @@ import pytest
 
 from harness.bridge import Bridge, command, eventually, listening, of_type, running_bridge
 from harness.calls import SAMPLE, call, finals, tones
-from harness.hosts import has_ipv6
+from harness.hosts import has_ipv6, link_local
 from harness.recognisers import calls, recogniser
-from harness.rtp import loudest_frequency, read_wav, tone
+from harness.rtp import loudest_frequency, packets, read_wav, tone
 from harness.src import OFFER, multipart, request
 from siprec_bridge.caller import CallPlan, Leg, parse_target, place_call, sample_call
-from siprec_bridge.sip import Response, parse
+from siprec_bridge.sip import Response, parse, serialize
 from siprec_bridge.trial import word_error_rate
 
 
@@ -140,6 +140,33 @@ async def test_src_of_both_families_call_one_bridge(tmp_path: Path, hosts: str) 
     assert [len(one["data"]["utterances"]) for one in both] == [2, 2]
 
 
+@pytest.mark.skipif(link_local() is None, reason="no link-local address here")
+async def test_a_call_of_one_link_is_recorded_and_no_zone_is_told(tmp_path: Path) -> None:
+    address, link = link_local() or ("", 0)
+    voice = packets(tone(440, 1.0))
+    async with (
+        running_bridge(tmp_path / "data", SIP_HOST="::") as bridge,
+        listening(bridge) as events,
+    ):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as src:
+            src.bind((address, 0, 0, link))
+            src.setblocking(False)
+            place = (address, bridge.udp[1], 0, link)
+            sdp = OFFER.replace("IP4 192.0.2.10", f"IP6 {address}")
+            answer = await answer_to(src, request("INVITE", body=multipart(sdp=sdp)), place)
+            (tag,) = re.findall("tag=([^;]+)", answer.headers.get("To") or "")
+            ports = re.findall(r"^m=audio (\d+) ", answer.body.decode(), re.M)
+            for one in voice:
+                src.sendto(one, (address, int(ports[0]), 0, link))
+            await answer_to(src, request("BYE", number=2, branch="z9hG4bKb", to_tag=tag), place)
+        await eventually(lambda: bool(of_type(events, "session.ended")), "the end", bridge)
+
+    assert b"%" not in serialize(answer)
+    assert f"IN IP6 {address}" in answer.body.decode()
+    (ended,) = bridge.logged("session.ended")
+    assert (ended["packets"], ended["lost"]) == (len(voice), 0)
+
+
 async def test_behind_a_nat_each_listener_answers_with_its_address_outside(tmp_path: Path) -> None:
     outside = {"127.0.0.1": "203.0.113.5", "127.0.0.3": "203.0.113.6"}
     named = ",".join(f"{here}={there}" for here, there in outside.items())
@@ -166,7 +193,7 @@ async def test_behind_a_nat_each_listener_answers_with_its_address_outside(tmp_p
                 await answer_to(src, bye, (here, port))
 
 
-async def answer_to(src: socket.socket, data: bytes, place: tuple[str, int]) -> Response:
+async def answer_to(src: socket.socket, data: bytes, place: tuple[str | int, ...]) -> Response:
     """The final one."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendto(src, data, place)

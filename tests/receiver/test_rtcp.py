@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.hosts import link_local
 from harness.media import opened, spec
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate
@@ -85,6 +86,26 @@ def test_a_source_that_is_heard_gets_reports_and_a_bye(
     assert (report.malformed, report.said_bye) == (0, False)
     assert report.mos == 2.17
     assert report.jitter_ms is not None
+
+
+@pytest.mark.skipif(link_local() is None, reason="no link-local address here")
+def test_on_its_link_a_source_is_heard_and_reported_to(tmp_path: Path, worker: Worker) -> None:
+    address, link = link_local() or ("", 0)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as src:
+        src.bind((address, 0, 0, link))
+        src.settimeout(10)
+        # Some SRCs say in their SDP what their link is to them.
+        target = (f"{address}%their1", src.getsockname()[1])
+        there = replace(spec(tmp_path, host=f"{address}%{link}"), rtcp=target, peer=address)
+        port = opened(worker, there)
+        for packet in VOICE[:50]:
+            src.sendto(packet, (address, port, 0, link))
+        sweep(worker, later=8.0)
+        report = src.recv(2000)
+
+    (one,) = worker._streams.values()
+    assert block(report)[:5] == (201, 0x1234, 0, 0, 149)
+    assert (one.sequence.packets, one.strangers) == (50, 0)
 
 
 def test_only_streams_that_were_heard_since_are_reported_on(
