@@ -207,7 +207,7 @@ class Feedback:
 
 def _target(rtcp: tuple[str, int] | None, ours: str) -> tuple[str, int] | None:
     """Where to send RTCP. SDP is a stranger's text: a name would be looked up in the loop."""
-    if rtcp is None or not rtcp[1]:
+    if rtcp is None or not 0 < rtcp[1] < 65536:
         return None
     try:
         # Zones are ours alone: RFC 4007 §11.2. The socket's own is where its link-local SRC is.

@@ -58,12 +58,15 @@ class Media:
 
     @property
     def rtcp_port(self) -> int:
-        """Where its RTCP is received. RFC 3605, and RFC 5761 §5.1.1 for one port for both."""
+        """Where its RTCP is received; 0: nowhere, since there is no port above its RTP's.
+
+        RFC 3605, and RFC 5761 §5.1.1 for one port for both.
+        """
         if self.rtcp_mux:
             return self.port  # an a=rtcp beside it is for who knows nothing of that
         first = (self.attribute("rtcp") or "").split()[:1]
         stated = number(first[0], 65536) if first else None
-        return stated if stated is not None else self.port + 1
+        return stated if stated is not None else (self.port + 1) % 65536
 
     @property
     def codecs(self) -> tuple[Codec, ...]:

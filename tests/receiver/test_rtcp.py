@@ -183,7 +183,15 @@ def test_a_secure_stream_has_secure_rtcp_both_ways(
 
 
 @pytest.mark.parametrize(
-    "target", [("sbc.example.com", 5001), ("0.0.0.0", 5001), ("224.0.0.1", 5001), ("::1", 5001)]
+    "target",
+    [
+        ("sbc.example.com", 5001),
+        ("0.0.0.0", 5001),
+        ("224.0.0.1", 5001),
+        ("::1", 5001),
+        ("127.0.0.1", 0),
+        ("127.0.0.1", 65536),
+    ],
 )
 def test_nothing_is_sent_to_what_is_no_address_of_a_host(
     tmp_path: Path, worker: Worker, target: tuple[str, int]

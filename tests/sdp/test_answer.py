@@ -107,6 +107,12 @@ def test_rtcp_goes_where_the_offer_says(attributes: str, port: int) -> None:
     assert one.rtcp == ("192.0.2.9", port)
 
 
+def test_a_line_at_the_highest_port_there_is_has_none_for_its_rtcp() -> None:
+    (one,) = plan(parse(one_line("m=audio 65535 RTP/AVP 0").encode()), POLICY)
+
+    assert (one.accepted, one.remote[1], one.rtcp[1]) == (True, 65535, 0)
+
+
 def test_feedback_profile_and_rtcp_mux_are_accepted_where_they_are_offered() -> None:
     offer = one_line(
         "m=audio 5000 RTP/AVPF 0\r\na=rtcp-mux\r\na=rtcp-fb:* nack\r\nm=audio 5002 RTP/AVP 0"
