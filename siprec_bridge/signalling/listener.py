@@ -19,7 +19,7 @@ from siprec_bridge.signalling.complaints import Complaints
 from siprec_bridge.signalling.outgoing import Dialler, Outgoing, Place, Unreachable
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.signalling.tls import TlsServerContext
-from siprec_bridge.signalling.udp import WILDCARDS, UdpEndpoint
+from siprec_bridge.signalling.udp import UdpEndpoint
 from siprec_bridge.sip import (
     AliasAsked,
     AnswerContent,
@@ -395,8 +395,8 @@ class Listener:
 
     def _udp_for(self, peer: Peer) -> UdpEndpoint | None:
         """A socket that sends from this address of ours, from the same port if there is one."""
-        places = [(one.host, one) for one in self._udp.values()]
-        fitting = [one for host, one in places if host in (peer.local_host, *WILDCARDS)]
+        wildcard = "::" if ":" in peer.local_host else "0.0.0.0"
+        fitting = [one for one in self._udp.values() if one.host in (peer.local_host, wildcard)]
         return min(fitting, key=lambda one: one.port != peer.local_port, default=None)
 
     def _search(self, wanted: NextServerWanted) -> None:

@@ -102,11 +102,9 @@ class UdpSrc(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def udp_src(status: int = 200) -> AsyncIterator[UdpSrc]:
+async def udp_src(status: int = 200, host: str = "127.0.0.1") -> AsyncIterator[UdpSrc]:
     loop = asyncio.get_running_loop()
-    _, one = await loop.create_datagram_endpoint(
-        lambda: UdpSrc(status), local_addr=("127.0.0.1", 0)
-    )
+    _, one = await loop.create_datagram_endpoint(lambda: UdpSrc(status), local_addr=(host, 0))
     try:
         yield one
     finally:

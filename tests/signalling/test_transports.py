@@ -9,6 +9,7 @@ import pytest
 
 from harness.bridge import eventually
 from harness.callback import Src, UdpSrc, src, udp_src
+from harness.hosts import has_ipv6
 from harness.src import new_server, request
 from siprec_bridge.signalling import Listener
 from siprec_bridge.sip import DialogId, InviteReceived, Output, Request, RequestAnswered
@@ -41,9 +42,9 @@ class Bridge:
 
 
 @asynccontextmanager
-async def bridge() -> AsyncIterator[Bridge]:
+async def bridge(*hosts: str, port: int = 0) -> AsyncIterator[Bridge]:
     one = Bridge()
-    await one.listener.start(["127.0.0.1"], udp_ports=[0], tcp_ports=[0])
+    await one.listener.start(hosts or ["127.0.0.1"], udp_ports=[port], tcp_ports=[port])
     try:
         yield one
     finally:
@@ -99,6 +100,22 @@ async def test_a_call_over_tcp_with_a_contact_of_udp_gets_its_bye_over_udp() -> 
     assert {one.via.transport for one in byes(there)} == {"UDP"}
     assert b"BYE sip:" not in over_tcp
     assert ours.answers() == [200]
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+async def test_over_udp_it_goes_by_a_socket_of_its_family() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with udp_src(host="::1") as there, bridge("0.0.0.0", "::", port=port) as ours:
+        _, writer = await asyncio.open_connection("::1", port)
+        dialog = await ours.called(f"sip:src@[::1]:{there.port};transport=udp", writer.write)
+
+        ours.listener.request(dialog, "BYE")
+
+        await eventually(lambda: bool(ours.answers()), "the answer")
+        writer.close()
+    assert ([one.via.host for one in byes(there)], ours.answers()) == (["::1"], [200])
 
 
 async def test_without_a_socket_of_that_transport_the_bye_takes_the_connection_of_the_call() -> (
