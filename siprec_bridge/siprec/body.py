@@ -3,6 +3,7 @@
 RFC 2046 §5.1, RFC 5621, RFC 7866 §9.1. The parts may come in any order.
 """
 
+import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ def _read_parts(content: bytes, params: Mapping[str, str], found: _Found, depth:
             head, content = b"", part.lstrip(b"\r\n")
         else:
             head, _, content = _partition_head(part)
+        content = _decoded(content, head, found.warnings)
         kind, inner = _part_header(head, "content-type", "c")
         kind = kind.lower()
         disposition, params = _part_header(head, "content-disposition")
@@ -139,6 +141,17 @@ def _read_parts(content: bytes, params: Mapping[str, str], found: _Found, depth:
             found.warnings.append("multipart parts nested too deeply ignored")
         else:
             found.others.append(Part(kind, content))
+
+
+def _decoded(content: bytes, head: bytes, warnings: list[str]) -> bytes:
+    """A part's content, which gateways from mail's world still encode for transfer. RFC 2045 §6."""
+    encoding = _part_header(head, "content-transfer-encoding")[0].lower()
+    try:
+        if encoding == "base64":
+            return binascii.a2b_base64(b"".join(content.split()), strict_mode=True)
+    except binascii.Error:
+        warnings.append("a part is not base64 as it says")
+    return binascii.a2b_qp(content) if encoding == "quoted-printable" else content
 
 
 def _partition_head(part: bytes) -> tuple[bytes, bytes, bytes]:

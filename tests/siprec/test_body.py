@@ -1,5 +1,8 @@
 """The forms of a body: multipart as RFC 2046 allows it and as SRCs get it wrong."""
 
+from base64 import encodebytes
+from quopri import encodestring
+
 import pytest
 
 from harness.src import METADATA, OFFER, multipart
@@ -82,6 +85,23 @@ def test_what_stands_around_the_parts_does_not_matter(content: bytes) -> None:
 )
 def test_metadata_is_known_by_its_type_or_by_its_disposition(head: str) -> None:
     both(body(SDP, (head, METADATA)))
+
+
+@pytest.mark.parametrize("encoding", ["base64", "Quoted-Printable", "binary", "8bit"])
+def test_parts_may_be_encoded_for_transfer(encoding: str) -> None:
+    encode = {"base64": encodebytes, "Quoted-Printable": encodestring}.get(encoding, bytes)
+    parts = [
+        (f"{head}\r\nContent-Transfer-Encoding: {encoding}", encode(content.encode()).decode())
+        for head, content in (SDP, XML)
+    ]
+
+    assert both(body(*parts)).warnings == ()
+
+
+def test_a_part_whose_encoding_is_not_kept_is_taken_as_it_is() -> None:
+    head = f"{SDP[0]}\r\nContent-Transfer-Encoding: base64"
+
+    assert both(body((head, OFFER), XML)).warnings == ("a part is not base64 as it says",)
 
 
 def test_xml_of_another_disposition_is_no_metadata() -> None:
