@@ -235,7 +235,7 @@ def readable(text: str) -> str:
 
 def parse_cseq(text: str) -> CSeq:
     """Raises MalformedMessage."""
-    number, _, method = text.strip().partition(" ")
+    number, method = (*text.split(maxsplit=1), "", "")[:2]
     if not (number.isascii() and number.isdecimal() and len(number) <= 10 and method.strip()):
         raise MalformedMessage("bad CSeq")
     if int(number) >= 1 << 32:

@@ -29,7 +29,7 @@ def parsed(data: bytes) -> Request:
 def test_compact_names_folded_lines_and_bare_line_feeds_are_read() -> None:
     data = (
         b"\r\nINVITE sip:a@b SIP/2.0\nv : SIP/2.0/UDP  h;branch=z9hG4bKx\nf:<sip:x@y>;tag=1\n"
-        b"t: <sip:a@b>\ni: id@h\nCSEQ:  7   INVITE\nSubject: one\n two\nl: 3\n\nabcdef"
+        b"t: <sip:a@b>\ni: id@h\nCSEQ:  7 \t INVITE\nSubject: one\n two\nl: 3\n\nabcdef"
     )
 
     message = parsed(data)
