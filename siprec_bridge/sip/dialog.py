@@ -43,11 +43,15 @@ class Unacknowledged:
 
 @dataclass(frozen=True, slots=True)
 class SessionInterval:
-    """A negotiated session timer. `refresher`: "uac" (the peer) or "uas" (we), then by `method`."""
+    """A negotiated session timer. `refresher`: "uac" (the peer) or "uas" (we), then by `method`.
+
+    `minimum`: the shortest that all on the way allow, if one of them has said so.
+    """
 
     seconds: int
     refresher: str
     method: str = "UPDATE"
+    minimum: int | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -177,7 +181,7 @@ class Dialog:
         if response.status == 422:
             wanted = seconds_of(response.headers.get("Min-SE", ""))
             if wanted is not None and wanted > interval.seconds:
-                self.start_timer(replace(interval, seconds=wanted), now)
+                self.start_timer(replace(interval, seconds=wanted, minimum=wanted), now)
                 self.refresh_at = now
                 return
         if response.status in _NO_SUCH_METHOD and self.description and interval.method == "UPDATE":

@@ -493,7 +493,9 @@ class SipServer:
         RFC 4028 §7.4.
         """
         seconds = dialog.interval.seconds if dialog.interval else 1800
-        timer = (("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer"))
+        timer = [("Session-Expires", f"{seconds};refresher=uac"), ("Supported", "timer")]
+        if dialog.interval is not None and dialog.interval.minimum is not None:
+            timer.append(("Min-SE", str(dialog.interval.minimum)))  # RFC 4028 §7.4
         dialog.refresh_at = None
         if dialog.refreshed_by == "UPDATE" or dialog.description is None:
             return self._client.send(dialog, "UPDATE", now, timer, refresh=True)

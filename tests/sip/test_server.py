@@ -528,10 +528,7 @@ def refreshed(
     tag = invite.dialog.local_tag
     srs.receive(request("ACK", branch="z9hG4bKa", to_tag=tag), PEER, 0.1)
     (update,) = requests(srs.advance(expires / 2))
-    answer = answer_to(update, status)
-    more = "".join(f"{one}\r\n" for one in headers).encode()
-    answer = answer.replace(b"Content-Length", more + b"Content-Length")
-    return invite.dialog, srs.receive(answer, PEER, expires / 2 + 0.1)
+    return invite.dialog, srs.receive(answer_to(update, status, *headers), PEER, expires / 2 + 0.1)
 
 
 def refreshes(srs: SipServer, end: float) -> list[tuple[float, str]]:
@@ -629,8 +626,12 @@ def test_a_refresh_whose_interval_is_too_short_for_the_peer_is_sent_with_his() -
 
     refreshed(srs, 422, "Min-SE: 600")
     (again,) = requests(srs.advance(45.1))
+    srs.receive(answer_to(again, 200, "Session-Expires: 700;refresher=uac"), PEER, 45.2)
+    (next_one,) = requests(srs.advance(45.2 + 350))
 
     assert again.headers.get("Session-Expires") == "600;refresher=uac"
+    # Also for the proxies between, and from then on. RFC 4028 §7.4
+    assert [one.headers.get("Min-SE") for one in (again, next_one)] == ["600", "600"]
 
 
 def test_a_bye_that_requires_what_we_do_not_know_ends_its_call_all_the_same() -> None:
@@ -745,10 +746,10 @@ def asked(srs: SipServer, dialog: DialogId, method: str, now: float) -> Request:
     return ours
 
 
-def answer_to(ours: Request, status: int) -> bytes:
+def answer_to(ours: Request, status: int, *headers: str) -> bytes:
     lines = [f"SIP/2.0 {status} Whatever", *(f"Via: {via}" for via in ours.headers.get_all("Via"))]
     lines += [f"{name}: {ours.headers.get(name)}" for name in ("From", "To", "Call-ID", "CSeq")]
-    return "\r\n".join([*lines, "Content-Length: 0", "", ""]).encode()
+    return "\r\n".join([*lines, *headers, "Content-Length: 0", "", ""]).encode()
 
 
 def test_a_peer_that_knows_nothing_of_the_dialog_has_ended_it() -> None:
