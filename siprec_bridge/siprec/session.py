@@ -234,7 +234,9 @@ class RecordingSession:
 
     def _take_answer(self, answer: SessionDescription, at: datetime) -> Changes:
         self._before = self._now.copy()
-        changes = self._take_sdp(answer, at)
+        if self._answer is not None and len(answer.media) > len(self._answer.media):
+            self._now.warn("the answer has more than we offered")
+        changes = self._take_sdp(_of_offered(answer, self._answer), at)
         self._now.late = self._now.awaits_answer = False
         if changes.metadata_changed:
             people.place(self._now, self._fork, at)
@@ -570,6 +572,15 @@ def _is_answer(one: SessionDescription, offer: SessionDescription) -> bool:
         theirs.kind == ours.kind and (ours.port != 0 or theirs.port == 0)
         for theirs, ours in zip(one.media, offer.media, strict=True)
     )
+
+
+def _of_offered(answer: SessionDescription, offer: SessionDescription | None) -> SessionDescription:
+    """What an answer says of what was offered; it may say nothing else. RFC 3264 §6."""
+    media = tuple(
+        theirs if ours.port else replace(theirs, port=0)
+        for theirs, ours in zip(answer.media, offer.media if offer else (), strict=False)
+    )
+    return replace(answer, media=media)
 
 
 def _refusal_warnings(plans: Sequence[StreamPlan]) -> tuple[tuple[str, str], ...]:

@@ -117,6 +117,16 @@ def test_a_line_that_was_refused_stays_refused_and_a_policy_is_kept() -> None:
     assert {codec.name for one in lines[:2] for codec in one.codecs} == {"PCMU", "PCMA"}
 
 
+def test_an_answer_opens_nothing_that_was_not_offered() -> None:
+    session = started(full(OFFER.replace("audio 30002", "audio 0")))
+
+    reoffered(session, 1)
+    changes = session.late_answer((OFFER + "m=audio 30004 RTP/AVP 0\r\n").encode(), later(1.1))
+
+    assert (changes.opened, session.streams_open()) == ((), (0,))
+    assert "the answer has more than we offered" in session.warnings
+
+
 def test_a_second_invite_without_sdp_opens_no_stream_twice() -> None:
     session = new_session()
     session.offer(Body(), later(0))
