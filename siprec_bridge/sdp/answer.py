@@ -113,7 +113,11 @@ def answer(
         for line, one in zip(offer.media, plans, strict=True)
     )
     return SessionDescription(
-        origin=_origin(session_id, version, address), name=name, connection=address, media=media
+        origin=_origin(session_id, version, address),
+        name=name,
+        connection=address,
+        media=media,
+        time=offer.time,
     )
 
 

@@ -3,12 +3,14 @@
 Liberal in reading: what a recorder does not need is kept as it came, or passed over.
 """
 
+import re
 from dataclasses import dataclass
 
 from siprec_bridge.sdp.codecs import Codec, codec_of, number
 from siprec_bridge.sdp.crypto import Secret
 
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
+_TIME = re.compile(r"\d{1,20} \d{1,20}", re.ASCII)
 _MAX_LINES = 5000
 _MAX_MEDIA = 256
 _PAYLOAD_TYPES = {str(one): one for one in range(128)}
@@ -103,20 +105,21 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class SessionDescription:
-    """An SDP body. `origin` is the text of the o-line."""
+    """An SDP body. `origin` and `time` are the texts of the o-line and the t-line."""
 
     origin: str
     name: str = "-"
     connection: str | None = None
     attributes: tuple[Attribute, ...] = ()
     media: tuple[Media, ...] = ()
+    time: str = "0 0"
 
     def write(self) -> bytes:
         """Its text. Directions and addresses stand in the media, where nothing overrides them."""
         lines = ["v=0", f"o={self.origin}", f"s={self.name}"]
         if self.connection is not None:
             lines.append(f"c=IN {_family(self.connection)} {self.connection}")
-        lines.append("t=0 0")
+        lines.append(f"t={self.time}")
         lines += [f"a={name}:{value}" if value else f"a={name}" for name, value in self.attributes]
         for media in self.media:
             lines += media.lines(self.connection)
@@ -147,6 +150,7 @@ def parse(data: bytes) -> SessionDescription:
         connection=connection,
         attributes=attributes,
         media=tuple(_read_media(one, connection, direction) for one in sections[1:]),
+        time=time if (time := _value(head, "t")) and _TIME.fullmatch(time) else "0 0",
     )
 
 

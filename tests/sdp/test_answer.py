@@ -40,6 +40,16 @@ def test_every_line_is_answered_recvonly_with_its_label_and_our_port() -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "answers"),
+    [("0 0", "0 0"), ("3700000000 0", "3700000000 0"), ("", "0 0"), ("now then", "0 0")],
+)
+def test_the_time_is_the_offer_s(time: str, answers: str) -> None:
+    text = answered(OFFER.replace("t=0 0", f"t={time}")).write().decode()
+
+    assert f"\r\nt={answers}\r\n" in text
+
+
+@pytest.mark.parametrize(
     ("media", "reason"),
     [
         ("m=video 5000 RTP/AVP 96\r\na=rtpmap:96 H264/90000", "video is not recorded"),
