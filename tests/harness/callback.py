@@ -21,10 +21,14 @@ from siprec_bridge.telemetry import Metrics
 
 
 class Src:
-    """An SRC that listens: what came, on how many connections; it answers requests with `status`."""
+    """An SRC that listens: what came, on how many connections; it answers requests with `status`.
+
+    `hangs_up`: after each answer.
+    """
 
     def __init__(self) -> None:
         self.status = 200
+        self.hangs_up = False
         self.port = 0
         self.connections = 0
         self.got: list[Request | Response] = []
@@ -59,6 +63,8 @@ class Src:
                 self.got.append(message)
                 if isinstance(message, Request):
                     writer.write(answer(message, self.status))
+                    if self.hangs_up:
+                        return
 
     def message(self, data: bytes) -> bytes:
         """The message with this SRC's address in Via and Contact."""

@@ -278,6 +278,7 @@ async def test_new_client_cas_are_taken_over(tmp_path: Path) -> None:
         ("URI:sip:somebody@sbc.example.com", False),
         ("URI:https://sbc.example.com", False),
         ("DNS:*.example.com", False),
+        ("URI:sips:sbc.example.com", False),  # RFC 5922 §7.1 knows sip alone
         ("DNS:*.siprec.example.org", False),
         ("", True),  # the common name, for want of others
         ("DNS:other.example.com", False),

@@ -87,6 +87,23 @@ async def test_udp_is_answered_where_it_came_from(host: str) -> None:
             assert status(await answer(one)) == 200
 
 
+async def test_an_answer_that_is_not_acknowledged_is_sent_again_in_time() -> None:
+    async with listening() as (listener, events, _):
+        loop = asyncio.get_running_loop()
+        with ask_udp(listener, request("INVITE", body=multipart())) as one:
+            await answer(one)
+            (invite,) = events
+            assert isinstance(invite, InviteReceived)
+            begun = loop.time()
+            listener.respond(invite.id, 200)
+            first, again = await answer(one), await answer(one)
+            waited = loop.time() - begun
+
+    assert status(first) == 200
+    assert again == first
+    assert waited >= 0.5
+
+
 @pytest.mark.parametrize("maddr", [b"a" * 70, b"a\0b", b"\xff", b"127.0.0.1:x"])
 async def test_an_address_that_nobody_can_send_to_does_not_close_the_port(maddr: bytes) -> None:
     async with listening() as (listener, _, _):
@@ -403,3 +420,29 @@ async def test_a_port_that_is_taken_is_named() -> None:
             await other.start(["127.0.0.1"], udp_ports=[port], tcp_ports=[])
 
     assert error.value.setting == f"PORTS={port}"
+
+
+async def test_where_udp_cannot_be_bound_tcp_is_given_back() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        listener = Listener(new_server(), lambda event: None, Metrics())
+
+        with pytest.raises(ConfigurationError):
+            await listener.start(["127.0.0.1"], udp_ports=[port], tcp_ports=[port])
+
+    await listener.start(["127.0.0.1"], udp_ports=[port], tcp_ports=[port])
+    await listener.stop()
+
+
+async def test_a_port_whose_connections_we_closed_can_be_bound_again_at_once() -> None:
+    async with listening() as (listener, _, _):
+        port = listener.endpoints[0].port
+        reader, writer = await connect(listener)
+        await listener.stop()
+        assert await reader.read() == b""
+        writer.close()
+
+    again = Listener(new_server(), lambda event: None, Metrics())
+    await again.start(["127.0.0.1"], udp_ports=[port], tcp_ports=[port])
+    await again.stop()

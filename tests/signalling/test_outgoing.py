@@ -3,6 +3,7 @@
 import asyncio
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Never
 
 import pytest
 from structlog.testing import capture_logs
@@ -10,9 +11,10 @@ from structlog.testing import capture_logs
 from harness.bridge import eventually
 from harness.callback import Src, Srs, src
 from harness.certificates import Authority
+from harness.dns import name_server
 from harness.src import request
 from siprec_bridge.signalling import Admission, TlsFiles, TlsServerContext
-from siprec_bridge.signalling.outgoing import Outgoing, Place
+from siprec_bridge.signalling.outgoing import Dialler, Outgoing, Place
 from siprec_bridge.signalling.stream import StreamConnection
 from siprec_bridge.sip import (
     RequestAnswered,
@@ -60,6 +62,37 @@ async def test_byes_whose_connection_is_gone_share_one_to_the_contact_and_are_an
         peer.connections,
         srs.count("connections_opened", transport="tcp", result="opened"),
     ) == (1, 1)
+
+
+async def test_where_the_peer_has_closed_that_one_another_is_opened() -> None:
+    async with src() as peer, Srs() as srs:
+        peer.hangs_up = True
+        first, second = await srs.calls(peer, 2)
+
+        srs.listener.request(first, "BYE")
+        await eventually(lambda: len(peer.got) == 1, "the first BYE")
+        await eventually(lambda: not srs.listener._connections, "the end of the connection")
+        srs.listener.request(second, "BYE")
+        await eventually(lambda: len(peer.got) == 2, "the second BYE")
+
+    assert peer.connections == 2
+
+
+@pytest.mark.parametrize(("transport", "port"), [("tcp", 5060), ("tls", 5061)])
+async def test_a_name_without_a_service_is_called_at_the_port_of_its_transport(
+    transport: str, port: int
+) -> None:
+    async with name_server({}) as server:
+        dialler = Dialler(_never, lambda host: True, _never, nameservers=[server.place])
+
+        servers = await dialler.servers(Place(transport, "localhost", None, "127.0.0.1"))
+
+        dialler.close()
+    assert servers[0] == ("127.0.0.1", port)
+
+
+def _never() -> Never:
+    raise AssertionError("nothing is opened")
 
 
 async def test_a_bye_at_the_last_moment_still_gets_there() -> None:
