@@ -266,6 +266,8 @@ class Dialler:
         self, connection: StreamConnection, context: ssl.SSLContext | None, host: str
     ) -> None:
         """The certificate of a name must be for it, where we can tell a certificate's worth."""
+        if connection.peer is None:
+            raise Unreachable("it closes connections at once")
         if not connection.is_open:
             raise Unreachable("its certificate is not allowed")
         if context is None or context.verify_mode is not ssl.CERT_REQUIRED:

@@ -65,6 +65,9 @@ class StreamConnection(asyncio.Protocol):
         """Asyncio: the connection is there."""
         self._transport = transport
         address = transport.get_extra_info("peername")
+        if address is None:  # its other end has closed it already
+            transport.abort()
+            return
         host, port = address[:2]
         local_host, local_port = transport.get_extra_info("sockname")[:2]
         kind = "tls" if transport.get_extra_info("ssl_object") is not None else "tcp"
