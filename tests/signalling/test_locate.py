@@ -71,6 +71,7 @@ async def test_naptr_leads_to_the_records_of_the_transport(threads: ThreadPoolEx
     zone: Zone = {
         (SBC, "NAPTR"): [
             '10 10 "s" "SIP+D2U" "" _sip._udp.pool.example.com.',
+            '15 10 "u" "SIPS+D2T" "" _sips._tcp.other.example.com.',  # leads to no SRV records
             '20 10 "s" "SIPS+D2T" "" _sips._tcp.pool.example.com.',
             '30 10 "s" "SIPS+D2T" "" _sips._tcp.last.example.com.',
         ],
