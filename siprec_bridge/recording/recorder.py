@@ -120,7 +120,7 @@ class Recorder:
         self._session = RecordingSession(
             session_id,
             desk.policy,
-            sdp_session_id=int(desk.clock().timestamp()),
+            sdp_session_id=int(desk.clock().timestamp() * 1e6),
             fork=read_fork(invite.request),
             new_key=secrets.token_bytes,
             certificate=self._fingerprint if desk.certificate is not None else None,

@@ -255,6 +255,26 @@ async def test_whatever_a_bye_carries_the_call_is_over(
     assert "Alice" in row.document
 
 
+async def test_calls_of_one_second_have_descriptions_of_their_own(tmp_path: Path) -> None:
+    other = DialogId("call-2", "ours-2", "src")
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        here.service.on_sip(InviteReceived("i2", other, message("INVITE", multipart()), PEER, True))
+        await answered(here)
+        await answered(here, "i2")
+        origins = [sdp.parse(here.phone.answers[id].body).origin for id in ("i1", "i2")]
+        await hang_up_all(here, DIALOG, other)
+
+    # RFC 8866 §5.2: user, number and address name one session in the world.
+    assert len({tuple(one.split()[:2]) for one in origins}) == 2
+
+
+async def hang_up_all(here: Office, *dialogs: DialogId) -> None:
+    for one in dialogs:
+        here.service.on_sip(DialogEnded(one, "bye"))
+    await finished(here)
+
+
 @pytest.mark.parametrize(
     ("body", "content_type", "answers_sdp"),
     [
