@@ -382,11 +382,13 @@ class Recorder:
     async def _take_refresh(self, answer: Response) -> None:
         """Take the answer to the offer with which our session timer was refreshed."""
         at = self._desk.clock()
+        body = Body()
         try:
-            changes = self._session.refreshed(_body(answer), at)
+            body = _body(answer)
+            changes = self._session.refreshed(body, at)
         except Refused as refusal:  # the SRC is there, and what was agreed on before still holds
             log.warning("session.refresh_answer_ignored", reason=refusal.reason)
-            return
+            changes = self._session.offer(Body(metadata=body.metadata), at, invite=False)
         await self._follow_sdp(changes, at)
         await self._store_update(changes, at)
 

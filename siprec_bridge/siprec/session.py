@@ -218,18 +218,16 @@ class RecordingSession:
         """Take a 2xx to a re-INVITE that offered once more what `answer` returned. RFC 4028 §7.4.
 
         As a rule, it says what the SRC said before. Raises Refused (400, 488) for SDP that is no
-        answer to ours: all streams go on as they were.
+        answer to ours: all is as it was, and its metadata is not taken yet.
         """
         changes = Changes()
-        try:
-            if body.sdp is not None:
-                answer = _read_sdp(body.sdp)
-                if self._answer is None or not _is_answer(answer, self._answer):
-                    raise Refused(488, "Not Acceptable Here")
-                changes = self._take_answer(answer, at)
-        finally:
-            if body.metadata is not None:
-                changes = self._beside_an_answer(body.metadata, changes, at)
+        if body.sdp is not None:
+            answer = _read_sdp(body.sdp)
+            if self._answer is None or not _is_answer(answer, self._answer):
+                raise Refused(488, "Not Acceptable Here")
+            changes = self._take_answer(answer, at)
+        if body.metadata is not None:
+            changes = self._beside_an_answer(body.metadata, changes, at)
         return changes
 
     def _take_answer(self, answer: SessionDescription, at: datetime) -> Changes:
@@ -237,7 +235,6 @@ class RecordingSession:
         if self._answer is not None and len(answer.media) > len(self._answer.media):
             self._now.warn("the answer has more than we offered")
         changes = self._take_sdp(_of_offered(answer, self._answer), at)
-        self._now.late = self._now.awaits_answer = False
         if changes.metadata_changed:
             people.place(self._now, self._fork, at)
         return self._with_pauses(replace(changes, needs_answer=False), at)
@@ -369,6 +366,7 @@ class RecordingSession:
             self.withdraw()
             raise Refused(488, "Not Acceptable Here", _refusal_warnings(plans))
         self._now.offer, self._now.plans = offer, plans
+        self._now.late = self._now.awaits_answer = False
         labels = {one.index: one.signalled for one in self._now.streams.values()}
         opened: list[StreamToRecord] = []
         changed: list[StreamToRecord] = []

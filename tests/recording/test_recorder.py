@@ -36,7 +36,7 @@ from siprec_bridge.sip import (
     UpdateReceived,
     parse,
 )
-from siprec_bridge.siprec import SessionDocument
+from siprec_bridge.siprec import PauseOrder, SessionDocument
 from siprec_bridge.store import SessionRow, StoreError, jobs, outbox, recordings
 from siprec_bridge.transcript import RunFacts
 
@@ -591,6 +591,30 @@ async def test_the_answer_to_a_refresh_is_followed_where_it_fits_and_ends_nothin
     ]
     assert states == [["active", "active"], ["paused", "paused"]]
     assert here.phone.asked == []
+
+
+async def test_a_mute_goes_along_also_beside_an_answer_to_a_refresh_that_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    swapped = METADATA.replace("<send>t1<", "<send>t<").replace("<send>t2<", "<send>t1<")
+    body = multipart(sdp="nonsense", metadata=swapped.replace("<send>t<", "<send>t2<"))
+    kind = "Content-Type: multipart/mixed;boundary=b"
+    head = parse(f"SIP/2.0 200 OK\r\n{ECHOED}{kind}\r\n\r\n".encode())
+    async with office(tmp_path) as here:
+        here.service.on_sip(invite())
+        await answered(here)
+        (row,) = await sessions(here)
+        muted = await here.service.pause(row.id, PauseOrder(participant_id="p1"))
+        answer = Response(200, "OK", head.headers, body)
+        here.service.on_sip(RequestAnswered(DIALOG, "INVITE", answer))
+        await here.service.settled()
+        await hang_up(here)
+        told = await here.database.read(partial(outbox.since, seq=0, limit=10))
+
+    types = [one.type.removeprefix("session.") for one in told]
+    assert muted == ("96",)
+    # What is told is what the media side was told before.
+    assert types[:5] == ["started", "paused", "updated", "paused", "resumed"]
 
 
 @pytest.mark.parametrize("sdp", ["nonsense", OFFER.replace("RTP/AVP", "RTP/SAVP")])

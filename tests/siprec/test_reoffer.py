@@ -151,6 +151,19 @@ def test_metadata_may_come_with_the_answer_in_the_ack() -> None:
     assert document.warnings == ()
 
 
+def test_an_offer_is_answered_also_where_ours_before_it_never_was() -> None:
+    session = new_session()
+    session.offer(Body(), later(0))
+    session.answer(PORTS, "192.0.2.1")
+    session.no_late_answer()
+
+    session.offer(full(OFFER.replace("a=label:97", "a=label:97\r\na=inactive", 1)), later(1))
+    lines = sdp.parse(session.answer(PORTS, "192.0.2.1")).media
+
+    assert [(one.label, one.direction) for one in lines] == [("96", "recvonly"), ("97", "inactive")]
+    assert [one.formats for one in lines] == [("0", "101"), ("8",)]
+
+
 def test_an_ack_with_metadata_alone_brings_no_answer_and_the_next_offer_is_taken() -> None:
     session = new_session()
     session.offer(Body(), later(0))
