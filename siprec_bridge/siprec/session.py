@@ -191,12 +191,6 @@ class RecordingSession:
         self._answer = description
         return description.write()
 
-    def late_answer(self, body: bytes, at: datetime) -> Changes:
-        """Take the answer to our own offer, which came in the ACK. Raises Refused (400, 488)."""
-        if not self._now.awaits_answer:
-            return Changes()
-        return self._take_answer(_read_sdp(body), at)
-
     def acknowledged(self, body: Body, at: datetime) -> Changes:
         """Take the body of an ACK: an answer to our offer, metadata, both or nothing.
 
@@ -205,13 +199,14 @@ class RecordingSession:
         """
         changes = Changes()
         try:
-            if body.sdp is not None:
-                changes = self.late_answer(body.sdp, at)
-            else:
-                self.no_late_answer()
+            if body.sdp is not None and self._now.awaits_answer:
+                changes = self._take_answer(_read_sdp(body.sdp), at)
+            elif self._now.awaits_answer:
+                # What we offered is recorded, and the peer may offer again.
+                self._now.awaits_answer = False
+                self._now.warn("the ACK brought no answer to our offer")
         finally:
-            if body.metadata is not None:
-                changes = self._beside_an_answer(body.metadata, changes, at)
+            changes = self._beside_an_answer(body.metadata, changes, at)
         return changes
 
     def refreshed(self, body: Body, at: datetime) -> Changes:
@@ -226,9 +221,7 @@ class RecordingSession:
             if self._answer is None or not _is_answer(answer, self._answer):
                 raise Refused(488, "Not Acceptable Here")
             changes = self._take_answer(answer, at)
-        if body.metadata is not None:
-            changes = self._beside_an_answer(body.metadata, changes, at)
-        return changes
+        return self._beside_an_answer(body.metadata, changes, at)
 
     def _take_answer(self, answer: SessionDescription, at: datetime) -> Changes:
         self._before = self._now.copy()
@@ -237,26 +230,13 @@ class RecordingSession:
         changes = self._take_sdp(_of_offered(answer, self._answer), at)
         if changes.metadata_changed:
             people.place(self._now, self._fork, at)
-        return self._with_pauses(replace(changes, needs_answer=False), at)
+        return replace(changes, needs_answer=False)
 
-    def _beside_an_answer(self, metadata: bytes, changes: Changes, at: datetime) -> Changes:
-        """These changes, and what a document changes that came with an answer of the SRC's."""
-        changed = self._take_metadata(metadata, at)
-        # Somebody who is muted may be on another stream now.
-        more = self._with_pauses(changes, at)
-        return replace(
-            more,
-            paused=changes.paused + more.paused,
-            resumed=changes.resumed + more.resumed,
-            pauses_changed=changes.pauses_changed or more.pauses_changed,
-            metadata_changed=changed or changes.metadata_changed,
-        )
-
-    def no_late_answer(self) -> None:
-        """The ACK brought no answer: what we offered is recorded, and the peer may offer again."""
-        if self._now.awaits_answer:
-            self._now.awaits_answer = False
-            self._now.warn("the ACK brought no answer to our offer")
+    def _beside_an_answer(self, metadata: bytes | None, changes: Changes, at: datetime) -> Changes:
+        """These changes, what a document beside an answer changes, and the pauses of both at once."""
+        if metadata is not None and self._take_metadata(metadata, at):
+            changes = replace(changes, metadata_changed=True)
+        return self._with_pauses(changes, at)
 
     def end(self, at: datetime) -> None:
         """Close what is open."""

@@ -37,7 +37,7 @@ def recorded(invite: Request) -> SessionDocument:
     session = RecordingSession("s", MediaPolicy(), sdp_session_id=1, fork=read_fork(invite))
     session.offer(Body(), START)
     session.answer({0: 20000}, "192.0.2.1")
-    session.late_answer(ONE_LINE.encode(), START)
+    session.acknowledged(Body(sdp=ONE_LINE.encode()), START)
     return session.document()
 
 

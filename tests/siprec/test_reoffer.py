@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from harness.src import METADATA, OFFER
 from siprec_bridge import sdp
 from siprec_bridge.sdp import Media, MediaPolicy
-from siprec_bridge.siprec import Body, RecordingSession
+from siprec_bridge.siprec import Body, PauseOrder, RecordingSession
 
 PORTS = {0: 20000, 1: 20002}
 
@@ -42,7 +42,7 @@ def test_what_is_on_hold_can_be_resumed_by_the_answer_to_our_offer() -> None:
     session.offer(full(OFFER.replace("sendonly", "inactive")), later(1))
 
     lines = reoffered(session, 2)
-    changes = session.late_answer(OFFER.encode(), later(2.1))
+    changes = session.acknowledged(Body(sdp=OFFER.encode()), later(2.1))
 
     assert [one.direction for one in lines] == ["recvonly", "recvonly"]
     assert [one.port for one in lines] == [20000, 20002]
@@ -54,7 +54,7 @@ def test_a_hold_outlasts_our_offer_until_an_answer_lifts_it() -> None:
     session.offer(full(OFFER.replace("sendonly", "inactive")), later(1))
 
     reoffered(session, 2)
-    session.no_late_answer()
+    session.acknowledged(Body(), later(0.1))
 
     assert session.streams_paused() == (0, 1)
 
@@ -68,7 +68,9 @@ def test_all_that_can_be_recorded_is_offered_with_payload_types_as_they_were() -
 
     changes = session.offer(Body(), later(1))
     (line,) = sdp.parse(session.answer({0: 20000}, "192.0.2.1")).media
-    answered = session.late_answer(one_line.replace("AVP 0 101", "AVP 8").encode(), later(1.1))
+    answered = session.acknowledged(
+        Body(sdp=one_line.replace("AVP 0 101", "AVP 8").encode()), later(1.1)
+    )
 
     names = {codec.payload_type: codec.name for codec in line.codecs}
     assert list(names.items())[:2] == [(9, "G722"), (97, "AMR")]
@@ -121,7 +123,9 @@ def test_an_answer_opens_nothing_that_was_not_offered() -> None:
     session = started(full(OFFER.replace("audio 30002", "audio 0")))
 
     reoffered(session, 1)
-    changes = session.late_answer((OFFER + "m=audio 30004 RTP/AVP 0\r\n").encode(), later(1.1))
+    changes = session.acknowledged(
+        Body(sdp=(OFFER + "m=audio 30004 RTP/AVP 0\r\n").encode()), later(1.1)
+    )
 
     assert (changes.opened, session.streams_open()) == ((), (0,))
     assert "the answer has more than we offered" in session.warnings
@@ -131,7 +135,7 @@ def test_a_second_invite_without_sdp_opens_no_stream_twice() -> None:
     session = new_session()
     session.offer(Body(), later(0))
     session.answer(PORTS, "192.0.2.1")
-    session.no_late_answer()
+    session.acknowledged(Body(), later(0.1))
 
     again = session.offer(Body(), later(1))
 
@@ -151,11 +155,28 @@ def test_metadata_may_come_with_the_answer_in_the_ack() -> None:
     assert document.warnings == ()
 
 
+def test_a_mute_that_sdp_and_metadata_move_there_and_back_stays() -> None:
+    session = started()
+    session.pause(PauseOrder(participant_id="p1"), later(1))
+    reoffered(session, 2)
+    relabelled = OFFER.replace("label:96", "label:x").replace("label:97", "label:96")
+    moved = METADATA.replace("<send>t1<", "<send>t<").replace("<send>t2<", "<send>t1<")
+    both = Body(
+        sdp=relabelled.replace("label:x", "label:97").encode(),
+        metadata=moved.replace("<send>t<", "<send>t2<").encode(),
+    )
+
+    changes = session.acknowledged(both, later(2.1))
+
+    assert (changes.paused, changes.resumed) == ((), ())
+    assert session.streams_paused() == (0,)
+
+
 def test_an_offer_is_answered_also_where_ours_before_it_never_was() -> None:
     session = new_session()
     session.offer(Body(), later(0))
     session.answer(PORTS, "192.0.2.1")
-    session.no_late_answer()
+    session.acknowledged(Body(), later(0.1))
 
     session.offer(full(OFFER.replace("a=label:97", "a=label:97\r\na=inactive", 1)), later(1))
     lines = sdp.parse(session.answer(PORTS, "192.0.2.1")).media

@@ -259,7 +259,7 @@ def test_an_invite_with_metadata_alone_gets_our_offer() -> None:
 
     changes = session.offer(Body(metadata=METADATA.encode()), START)
     ours = sdp.parse(session.answer(PORTS, "192.0.2.1"))
-    session.late_answer(OFFER.encode(), later(0.1))
+    session.acknowledged(Body(sdp=OFFER.encode()), later(0.1))
 
     assert changes.needs_answer
     assert [one.direction for one in ours.media] == ["recvonly", "recvonly"]
@@ -345,7 +345,7 @@ def test_an_invite_without_sdp_gets_our_offer_and_its_answer_comes_in_the_ack() 
 
     asked = session.offer(Body(), START)
     ours = sdp.parse(session.answer(PORTS, "192.0.2.1"))
-    changes = session.late_answer(OFFER.encode(), later(0.1))
+    changes = session.acknowledged(Body(sdp=OFFER.encode()), later(0.1))
 
     assert len(asked.opened) == 2
     assert [(one.port, one.direction) for one in ours.media] == [
@@ -384,7 +384,7 @@ def test_an_offer_that_crosses_ours_is_491_and_one_after_the_answer_is_taken() -
 
     with pytest.raises(Refused) as refused:
         session.offer(full(), later(0.1))
-    late = session.late_answer(OFFER.encode(), later(0.2))
+    late = session.acknowledged(Body(sdp=OFFER.encode()), later(0.2))
     next_one = session.offer(full(OFFER.replace("sendonly", "inactive", 1)), later(0.3))
     media = sdp.parse(session.answer(PORTS, "192.0.2.1")).media
 
@@ -398,7 +398,7 @@ def test_an_ack_without_the_answer_leaves_what_we_offered_and_is_noted() -> None
     session.offer(Body(), START)
     session.answer(PORTS, "192.0.2.1")
 
-    session.no_late_answer()
+    session.acknowledged(Body(), later(0.1))
 
     assert len(session.streams_open()) == 2
     assert session.warnings == ("the ACK brought no answer to our offer",)
@@ -410,7 +410,9 @@ def test_a_reinvite_without_sdp_gets_our_last_description_and_its_ack_may_change
 
     session.offer(Body(), later(1))
     again = sdp.parse(session.answer(PORTS, "192.0.2.1"))
-    changes = session.late_answer(OFFER.replace("sendonly", "inactive").encode(), later(1.1))
+    changes = session.acknowledged(
+        Body(sdp=OFFER.replace("sendonly", "inactive").encode()), later(1.1)
+    )
 
     assert [one.port for one in again.media] == [20000, 20002]
     assert changes.paused == (0, 1)
