@@ -59,7 +59,8 @@ def recorder(streams: int, folder: Path) -> Iterator[Recorder]:
             "--recording-method=pcap", "--delete-delay=0", "--config-file=none",
         ]  # fmt: skip
         with (folder / "rtpengine.log").open("w") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            # There, too, goes the core dump of one that crashes: it asks for them by itself.
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
             control.settimeout(_START_S / 10)
             control.connect(("127.0.0.1", port))
