@@ -183,11 +183,13 @@ class TranscriptSocket:
     async def pass_on(self, event: Event) -> None:
         """Send an event that is stored nowhere to who listens now, unless he is slow.
 
-        Raises StoreError.
+        What is stored by now goes first. Raises StoreError.
         """
         if not self._listeners:
             return
         async with self._reading:
+            if self._news.is_set():  # what was stored before it comes before it
+                await self._take_new()
             sight = _Sight({})
             if any(not one.client.view.whole for one in self._listeners):
                 faces = partial(recordings.faces, ids={event.session_id})
@@ -430,22 +432,25 @@ class TranscriptSocket:
         """Read new events once for all listeners."""
         while True:
             await self._news.wait()
-            self._news.clear()
             try:
                 async with self._reading:
                     await self._take_new()
             except StoreError as error:
                 log.error("websocket.store_failed", cause=str(error))
                 await asyncio.sleep(1.0)
-                self._news.set()
             await asyncio.sleep(min(_LONGEST_PAUSE_S, _PAUSE_PER_LISTENER_S * len(self._listeners)))
 
     async def _take_new(self) -> None:
+        self._news.clear()
         while self._listeners:
             judged = any(not one.client.view.whole for one in self._listeners)
-            page, sight = await self._database.read(
-                partial(_read, seq=self._sequence, judged=judged)
-            )
+            try:
+                page, sight = await self._database.read(
+                    partial(_read, seq=self._sequence, judged=judged)
+                )
+            except BaseException:  # cancelled, too: others are still to be told
+                self._news.set()
+                raise
             self._hand_out([Frame(event) for event in page], sight)
             if len(page) < _PAGE:
                 self._sequence = page[-1].seq if page else self._sequence

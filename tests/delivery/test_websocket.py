@@ -596,6 +596,23 @@ async def test_what_is_stored_nowhere_is_told_to_who_listens_now_and_moves_no_cu
     assert [one["type"] for one in stored] == ["session.updated"] * 2
 
 
+async def test_what_was_stored_first_is_told_first_also_while_the_tail_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_PAUSE_PER_LISTENER_S", 3600.0)
+    monkeypatch.setattr(websocket, "_LONGEST_PAUSE_S", 3600.0)  # as for thousands of listeners
+    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+        await hello(listener)
+        await news.publish(event(number=1))
+        first = await take(listener, 1)
+        await news.publish(event(number=2))
+        await news.socket.pass_on(partial_event())
+        after = await take(listener, 2)
+
+    assert [one["sequence"] for one in first + after] == [1, 2, 2]
+    assert [one["type"] for one in after] == ["session.updated", "transcript.partial"]
+
+
 async def test_passing_events_too_are_for_those_only_who_may_see_the_session(
     tmp_path: Path,
 ) -> None:
