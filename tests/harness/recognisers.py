@@ -13,6 +13,9 @@ arguments = sys.argv[1:]
 audio = [pathlib.Path(one) for one in arguments[: arguments.index("--model")]]
 out = pathlib.Path(arguments[arguments.index("--output_dir") + 1])
 here = pathlib.Path(__file__)
+if here.name == "ignores_term":  # before anybody can know that it runs
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: here.with_suffix(".told").touch())
 with open(here.with_suffix(".calls"), "a") as calls:
     calls.write(json.dumps({{"arguments": arguments, "pid": os.getpid(),
                             "threads": os.environ.get("OMP_NUM_THREADS")}}) + "\\n")
@@ -39,7 +42,7 @@ BEHAVIOURS = {
     ),
     "is_silent": "[write(f, json.dumps({'text': '', 'segments': [], 'language': 'en'})) for f in audio]",
     "hangs": "time.sleep(600)",
-    "ignores_term": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    "ignores_term": "time.sleep(600)",
     "leaves_a_child_that_hangs": (
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "here.with_suffix('.child').write_text(str(child.pid)); say('hello there')"

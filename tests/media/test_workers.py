@@ -247,28 +247,29 @@ async def test_a_worker_sweeps_more_often_while_somebody_listens_to_a_stream(
         count = "siprec_media_sweep_lateness_seconds_count"
         return metrics.registry.get_sample_value(count) or 0.0
 
-    async def rate(seconds: float = 0.8) -> float:
-        begun, before = asyncio.get_running_loop().time(), sweeps()
-        await asyncio.sleep(seconds)
-        return (sweeps() - before) / (asyncio.get_running_loop().time() - begun)
+    async def often(wanted: bool) -> None:
+        """Until it sweeps more often than each 0.2 s, or no more; a busy machine may be late."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(30):
+            while True:
+                begun, before = loop.time(), sweeps()
+                await asyncio.sleep(0.8)
+                rate = (sweeps() - before) / (loop.time() - begun)
+                if rate and (rate > 6.5) == wanted:
+                    return
 
     async with engine() as (media, _, metrics):
         await media.open(spec(tmp_path))
         await media.open(spec(tmp_path, 1))
-        plain = await rate()
+        await often(False)
         await media.listen("s1-0")
-        live = await rate()
+        await often(True)
         os.kill(media.pids[0], signal.SIGKILL)
         await eventually(lambda: media.alive == 0, "its end")
         await eventually(lambda: media.alive == 1, "its return")
-        again = await rate()
+        await often(True)
         await media.close(["s1-0"])
-        after = await rate()
-
-    assert plain <= 5.5
-    assert live > 5.5
-    assert again > 5.5
-    assert after <= 5.5
+        await often(False)
 
 
 async def test_how_busy_and_how_late_workers_are_is_measured(tmp_path: Path) -> None:

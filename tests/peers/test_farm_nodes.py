@@ -113,13 +113,12 @@ def test_a_job_whose_node_falls_silent_goes_to_another_when_the_lease_is_over(
     tmp_path: Path, one_farm: Farm
 ) -> None:
     part, url = dispatcher(one_farm, "--lease", "3s")
-    first = token(one_farm, "silent")
+    first, second = token(one_farm, "silent"), token(one_farm, "other")
     client = one_farm.client(audio(tmp_path / "a.wav"))
     status, body = ask(f"{url}/v1/work", first)
     lease = json.loads(body)["lease"]
-    second = token(one_farm, "other")
-    theirs, _ = ask(f"{url}/v1/work/{lease}/renew", second, body=b"")
     ours, renewed = ask(f"{url}/v1/work/{lease}/renew", first, body=b"")
+    theirs, _ = ask(f"{url}/v1/work/{lease}/renew", second, body=b"")
     garbage, _ = ask(f"{url}/v1/work/{lease}/result", first, "PUT", b'"text"')
 
     node(one_farm, url, recogniser(tmp_path, "speaks"), second)

@@ -302,12 +302,16 @@ async def test_cancelling_ends_the_program_and_leaves_nothing(tmp_path: Path) ->
     assert left_in_temp(tmp_path) == []
 
 
-async def test_cancelling_insists_where_the_program_does_not_want_to_end(tmp_path: Path) -> None:
+async def test_cancelling_again_insists_where_the_program_does_not_want_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siprec_providers.process._TERM_GRACE_S", 60.0)
     binary = recogniser(tmp_path, "ignores_term")
-    whisper = provider(binary, tmp_path, WHISPER_TIMEOUT="300ms")
+    whisper = provider(binary, tmp_path)
     run = asyncio.create_task(whisper.transcribe([job(tmp_path)]))
     await eventually(lambda: bool(calls(binary)), "the start of the program")
-    await asyncio.sleep(0.5)  # it has been asked by now, and has three seconds
+    run.cancel()
+    await eventually(lambda: binary.with_suffix(".told").exists(), "its being asked to end")
 
     run.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -331,7 +331,6 @@ def test_what_ignores_term_is_ended_too(chain_to: Callable[[str], Chain]) -> Non
     run = room(chain)
     process = chain.start(wav(run / "a.wav"), *chain.asked(run / "out"))
     eventually(lambda: chain.pids() != [])
-    time.sleep(0.2)  # it notes its pid before it stops listening
 
     process.terminate()
     process.communicate(timeout=20)
@@ -349,7 +348,8 @@ def test_it_has_a_deadline_of_its_own(chain_to: Callable[[str], Chain]) -> None:
 
     assert done.returncode == 124
     assert "no result within 1.5 s" in done.stderr
-    eventually(lambda: not is_alive(int(chain.log.with_suffix(".child").read_text())))
+    child = chain.log.with_suffix(".child")  # not there where a busy machine took so long to start
+    eventually(lambda: not child.exists() or not is_alive(int(child.read_text())))
     assert list((run / "out").iterdir()) == []
 
 
