@@ -58,7 +58,8 @@ async def run_sipp(
         shutil.which("sipp") or "sipp", f"{host}:{port}", "-sf", str(path),
         *(() if "-m" in options else ("-m", "1")), *options,
         "-t", "u1" if transport == "udp" else "t1", "-i", "127.0.0.1", "-p", str(own),
-        "-nostdin", "-timeout", str(timeout_s), "-timeout_error", "-trace_err",
+        "-nostdin", "-watchdog_interval", "0",  # which complains of a busy machine
+        "-timeout", str(timeout_s), "-timeout_error", "-trace_err",
         "-error_file", str(folder / "errors.txt"),
         cwd=folder,
         stdout=asyncio.subprocess.DEVNULL,
@@ -74,26 +75,41 @@ async def run_sipp(
     return code, errors.read_text() if errors.exists() else ""
 
 
-async def speak(lines: Path, voices: Mapping[str, float]) -> None:
-    """Send tones in real time, until cancelled, to where the lines say: `name port` each.
+class Speaker:
+    """Sends tones in real time to where the lines say: `name port` each.
 
     `voices` are frequencies by name. The last line of a port counts, so that a scenario can give
-    a port to somebody else, or to nobody; each voice is a source of its own (SSRC).
+    a port to somebody else, or to nobody; each voice is a source of its own (SSRC). `late`: the
+    most seconds that a frame was, on a busy machine.
     """
-    second = {name: encode_g711("PCMU", tone(pitch, 1.0)) for name, pitch in voices.items()}
-    sources = {name: number for number, name in enumerate(voices, 1)}
-    loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
-        begun, number = loop.time(), 0
-        while True:
-            text = lines.read_text() if lines.exists() else ""
-            speakers = {port: name for name, port in map(str.split, text.splitlines())}
-            start = number * _FRAME % 8000
-            for port, name in speakers.items():
-                if name not in second:
-                    continue
-                voice = second[name][start : start + _FRAME]
-                packet = build_packet(0, number & 0xFFFF, number * _FRAME, sources[name], voice)
-                wire.sendto(packet, ("127.0.0.1", int(port)))
-            number += 1
-            await asyncio.sleep(begun + number * _FRAME / 8000 - loop.time())
+
+    def __init__(self, lines: Path, voices: Mapping[str, float]) -> None:
+        self.late = 0.0
+        self._lines = lines
+        self._second = {
+            name: encode_g711("PCMU", tone(pitch, 1.0)) for name, pitch in voices.items()
+        }
+        self._sources = {name: number for number, name in enumerate(voices, 1)}
+
+    async def speak(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+            begun, number = loop.time(), 0
+            while True:
+                text = self._lines.read_text() if self._lines.exists() else ""
+                speakers = {port: name for name, port in map(str.split, text.splitlines())}
+                start = number * _FRAME % 8000
+                for port, name in speakers.items():
+                    if name not in self._second:
+                        continue
+                    voice = self._second[name][start : start + _FRAME]
+                    packet = build_packet(
+                        0, number & 0xFFFF, number * _FRAME, self._sources[name], voice
+                    )
+                    wire.sendto(packet, ("127.0.0.1", int(port)))
+                number += 1
+                ahead = begun + number * _FRAME / 8000 - loop.time()
+                if speakers:
+                    self.late = max(self.late, -ahead)
+                await asyncio.sleep(ahead)

@@ -18,7 +18,7 @@ import pytest_asyncio
 from harness.bridge import Bridge, Events, eventually, listening, of_type, running_bridge
 from harness.recognisers import recogniser
 from harness.rtp import loudest_frequency, read_wav
-from harness.sipp import run_sipp, speak
+from harness.sipp import Speaker, run_sipp
 from siprec_bridge import sdp, sip
 
 pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
@@ -49,20 +49,31 @@ async def play(
     timeout_s: int = 30,
     **words: str,
 ) -> str:
-    """Play a scenario that has to end well, with voices; returns the Call-ID (of call 1)."""
-    voices = folder / "voices"
-    name = f"{folder.name}-{Path(scenario).stem}"
-    speaking = asyncio.create_task(speak(voices, VOICES))
-    try:
-        code, errors = await run_sipp(
-            bridge.udp if transport == "udp" else bridge.tcp,
-            scenario, transport, folder, "-cid_str", f"{name}-%u", *options,
-            timeout_s=timeout_s, words={"voices": str(voices)} | words,
-        )  # fmt: skip
-    finally:
-        speaking.cancel()
-        (problem,) = await asyncio.gather(speaking, return_exceptions=True)
-    assert isinstance(problem, asyncio.CancelledError), problem
+    """Play a scenario that has to end well, with voices; returns the Call-ID (of call 1).
+
+    Again, twice at most, where the machine was too busy for voices in real time.
+    """
+    tries = 3
+    while True:
+        own = folder / str(tries)
+        own.mkdir()
+        voices = own / "voices"
+        name = f"{folder.name}-{tries}-{Path(scenario).stem}"
+        speaker = Speaker(voices, VOICES)
+        speaking = asyncio.create_task(speaker.speak())
+        try:
+            code, errors = await run_sipp(
+                bridge.udp if transport == "udp" else bridge.tcp,
+                scenario, transport, own, "-cid_str", f"{name}-%u", *options,
+                timeout_s=timeout_s, words={"voices": str(voices)} | words,
+            )  # fmt: skip
+        finally:
+            speaking.cancel()
+            (problem,) = await asyncio.gather(speaking, return_exceptions=True)
+        assert isinstance(problem, asyncio.CancelledError), problem
+        tries -= 1
+        if speaker.late < _LATE_S / 2 or not tries:
+            break
     assert code == 0, errors
     assert errors == "" or "-lost" in options  # SIPp notes each message that comes too late
     return f"{name}-1"
@@ -174,7 +185,7 @@ async def test_what_is_said_on_hold_is_not_recorded_and_the_hold_keeps_its_lengt
     assert hold == pytest.approx(seconds(paused["time"], resumed["time"]), abs=_LATE_S)
     assert hold > 0.8
     ((other, length),) = heard(bridge, session, legs(session)["2"])
-    assert (other, length > 2.2) == ("bob", True)
+    assert (other, length > hold + 1.0) == ("bob", True)
     ours = await answers(bridge, session)
     assert [one.media[0].direction for one in ours] == ["recvonly", "inactive", "recvonly"]
     assert len({(one.media[0].port, one.media[1].port) for one in ours}) == 1
