@@ -27,7 +27,6 @@ from siprec_bridge.transcription import load_provider
 from siprec_bridge.transcription.prepare import Preparation
 
 MOST_WRONG_WORDS = 0.5  # a small model may mishear; more than that is another language or noise
-STEPS = ("options", "program", "run", "output", "words")
 _BROKEN_OUTPUTS = ("no_output", "bad_output")
 
 

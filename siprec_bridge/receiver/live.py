@@ -33,7 +33,6 @@ class LiveStream(ReceivedStream):
     source: Source = NOBODY  # whose packets are taken, besides those from home; nobody's: anyone's
     guests: frozenset[Source] = frozenset()  # whom the kernel lets through; none: anyone
     strangers: int = 0  # datagrams dropped
-    waited: int = 0  # datagrams at the last sweep that counted drops
     drops: int = 0  # the kernel's count, for want of room or by our filter
     kernel_drops: int = 0  # of these, for want of room
     silent: bool = False

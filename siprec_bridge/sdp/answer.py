@@ -63,7 +63,6 @@ class StreamPlan:
     remote: tuple[str, int] = ("", 0)
     rtcp: tuple[str, int] = ("", 0)
     rtcp_mux: bool = False
-    ptime: int | None = None
     crypto: Crypto | None = None  # the offered line that is taken
     dtls: DtlsParameters | None = None  # else the association that the keys come from
 
@@ -222,7 +221,6 @@ def _plan_one(
         remote=(host, media.port),
         rtcp=(host, media.rtcp_port),
         rtcp_mux=media.rtcp_mux,
-        ptime=number(media.attribute("ptime") or "", 1000),
         crypto=keyed if isinstance(keyed, Crypto) else None,
         dtls=keyed if isinstance(keyed, DtlsParameters) else None,
     )

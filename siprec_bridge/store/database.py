@@ -184,10 +184,6 @@ class Database:
             return f"no commit within {_PROBE_TIMEOUT_S:g} s"
         return None
 
-    async def writable(self) -> bool:
-        """Whether a transaction can be committed now."""
-        return await self.unwritable() is None
-
     def _prepare(self) -> None:
         deadline = time.monotonic() + self._wait_s
         told = False

@@ -273,20 +273,6 @@ def note(
     )
 
 
-def is_unheard(connection: Connection, session_id: str) -> bool:
-    """Whether a job may still want the audio: one that waits, is off, runs or was given up."""
-    return bool(
-        connection.scalar(
-            sa.select(
-                sa.exists().where(
-                    jobs.c.session_id == session_id,
-                    jobs.c.state.in_(("queued", "running", "failed", "off")),
-                )
-            )
-        )
-    )
-
-
 def remeasure(connection: Connection, session_id: str, octets: int | None) -> None:
     """The session's folder holds so much now; None: it is to be looked at."""
     connection.execute(

@@ -392,11 +392,6 @@ def get(connection: Connection, event_id: str) -> Event | None:
     return _event(row) if row is not None else None
 
 
-def seq_of(connection: Connection, event_id: str) -> int | None:
-    """The seq of the event with this id."""
-    return connection.scalar(sa.select(events.c.seq).where(events.c.id == event_id))
-
-
 # Literal SQL, not parameters: only then does SQLite know that the partial indexes apply.
 _PENDING: sa.ColumnElement[str] = sa.literal_column("'pending'", sa.String)
 _PARKED: sa.ColumnElement[str] = sa.literal_column("'parked'", sa.String)

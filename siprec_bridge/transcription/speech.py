@@ -90,25 +90,6 @@ class SpeechMap:
         touches = piece == 0 or self.pieces[piece][0] == self.pieces[piece - 1][1]
         return 0 if touches else self.guard
 
-    def to_call(self, seconds: float) -> float:
-        """A time of what is sent on the call's time line; the guard belongs to the nearer piece."""
-        if not self.pieces:
-            return 0.0
-        return self._on_call(seconds, self._piece_of(seconds))
-
-    def to_packed(self, seconds: float) -> float:
-        """A time of the call in what is sent; silence that was cut belongs to the nearer piece."""
-        if not self.pieces:
-            return 0.0
-        at = seconds * self.rate
-        piece = max(0, bisect_right(self.pieces, at, key=lambda one: one[0]) - 1)
-        if piece + 1 < len(self.pieces) and at - self.pieces[piece][1] > (
-            self.pieces[piece + 1][0] - at
-        ):
-            piece += 1
-        start, end = self.pieces[piece]
-        return (self._places[piece] + min(max(at, start), end) - start) / self.rate
-
     def is_spoken(self, start: float, end: float, within: float) -> bool:
         """Whether speech was detected in this stretch of the call, or so many seconds beside it."""
         first = bisect_right(self.spoken, start - within, key=lambda run: run[1])

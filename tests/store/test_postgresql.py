@@ -140,7 +140,7 @@ async def test_the_start_waits_for_a_server_that_is_away_as_long_as_it_is_told(
 
     coming = asyncio.create_task(come_back())
     async with opened(url, wait=20.0) as database:
-        assert await database.writable()
+        assert await database.unwritable() is None
     await coming
 
 

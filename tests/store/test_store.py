@@ -193,7 +193,7 @@ def test_a_url_that_cannot_be_used_is_the_operators_mistake(url: str) -> None:
 
 async def test_a_closed_database_says_so(database_url: str) -> None:
     async with opened(database_url) as database:
-        assert await database.writable()
+        assert await database.unwritable() is None
 
     assert await database.unwritable() == "the database is closed"
     with pytest.raises(StoreError):
