@@ -15,7 +15,7 @@ from harness.media import engine, received, spec, spooled
 from harness.rtp import packets, send, tone
 from siprec_bridge.dtls import Certificate, Client
 from siprec_bridge.media import DtlsTask, OfflineMedia, StreamSpec
-from siprec_bridge.receiver.control import decode, encode
+from siprec_bridge.receiver.control import SWEEP_S, decode, encode
 from siprec_bridge.rtp import SrtpSender
 from siprec_bridge.sdp import Fingerprint, StreamKeys
 
@@ -72,9 +72,7 @@ async def test_what_comes_after_the_handshake_is_recorded_and_what_comes_before_
         port = (await media.open(stream)).rtp_port
         send(VOICE[:10], port)  # also in the clear: nobody may say that it is the call
 
-        begun = time.monotonic()
         keys = keys_of(port)
-        took = time.monotonic() - begun
         send(locked(VOICE, keys), port)
         await received(metrics, 100)
         (report,) = await media.close([stream.stream_id])
@@ -85,7 +83,21 @@ async def test_what_comes_after_the_handshake_is_recorded_and_what_comes_before_
     assert spooled(stream.spool) == VOICE
     assert (report.packets, report.unauthenticated, report.malformed) == (100, 10, 0)
     assert [one.name for one in events] == ["keyed", "started"]
-    assert took < 2  # four messages, none of which waits for a sweep
+
+
+async def test_a_handshake_does_not_wait_for_sweeps(tmp_path: Path) -> None:
+    took: list[float] = []
+    async with engine() as (media, _, _):
+        # Of three answers the later two would come a whole sweep after the one before.
+        while len(took) < 10 and min(took, default=9.0) > 1.9 * SWEEP_S:
+            one = replace(secure(tmp_path), stream_id=f"s1-{len(took)}")
+            port = (await media.open(one)).rtp_port
+            begun = time.monotonic()
+            keys_of(port)
+            took.append(time.monotonic() - begun)
+            await media.close([one.stream_id])
+
+    assert min(took) <= 1.9 * SWEEP_S
 
 
 async def test_another_certificate_gets_nothing_recorded_and_is_told_once(tmp_path: Path) -> None:
