@@ -65,8 +65,7 @@ async def fetch(
     """Bring a session's files to `out`, or back to where they were recorded, for `keep_local`.
 
     They come as they are kept, encrypted perhaps. `node`: who we are; None: we have all nodes'
-    files. Returns them. Raises LookupError (no such
-    session), NotInStore, OSError, StoreError.
+    files. Returns them. Raises LookupError (no such session), NotInStore, OSError, StoreError.
     """
 
     def find(connection: Connection) -> tuple[SessionRow | None, DepositRow | None]:
