@@ -70,6 +70,13 @@ class Bridge:
         await eventually(lambda: len(self.logged(event)) >= count, f"log line {event!r}", self)
         return self.logged(event)[count - 1]
 
+    async def wait_for_metric(self, line: str) -> str:
+        """The metrics as soon as this line is among them: some are noted after what they tell of."""
+        async with asyncio.timeout(PATIENCE_S):
+            while line not in (text := (await self.get("/metrics"))[1]).splitlines():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return text
+
     async def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET."""
         async with aiohttp.ClientSession() as http, http.get(self.http + path) as answer:
