@@ -37,13 +37,13 @@ async def test_what_is_said_while_paused_is_silence_of_the_same_length(tmp_path:
         calling = asyncio.create_task(call(bridge, rate=1, legs=tones(3.0)))
         started = await bridge.wait_for_log("session.started")
         session = f"/api/sessions/{started['session_id']}"
-        await asyncio.sleep(0.8)  # the length that is measured below
+        await asyncio.sleep(0.4)
         order = {"by": "agent 7", "reason": "card number"}
         paused = await bridge.post(f"{session}/pause", order)
         muted = await bridge.post(f"{session}/pause", {"label": "2"})
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(0.6)  # the length that is measured below
         first = await bridge.post(f"{session}/resume", {})
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.3)
         second = await bridge.post(f"{session}/resume", {"label": "2"})
         report = await calling
         (final,) = await finals(bridge, events)
