@@ -81,9 +81,9 @@ async def test_an_hour_ahead_and_back_costs_no_audio_no_event_and_no_hour(tmp_pa
         program.with_suffix(".works").touch()
         clock.set(0)
         away = False
-        await finals(bridge, events, patience=15)
+        await finals(bridge, events)
         await eventually(
-            lambda: {*endpoint.took} >= {one["id"] for one in events}, "all events", bridge, 15
+            lambda: {*endpoint.took} >= {one["id"] for one in events}, "all events", bridge
         )
         (session,) = json.loads((await bridge.get("/api/sessions"))[1])["sessions"]
         folder = tmp_path / "data" / "recordings" / session["id"]

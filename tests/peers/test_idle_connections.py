@@ -31,7 +31,7 @@ async def test_an_src_that_closed_its_connection_gets_the_bye_of_a_bridge_that_s
         await writer.wait_closed()
 
         code = await bridge.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             bye = await got
     src.close()
 

@@ -93,7 +93,7 @@ async def test_answers_are_remembered_for_their_ttl(threads: ThreadPoolExecutor)
         await locator.servers(SBC, "tcp", V4)
         server.zone["a.example.com", "A"] = ["192.0.2.9"]
         known = await locator.servers(SBC, "tcp", V4)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while (now := await locator.servers(SBC, "tcp", V4)) == known:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)

@@ -284,7 +284,7 @@ async def test_a_node_that_dies_with_the_numbering_in_hand_holds_up_nobody(
         raw = dying.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
         raw.pgconn.finish()  # as its kernel does after kill -9
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             (stored,) = await writing
         dying.invalidate()
         engine.dispose()

@@ -100,7 +100,7 @@ def test_it_ends_the_program_when_nobody_listens_any_more(
     process = begin(shell, program)
     assert process.stdout is not None
     process.stdout.readline()
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + 30
     while not calls(program):
         assert time.monotonic() < deadline
         time.sleep(0.02)
