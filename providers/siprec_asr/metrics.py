@@ -6,7 +6,14 @@ No label grows with traffic: models are those that were really loaded.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -24,6 +31,8 @@ class Metrics:
     """One server's metrics in a registry of their own; safe to use from any thread."""
 
     def __init__(self) -> None:
+        # Of the whole process: else a gauge beside each series, with the time of its first value.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)

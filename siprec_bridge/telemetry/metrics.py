@@ -8,7 +8,14 @@ first event is not lost and a panel is never empty.
 from collections.abc import Sequence
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -39,6 +46,8 @@ class Metrics:
     """One bridge's metrics in a registry of their own; safe to use from any thread."""
 
     def __init__(self) -> None:
+        # Of the whole process: else a gauge beside each series, with the time of its first value.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -116,7 +125,7 @@ class Metrics:
             "audio_expected_seconds", "audio that streams were to bring"
         )
         self.audio_captured_seconds_total = counter(
-            "audio_captured_seconds", "of that, audio that was recorded"
+            "audio_captured_seconds", "audio that was recorded of what streams were to bring"
         )
 
         self.recordings_bytes = gauge("recordings_bytes", "audio of finished sessions")
@@ -135,7 +144,8 @@ class Metrics:
             "archive_pending_bytes", "octets of the files that are to be kept"
         )
         self.archive_oldest_age_seconds = gauge(
-            "archive_oldest_age_seconds", "how long the first of these sessions has waited"
+            "archive_oldest_age_seconds",
+            "how long the first session has waited whose files are to be kept",
         )
         self.archive_failing = gauge(
             "archive_failing", "sessions whose latest try to keep, drop or delete files failed"
@@ -155,7 +165,7 @@ class Metrics:
         # Media
         self.streams_total = counter("streams", "streams recorded to their end")
         self.streams_with_loss_total = counter(
-            "streams_with_loss", "of those, streams of which at least one packet was lost"
+            "streams_with_loss", "streams recorded to their end that lost a packet or more"
         )
         self.stream_pauses_total = counter(
             "stream_pauses", "times that recording of a stream was paused", ("cause",)
@@ -170,7 +180,7 @@ class Metrics:
         )
         self.streams_active = gauge("streams_active", "streams being received")
         self.rtp_packets_total = counter("rtp_packets", "RTP packets received")
-        self.rtp_octets_total = counter("rtp_octets", "octets of these packets, with header")
+        self.rtp_octets_total = counter("rtp_octets", "octets of RTP packets received, with header")
         self.rtp_packets_lost_total = counter("rtp_packets_lost", "RTP packets that never came")
         self.rtp_packets_duplicate_total = counter(
             "rtp_packets_duplicate", "RTP packets that came again"
@@ -299,7 +309,7 @@ class Metrics:
             "redactions", "things that were taken out of what was said", ("kind",)
         )
         self.audio_redacted_seconds_total = counter(
-            "audio_redacted_seconds", "seconds of audio that were covered for it"
+            "audio_redacted_seconds", "seconds of audio that were covered for what was taken out"
         )
         self.erasures_total = counter(
             "erasures", "sessions that a person was erased from, by how much of them", ("what",)
@@ -368,7 +378,9 @@ class Metrics:
         )
         self.outbox_backlog = gauge("outbox_backlog", "events a sink has not confirmed", ("sink",))
         self.outbox_oldest_age_seconds = gauge(
-            "outbox_oldest_age_seconds", "age of the oldest of them", ("sink",)
+            "outbox_oldest_age_seconds",
+            "age of the oldest event that a sink has not confirmed",
+            ("sink",),
         )
         self.outbox_parked = gauge(
             "outbox_parked", "events a sink gave up, which wait for an operator", ("sink",)

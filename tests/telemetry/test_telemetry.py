@@ -39,6 +39,19 @@ def test_every_metric_is_documented() -> None:
             assert f"| `{name}` | {family.type} |" in text
 
 
+def test_nothing_else_is_scraped() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    metrics = Metrics()
+    metrics.sip_requests_total.labels(transport="udp", method="INVITE").inc()
+
+    scraped = re.findall(
+        r"^(siprec_\w+?)(?:_bucket|_sum|_count)?[{ ]", metrics.render().decode(), re.M
+    )
+
+    assert "siprec_sip_requests_total" in scraped
+    assert [name for name in scraped if f"| `{name}` |" not in text] == []
+
+
 @pytest.fixture
 def lines() -> io.StringIO:
     out = io.StringIO()
