@@ -90,15 +90,17 @@ async def test_answers_are_remembered_for_their_ttl(threads: ThreadPoolExecutor)
         ("a.example.com", "A"): ["192.0.2.1"],
     }
     async with asking(threads, zone, ttl=1) as (server, locator):
-        await locator.servers(SBC, "tcp", V4)
+        begun = time.monotonic()
+        first = await locator.servers(SBC, "tcp", V4)
         server.zone["a.example.com", "A"] = ["192.0.2.9"]
         known = await locator.servers(SBC, "tcp", V4)
-        deadline = time.monotonic() + 30
-        while (now := await locator.servers(SBC, "tcp", V4)) == known:
-            assert time.monotonic() < deadline
+        over = time.monotonic() - begun >= 1.0  # on a busy machine
+        while (now := await locator.servers(SBC, "tcp", V4)) == first:
+            assert time.monotonic() < begun + 30
             await asyncio.sleep(0.1)
 
-    assert (known, now) == ([("192.0.2.1", 5060)], [("192.0.2.9", 5060)])
+    assert (first, now) == ([("192.0.2.1", 5060)], [("192.0.2.9", 5060)])
+    assert known == first or over
 
 
 @pytest.mark.parametrize(
