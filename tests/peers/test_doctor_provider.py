@@ -112,7 +112,8 @@ async def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
     assert (step, reason) == ("run", "timeout")
     assert "no result within 1 s; a smaller model, or a longer WHISPER_TIMEOUT" in text
-    assert not is_alive(int(binary.with_suffix(".child").read_text()))
+    child = binary.with_suffix(".child")  # not there where a busy machine took so long to start
+    assert not child.exists() or not is_alive(int(child.read_text()))
 
 
 async def test_a_wrapper_whose_server_is_away(tmp_path: Path) -> None:
