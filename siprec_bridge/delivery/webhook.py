@@ -360,7 +360,7 @@ class WebhookSink:
         else:
             try:
                 at = parsedate_to_datetime(text)
-            except ValueError:
+            except (ValueError, OverflowError):
                 return 0.0
             if at.tzinfo is None:
                 at = at.replace(tzinfo=UTC)

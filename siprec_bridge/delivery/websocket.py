@@ -395,7 +395,8 @@ class TranscriptSocket:
     async def _replay(self, listener: _Listener, wanted: Wanted, last: int, until: int) -> None:
         """Send what was stored after `last`, up to `until`."""
         view = listener.client.view
-        types = [kind for one in wanted for kind in one.type] if all(
+        # Each once: of the beginnings of types there are few, of what a listener may name not.
+        types = list(dict.fromkeys(kind for one in wanted for kind in one.type)) if all(
             one.type for one in wanted
         ) else []  # fmt: skip
         sessions = {one.session for one in wanted}

@@ -182,7 +182,7 @@ def failed(
 ) -> None:
     """Try an event again later; while it waits, it holds back its session's later events or not."""
     connection.execute(
-        _deliveries_of(sink, [seq]).values(
+        _awaited(sink, seq).values(
             attempts=deliveries.c.attempts + 1,
             reason=reason,
             not_before=not_before,
@@ -197,7 +197,7 @@ def park(
 ) -> None:
     """Give an event up for this sink until `resend`."""
     connection.execute(
-        _deliveries_of(sink, [seq]).values(
+        _awaited(sink, seq).values(
             state="parked",
             attempts=deliveries.c.attempts + 1,
             reason=reason,
@@ -435,6 +435,11 @@ _DUE = (
 
 def _deliveries_of(sink: str, seqs: Iterable[int]) -> sa.Update:
     return deliveries.update().where(deliveries.c.sink == sink, deliveries.c.seq.in_(list(seqs)))
+
+
+def _awaited(sink: str, seq: int) -> sa.Update:
+    # While it was tried, an operator may have dropped it, or a node that took over delivered it.
+    return _deliveries_of(sink, [seq]).where(deliveries.c.state == _PENDING)
 
 
 def _event(row: sa.RowMapping) -> Event:

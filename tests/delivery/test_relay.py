@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ class Sink:
             raise Returned("unroutable")
         if event.seq in self.declined:
             raise Declined("not now")
-        if event.seq in self.unacceptable:
-            raise Unacceptable("too large")
         if event.seq in self.slow:
             await self.slow[event.seq].wait()
+        if event.seq in self.unacceptable:
+            raise Unacceptable("too large")
         self.got.append((event.session_id, event.seq))
 
 
@@ -221,6 +222,22 @@ async def test_an_event_that_will_never_be_taken_is_parked_at_once(tmp_path: Pat
         )
         parked = await database.read(lambda connection: outbox.parked(connection, "sink", 9))
     assert [(one.event.seq, one.reason) for one in parked] == [(1, "too large")]
+
+
+async def test_what_was_dropped_while_it_was_tried_stays_dropped(tmp_path: Path) -> None:
+    sink = Sink()
+    sink.unacceptable, sink.slow = {1}, {1: asyncio.Event()}
+    async with relaying(tmp_path, sink) as (database, _):
+        await publish(database, event("s1", 0), event("s1", 1))
+        await eventually(lambda: sink.tries == 1, "a try")
+        await database.write(partial(outbox.drop, sink="sink", note="retired", pending=True))
+        sink.slow.pop(1).set()
+        await publish(database, event("s1", 2))
+        await eventually(lambda: len(sink.got) == 2, "what came after it")
+
+        parked = await database.read(lambda connection: outbox.parked(connection, "sink", 9))
+        sent_again = await database.write(partial(outbox.resend, sink="sink"))
+    assert (parked, sent_again) == ([], 0)
 
 
 async def test_a_database_that_takes_no_note_does_not_have_events_sent_again(

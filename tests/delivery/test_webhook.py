@@ -218,6 +218,22 @@ async def test_a_retry_after_may_be_a_date(tmp_path: Path) -> None:
     assert 30 < outage.value.retry_after_s <= 40
 
 
+async def test_an_event_that_was_taken_is_delivered_whatever_stands_beside_the_answer(
+    tmp_path: Path,
+) -> None:
+    when = "Thu, 01 Jan 2026 00:00:00 +9999999999999"  # a zone beyond what a date can have
+
+    async def answer(_: Posted) -> web.Response:
+        return web.Response(status=204, headers={"Retry-After": when})
+
+    endpoint = Endpoint(answer)
+    async with endpoint.serving(), delivering(tmp_path, hook(endpoint.url)) as delivery:
+        await delivery.publish(event("s1", 0))
+        await eventually(lambda: delivery.count("delivered") == 1, "its delivery")
+
+    assert len(endpoint.posted) == 1
+
+
 async def test_an_endpoint_that_hangs_holds_up_no_other_and_gets_its_events_later(
     tmp_path: Path,
 ) -> None:

@@ -320,6 +320,18 @@ async def test_a_subscription_may_begin_with_what_was_stored(tmp_path: Path) -> 
     assert [one["subscriptions"] for one in frames[-3:]] == ["a", "b", "a"]
 
 
+async def test_a_type_that_is_named_a_thousand_times_is_one_type(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as news, connect(news.url) as listener:
+        await hello(listener)
+        await news.publish(event(), ended())
+        await take(listener, 2)
+        wanted = {"id": "a", "type": ["session.updated", "session.u"] * 1000}
+        taken = await say(listener, {"subscribe": wanted, "since": 0})
+        (stored,) = await take(listener, 1)
+
+    assert (taken["type"], stored["type"]) == ("listener.subscribed", "session.updated")
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
