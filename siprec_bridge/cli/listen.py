@@ -69,7 +69,7 @@ async def _listen(
         why = (answer.body or b"").decode(errors="replace").strip() or answer.reason_phrase
         print(f"siprec-bridge: {url}: {answer.status_code} {why}", file=sys.stderr)
         return 1
-    except (OSError, WebSocketException) as error:
+    except (OSError, WebSocketException, ValueError) as error:  # of an address, or no JSON
         print(f"siprec-bridge: {url}: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):

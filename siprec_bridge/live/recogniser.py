@@ -289,7 +289,8 @@ class Conversation:
             raise NotHeard(f"it answers {status}", full=status == _TOO_MANY) from refusal
         except TimeoutError as error:
             raise NotHeard(str(error) or "it does not answer in time") from error
-        except (OSError, WebSocketException) as error:
+        # ValueError: it sends us on to an address that is none, or to TLS where ours has none.
+        except (OSError, WebSocketException, ValueError) as error:
             raise NotHeard(str(error) or type(error).__name__) from error
 
     async def _converse(self, connection: ClientConnection) -> None:
@@ -346,7 +347,7 @@ class Conversation:
         """Seconds of sound that were sent and not heard; who does not tell is held back by TCP."""
         if self._progress is None:
             return 0.0
-        return self._times.samples / RATE - self._progress
+        return max(0.0, self._times.samples / RATE - self._progress)  # it may tell of any number
 
     def _say(self, said: _Said, base: int, model: str | None) -> None:
         number = base + said.utterance

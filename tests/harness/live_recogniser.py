@@ -39,12 +39,13 @@ class LiveRecogniser:
     """Half a second of tone is an utterance that grows, silence ends it. What it says is the tone.
 
     `pace`: seconds of sound that it does in a second; None: all at once. `says`: instead of what it
-    heard, as its first words after `start`. `status`: of the handshake.
+    heard, as its first words after `start`. `status`: of the handshake; `location`: where it sends on to.
     """
 
     pace: float | None = None
     says: str | bytes | None = None
     status: int = 101
+    location: str = ""
     tells_progress: bool = True
     streams: list[Heard] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
@@ -77,7 +78,10 @@ class LiveRecogniser:
         self.tries += 1
         self.tokens.append(request.headers.get("Authorization"))
         if self.status != 101:
-            return connection.respond(HTTPStatus(self.status), "no\n")
+            answer = connection.respond(HTTPStatus(self.status), "no\n")
+            if self.location:
+                answer.headers["Location"] = self.location
+            return answer
         return None
 
     async def _talk(self, connection: ServerConnection) -> None:

@@ -2,6 +2,10 @@
 
 import io
 
+import pytest
+from typer.testing import CliRunner
+
+from siprec_bridge.cli import app
 from siprec_bridge.cli.listen import _Screen
 
 
@@ -38,3 +42,12 @@ def test_what_is_no_terminal_gets_whole_lines_alone() -> None:
     screen.show("good morning")
 
     assert out.getvalue() == "good morning\n"
+
+
+@pytest.mark.parametrize("url", ["ws://bridge:port/ws/transcripts", "ws://[::1/ws/transcripts"])
+def test_an_address_that_is_none_is_told_in_a_line(url: str) -> None:
+    done = CliRunner().invoke(app, ["listen", url])
+
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"siprec-bridge: {url}: ")
+    assert done.stderr.count("\n") == 1

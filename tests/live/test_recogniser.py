@@ -123,6 +123,29 @@ async def test_who_is_slow_is_left_behind_and_hears_what_is_said_now(tells: bool
     assert caller.troubles == [None]
 
 
+async def test_who_tells_of_more_than_it_was_sent_is_left_behind_when_it_reads_no_more() -> None:
+    class Boaster(LiveRecogniser):
+        async def _hear(self, connection, heard):  # type: ignore[no-untyped-def]
+            await connection.send('{"type": "progress", "audio_seconds": 100000}')
+            connection.transport.pause_reading()
+            await connection.wait_closed()
+
+    ears = Boaster()
+    await ears.start()
+    try:
+        async with calling(ears.url, max_lag=2.0) as caller:
+            await until(lambda: caller.talk._progress is not None)
+            for _ in range(300):
+                caller.say(SILENCE)
+                await asyncio.sleep(0)
+            queued = caller.talk._queued
+            await ears.stop()
+    finally:
+        await ears.stop()
+
+    assert queued <= 2.0
+
+
 async def test_a_recogniser_that_dies_is_tried_again_and_utterances_go_on_counting() -> None:
     async with live_recogniser() as ears, calling(ears.url, max_lag=2.0) as caller:
         await until(lambda: caller.talk.connected)
@@ -149,6 +172,8 @@ async def test_a_recogniser_that_dies_is_tried_again_and_utterances_go_on_counti
     [
         ({"status": 401}, "it answers 401", False),
         ({"status": 429}, "it answers 429", True),
+        ({"status": 302, "location": "http://["}, "Invalid IPv6 URL", False),
+        ({"status": 302, "location": "wss://other/"}, "ssl=None is incompatible", False),
         ({"says": "hello"}, "it does not speak the protocol: Invalid JSON", False),
         ({"says": b"\0\1"}, "it does not speak the protocol: a binary frame", False),
         ({"says": '{"type": "transcript"}'}, "it does not speak the protocol", False),
