@@ -6,6 +6,7 @@ openai-whisper's JSON, whisper.cpp's (`transcription[].offsets`, milliseconds), 
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from siprec_bridge.transcript import Segment, Transcript, Word
@@ -58,7 +59,7 @@ def _read_json(text: str, duration: float) -> Transcript:
         segments = [_segment(one) for one in listed if isinstance(one, dict)]
         words = [word for one in _dicts(value.get("words")) if (word := _word(one)) is not None]
         if words and not any(segment.words for segment in segments):
-            segments = [_with_words(segment, words) for segment in segments]
+            segments = _with_words(segments, words)
         return Transcript(language=language, segments=_kept(segments), model=model)
     if isinstance(value.get("text"), str):
         plain = _untimed(value["text"], language, duration)
@@ -128,12 +129,21 @@ def _cpp_words(tokens: Sequence[Mapping[str, object]]) -> list[Word]:
     return words
 
 
-def _with_words(segment: Segment, words: Sequence[Word]) -> Segment:
-    """The words whose middle lies within the segment."""
-    own = tuple(
-        word for word in words if segment.start <= (word.start + word.end) / 2 < segment.end
-    )
-    return segment.model_copy(update={"words": own})
+def _with_words(segments: Sequence[Segment], words: Sequence[Word]) -> list[Segment]:
+    """Each word goes to one segment: the first in time that its middle lies within."""
+    # Of hours there are tens of thousands: to look at all for each segment takes minutes.
+    words = sorted(words, key=_middle)
+    middles, taken, found = [_middle(word) for word in words], 0, list(segments)
+    for place in sorted(range(len(found)), key=lambda place: found[place].start):
+        segment = found[place]
+        first = max(taken, bisect_left(middles, segment.start))
+        taken = max(first, bisect_left(middles, segment.end))
+        found[place] = segment.model_copy(update={"words": tuple(words[first:taken])})
+    return found
+
+
+def _middle(word: Word) -> float:
+    return (word.start + word.end) / 2
 
 
 def _untimed(text: str, language: str | None, duration: float) -> Transcript:
@@ -143,8 +153,8 @@ def _untimed(text: str, language: str | None, duration: float) -> Transcript:
 
 
 _CUE = re.compile(
-    r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})\s*-->\s*"
-    r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
+    r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})\s*-->\s*"
+    r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 )
 
 
@@ -165,7 +175,7 @@ def _read_cues(text: str) -> list[Segment]:
 
 def _cue_time(parts: Sequence[str | None]) -> float:
     hours, minutes, seconds, fraction = (part or "0" for part in parts)
-    whole = int(hours[:6]) * 3600 + int(minutes) * 60 + int(seconds)
+    whole = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
     return whole + int(fraction.ljust(3, "0")) / 1000
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,37 @@ def test_verbose_json_has_its_words_beside_the_segments() -> None:
     transcript = read_output(json.dumps(data).encode(), "json", 2.0)
 
     assert [[word.text for word in one.words] for one in transcript.segments] == [["a"], ["b"]]
+
+
+def test_a_word_where_two_segments_overlap_is_of_one_of_them() -> None:
+    data = b"""{"segments": [
+        {"start": 1.0, "end": 3.0, "text": "b c"}, {"start": 0.0, "end": 2.0, "text": "a b"}],
+        "words": [{"word": "c", "start": 2.2, "end": 2.8}, {"word": "b", "start": 1.2, "end": 1.8},
+                  {"word": "a", "start": 0.2, "end": 0.8}]}"""
+
+    late, early = read_output(data, "json", 3.0).segments
+
+    assert [word.text for word in early.words] == ["a", "b"]
+    assert [word.text for word in late.words] == ["c"]
+
+
+def test_hours_of_words_beside_their_segments_are_read_in_seconds() -> None:
+    segments = [{"start": at * 4, "end": at * 4 + 4, "text": "x"} for at in range(9_000)]
+    words = [{"word": "x", "start": at * 0.4, "end": at * 0.4 + 0.3} for at in range(90_000)]
+    data = json.dumps({"segments": segments, "words": words}).encode()
+    begun = time.process_time()
+
+    heard = read_output(data, "json", 36_000.0)
+
+    assert time.process_time() - begun < 15  # to look at all words for each segment takes minutes
+    assert {len(one.words) for one in heard.segments} == {10}
+
+
+def test_a_line_of_nothing_but_digits_is_no_cue_and_soon_seen_to_be_none() -> None:
+    begun = time.process_time()
+
+    assert read_output(b"7" * 300_000, "vtt", 1.0).segments == ()
+    assert time.process_time() - begun < 5
 
 
 def test_text_alone_spans_the_whole_file() -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import wave
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_result(body: bytes, api: str, audio: Path, language: str | None) -> Rec
     if isinstance(listed, list):
         segments = [one for each in listed if (one := _segment(each, api)) is not None]
         if words and not any(one.words for one in segments):
-            segments = [_with_words(one, words) for one in segments]
+            segments = _with_words(segments, words)
     else:
         plain = " ".join(str(text).split())
         end = max(_duration(audio), words[-1].end if words else 0.0)
@@ -142,12 +143,21 @@ def _joined(pieces: Sequence[object]) -> list[Word]:
     return words
 
 
-def _with_words(segment: Segment, words: Sequence[Word]) -> Segment:
-    own = tuple(one for one in words if segment.start <= (one.start + one.end) / 2 < segment.end)
-    return Segment(
-        segment.text, segment.start, segment.end, own,
-        segment.avg_logprob, segment.no_speech_prob, segment.compression_ratio,
-    )  # fmt: skip
+def _with_words(segments: Sequence[Segment], words: Sequence[Word]) -> list[Segment]:
+    """Each word goes to one segment: the first in time that its middle lies within."""
+    # Of hours there are tens of thousands: to look at all for each segment takes minutes.
+    words = sorted(words, key=_middle)
+    middles, taken, found = [_middle(word) for word in words], 0, list(segments)
+    for place in sorted(range(len(found)), key=lambda place: found[place].start):
+        segment = found[place]
+        first = max(taken, bisect_left(middles, segment.start))
+        taken = max(first, bisect_left(middles, segment.end))
+        found[place] = segment._replace(words=tuple(words[first:taken]))
+    return found
+
+
+def _middle(word: Word) -> float:
+    return (word.start + word.end) / 2
 
 
 def _duration(audio: Path) -> float:
