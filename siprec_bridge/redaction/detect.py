@@ -68,7 +68,8 @@ _OPAQUE: Final = (
     re.compile(r"(?<![\d.,/-])(\d{1,2})([./-])(\d{1,2})\2(?:\d{4}|\d{2})(?![./-]?\d)"),
     re.compile(r"(?<![\d:])\d{1,2}[:h]\d{2}(?::\d{2})?(?![:\d])"),
     re.compile(r"[$€£¥]\s?\d[\d.,]*"),
-    re.compile(r"\d[\d.,]*(?: \d{3})*\s?" + _CURRENCY + r"(?!\w)"),
+    # From its first sign on, and without a way back: nothing is said of how long figures are.
+    re.compile(r"(?<![\d.,])[.,]*+\d[\d.,]*+(?: \d{3})*+\s?" + _CURRENCY + r"(?!\w)"),
     re.compile(r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])"),  # an IP address
     re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,3}(?:\.\d+)?(?![\d,])"),  # 12,345,678
 )
@@ -102,9 +103,13 @@ class Stream:
     def _offsets(self) -> list[int]:
         return [one.offset for one in self.pieces]
 
+    def piece_at(self, place: int) -> Piece:
+        """The utterance that a character is in."""
+        return self.pieces[max(0, bisect.bisect_right(self._offsets, place) - 1)]
+
     def time_of(self, place: int) -> float:
         """About when the character at a place was said."""
-        piece = self.pieces[max(0, bisect.bisect_right(self._offsets, place) - 1)]
+        piece = self.piece_at(place)
         share = min(1.0, max(0.0, (place - piece.offset) / max(1, piece.length)))
         return piece.start + share * (piece.end - piece.start)
 
@@ -377,7 +382,7 @@ class _Search:
 
     def _cue(self, one: Stream, place: int) -> tuple[str, str] | None:
         """The last word before a place that names a kind of number, and that kind."""
-        piece = one.pieces[max(0, bisect.bisect_right([p.offset for p in one.pieces], place) - 1)]
+        piece = one.piece_at(place)
         own = one.folded[piece.offset : place]
         at = one.time_of(place)
         first = bisect.bisect_left(self._begins, at - _MEMORY_S)

@@ -1,12 +1,13 @@
 """E-mail addresses, written or spoken: "john dot smith at example dot com". Over folded text."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from siprec_bridge.redaction.numerals import Token
 
-_WRITTEN = re.compile(r"[\w.%+\-]+ ?@ ?[a-z0-9\-]+(?:\.[a-z0-9\-]+)+")
+_WRITTEN = re.compile(r"(?<![\w.%+\-])[\w.%+\-]++ ?@ ?[a-z0-9\-]+(?:\.[a-z0-9\-]+)+")
 _DOT = r"(?:\s*\.\s*|\s+(?:dot|punkt|punto|point)\s+)"
 _TLD = (
     r"(?:com|org|net|edu|gov|mil|int|info|biz|io|co|me|app|dev|ai|tv|cc|eu|uk|ie|de|at|ch|li|fr|be|lu|"
@@ -14,7 +15,7 @@ _TLD = (
     r"kr|sg|hk|online|shop|store|email|cloud|tech|cat|gmbh|berlin|london|paris)"
 )
 _AT = re.compile(
-    r"(?:\s*@\s*|\s+(?:at|arroba|arobase|arobas|klammeraffe|affenschwanz)\s+(?:sign\s+)?)"
+    r"(?<!\s)(?:\s*+@\s*|\s++(?:at|arroba|arobase|arobas|klammeraffe|affenschwanz)\s+(?:sign\s+)?)"
     r"(?P<domain>(?:[a-z0-9\-]+\s+){0,3}?[a-z0-9\-]+(?:" + _DOT + r"[a-z0-9\-]+)*?" + _DOT
     + r"(?:co" + _DOT + r")?" + _TLD + r")(?![\w@])"
 )  # fmt: skip
@@ -220,7 +221,8 @@ def _local_part(
     folded: str, found: Sequence[Token], spelled: Sequence[tuple[int, int]], end: int
 ) -> int | None:
     """Where the part before the sign begins, or None."""
-    before = [one for one in found if one.end <= end][-_LONGEST:]
+    last = bisect_right(found, end, key=lambda one: one.end)
+    before = found[max(0, last - _LONGEST) : last]
     if not before or folded[before[-1].end : end].strip():
         return None
     begin: int | None = None
@@ -260,4 +262,5 @@ def _is_number(token: Token | None, spelled: Sequence[tuple[int, int]]) -> bool:
 
 
 def _within(token: Token, places: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= token.start < end for start, end in places)
+    place = bisect_right(places, token.start, key=lambda one: one[0]) - 1
+    return place >= 0 and token.start < places[place][1]

@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 import unicodedata
 
 import pytest
@@ -40,6 +41,15 @@ def test_what_must_go_goes_and_the_rest_stays(talk: Talk) -> None:
 
 def test_the_corpus_is_told_apart_as_the_documentation_says() -> None:
     assert all(found == there and not wrong for _, there, found, wrong in score())
+
+
+@pytest.mark.parametrize("text", ["1" * 10_000, "x" * 60_000, "a" + " " * 60_000 + "b"], ids=len)
+def test_what_a_recogniser_repeats_without_end_is_looked_through_at_once(text: str) -> None:
+    begun = time.process_time()
+
+    redact_text(text, EVERYTHING)
+
+    assert time.process_time() - begun < 3  # live lines are looked through beside the calls
 
 
 @settings(max_examples=100, deadline=None)
