@@ -72,7 +72,7 @@ def test_a_node_without_broker_or_store_does_a_job_and_passes_on_an_error(
     tmp_path: Path, one_farm: Farm
 ) -> None:
     works = recogniser(tmp_path, "fails_until_told")
-    _, url = dispatcher(one_farm)
+    part, url = dispatcher(one_farm)
     worker = node(one_farm, url, works, token(one_farm))
 
     failed = one_farm.run(*one_farm.call(audio(tmp_path / "a.wav", 2.0)))
@@ -85,6 +85,7 @@ def test_a_node_without_broker_or_store_does_a_job_and_passes_on_an_error(
     assert one_farm.text("a") == "hello there"
     assert one_farm.depth()[0] == one_farm.depth(dead=True)[0] == 0
     assert one_farm.kept("waiting") == []
+    assert "Traceback" not in part.log()
 
 
 def test_only_a_token_that_is_ours_and_not_over_gets_in(tmp_path: Path, one_farm: Farm) -> None:
@@ -129,6 +130,40 @@ def test_a_job_whose_node_falls_silent_goes_to_another_when_the_lease_is_over(
     assert json.loads(renewed) == {"cancelled": False}
     assert one_farm.text("a") == "hello there"
     assert "silent: lease of" in part.log()
+
+
+def test_a_dispatcher_whose_broker_cut_it_off_takes_a_result_and_gives_back_what_is_over(
+    tmp_path: Path, one_farm: Farm
+) -> None:
+    part, url = dispatcher(one_farm, "--lease", "2s")
+    bearer = token(one_farm)
+    done, open_ = (one_farm.client(audio(tmp_path / f"{n}.wav", tone=n)) for n in range(2))
+    until(lambda: one_farm.depth()[0] == 2, "two jobs in the queue")
+    first, _ = (json.loads(ask(f"{url}/v1/work", bearer)[1]) for _ in range(2))
+
+    one_farm.broker.ctl("close_all_connections", "maintenance")
+    handed_in, _ = ask(
+        f"{url}/v1/work/{first['lease']}/result", bearer, "PUT", b'{"text": "one", "segments": []}'
+    )
+    until(lambda: "lease of" in part.log() or part.process.poll() is not None, "the lease's end")
+    node(one_farm, url, recogniser(tmp_path, "speaks"), bearer)
+
+    assert handed_in == 204
+    assert (done.process.wait(20), open_.process.wait(20)) == (0, 0), part.log()
+    assert part.process.poll() is None, part.log()
+    assert "Traceback" not in part.log()
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"wait": NaN}', b'{"wait": 1' + 400 * b"0" + b"}", 100_000 * b"["], ids=len
+)
+def test_a_node_that_asks_for_nonsense_is_told_so(one_farm: Farm, body: bytes) -> None:
+    part, url = dispatcher(one_farm)
+
+    status, told = ask(f"{url}/v1/work", token(one_farm), body=body)
+
+    assert (status, json.loads(told)) == (400, {"error": 'expected {"wait": seconds}'})
+    assert "Traceback" not in part.log()
 
 
 def test_a_cancelled_job_ends_at_its_node(tmp_path: Path, one_farm: Farm) -> None:

@@ -19,6 +19,7 @@ from joserfc.jwk import OKPKey
 
 from siprec_wrappers.farm.cli import _PARTS, main
 from siprec_wrappers.farm.clock import ClockWatch
+from siprec_wrappers.farm.engine import Command, RunFailed, check_result
 from siprec_wrappers.farm.exporter import _metrics
 from siprec_wrappers.farm.job import Job, MalformedJob, audio_key, job_of, read_failure
 from siprec_wrappers.farm.settings import SettingError, read_settings
@@ -156,13 +157,33 @@ def test_equal_wishes_have_one_result_and_each_client_its_own_request() -> None:
         {"task": "delete"},
         {"extra": [1]},
         {"deadline": "now"},
+        {"deadline": float("nan")},
+        {"deadline": 10**400},
+        {"seconds": float("inf")},
     ],
 )
-def test_a_message_that_names_other_files_is_no_job(change: dict[str, object]) -> None:
+def test_a_message_that_names_other_files_or_no_times_is_no_job(change: dict[str, object]) -> None:
     with pytest.raises(MalformedJob):
         Job.from_json(JOB.to_json() | change)
 
     assert job_of(json.dumps([[JOB.to_json() | change], {}, {}])) is None
+
+
+def test_what_is_nested_without_end_is_no_job_no_reason_and_no_result() -> None:
+    nested = 100_000 * b"["
+
+    assert job_of(nested) is None
+    assert read_failure(nested)[0].startswith("failed")
+    with pytest.raises(ValueError, match="nested"):
+        check_result(nested)
+
+
+@pytest.mark.parametrize("model", ["\0", "\ud800"])
+def test_arguments_that_no_program_can_be_given_fail_their_job_alone(
+    tmp_path: Path, model: str
+) -> None:
+    with pytest.raises(RunFailed, match="its arguments cannot be passed on"):
+        Command(["true"]).transcribe(tmp_path / "a.wav", replace(JOB, model=model), lambda: False)
 
 
 @given(st.binary(max_size=200))

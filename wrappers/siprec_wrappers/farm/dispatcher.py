@@ -6,6 +6,8 @@ renews; when the lease is over, the broker gets the job back and hands it to som
 
 import asyncio
 import logging
+import math
+import os
 import secrets
 import shutil
 import signal
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
-from aio_pika.exceptions import AMQPError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 from aiohttp import web
 
 from siprec_wrappers.farm.broker import Broker
@@ -34,12 +36,14 @@ from siprec_wrappers.farm.work import Work
 log = logging.getLogger("whisper-farm.dispatcher")
 
 _LARGEST_RESULT = 64 << 20
+_CHUNK = 1 << 18
 _LONGEST_WAIT_S = 30.0
 _LOOK_EVERY_S = 0.25  # at the queue, while nodes wait: what they do not take stays the broker's
 _TIMEOUT_S = 10.0
 _CLOCK_EVERY_S = 60.0
 _NODE = web.RequestKey("node", str)
-_AWAY = (AMQPError, OSError, TimeoutError)
+_AWAY = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+_NO_JSON = (ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,9 @@ class Dispatcher:
     async def _take(self, request: web.Request) -> web.Response:
         try:
             wait = float((await request.json())["wait"]) if request.body_exists else 0.0
-        except (ValueError, KeyError, TypeError):
+            if not math.isfinite(wait):
+                raise ValueError
+        except (*_NO_JSON, OverflowError):
             return web.json_response({"error": 'expected {"wait": seconds}'}, status=400)
         loop = asyncio.get_running_loop()
         until = loop.time() + min(max(wait, 0.0), _LONGEST_WAIT_S)
@@ -258,9 +264,7 @@ class Dispatcher:
         lease.busy += 1
         try:
             path = await asyncio.to_thread(self._store.fetch, lease.job.audio, lease.folder)
-            response = web.FileResponse(path)
-            await response.prepare(request)
-            return response
+            return await _send(path, request)
         except FileNotFoundError:
             # Another may see a store that has it; the queue's limit ends this.
             await self._end(name, lease, give_back=True)
@@ -295,7 +299,7 @@ class Dispatcher:
         try:
             document = await request.json()
             error, unavailable = str(document["error"])[:8192], bool(document["unavailable"])
-        except (ValueError, KeyError, TypeError):
+        except _NO_JSON:
             return web.json_response({"error": "expected error and unavailable"}, status=400)
         await asyncio.to_thread(self._work.fail, lease.job, error, unavailable=unavailable)
         await self._end(name, lease, give_back=False)
@@ -318,7 +322,8 @@ class Dispatcher:
                 await self._signal(lease.job)
         except _AWAY as error:
             # Its channel is gone, so the broker has the job again; a result it then finds done.
-            log.warning("%s: the broker did not hear of its end: %s", lease.job.request, error)
+            cause = str(error) or type(error).__name__
+            log.warning("%s: the broker did not hear of its end: %s", lease.job.request, cause)
 
     async def _signal(self, job: Job) -> None:
         channel = await self._queue_channel()
@@ -329,6 +334,26 @@ class Dispatcher:
             mandatory=False,
             timeout=_TIMEOUT_S,
         )
+
+
+async def _send(path: Path, request: web.Request) -> web.StreamResponse:
+    """Send a file to its end, so long as the lease is busy. Raises OSError.
+
+    A FileResponse does so only once its handler is over, and cannot be prepared before.
+    """
+    with await asyncio.to_thread(path.open, "rb") as file:
+        response = web.StreamResponse()
+        response.content_length = os.fstat(file.fileno()).st_size
+        await response.prepare(request)
+        try:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                await response.write(chunk)
+            await response.write_eof()
+        except OSError:
+            if request.transport is not None:
+                request.transport.abort()  # what else is sent would pass for audio
+            raise
+    return response
 
 
 def run_dispatcher(settings: Settings, store: Store, doors: Doors, lease_seconds: float) -> int:
@@ -343,6 +368,8 @@ def run_dispatcher(settings: Settings, store: Store, doors: Doors, lease_seconds
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
+    for name in ("aio_pika", "aiormq"):  # a connection's end is a traceback there
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     asyncio.run(_serve(Dispatcher(settings, store, key, lease_seconds), doors, context))
     return 0
 

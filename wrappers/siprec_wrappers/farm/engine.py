@@ -102,6 +102,8 @@ class Command:
                 )
             except OSError as error:
                 raise RunFailed(f"{error.filename}: {error.strerror}", unavailable=True) from error
+            except ValueError as error:  # NUL, half a character
+                raise RunFailed(f"its arguments cannot be passed on: {error}") from error
             tail = _Tail(child)
             try:
                 _await(child, job, stopped)
@@ -180,7 +182,11 @@ def _output(path: Path, tail: _Tail) -> bytes:
 
 def check_result(data: bytes) -> None:
     """Raise ValueError unless it is a JSON object."""
-    if not isinstance(json.loads(data), dict):
+    try:
+        document = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    if not isinstance(document, dict):
         raise ValueError("not an object")
 
 

@@ -5,10 +5,11 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Self, TypeGuard
 
 TASK = "whisper_farm.transcribe"
 _HEX = frozenset("0123456789abcdef")
+_LATEST = 1e11  # Unix time, thousands of years from now
 
 
 class MalformedJob(ValueError):
@@ -88,13 +89,18 @@ class Job:
             and task in ("transcribe", "translate")
             and isinstance(extra, Sequence)
             and all(isinstance(one, str) for one in extra)
-            and isinstance(deadline, int | float)
-            and isinstance(seconds, int | float)
+            and is_time(deadline)
+            and is_time(seconds)
         ):
             raise MalformedJob("a field is missing or wrong")
         return cls(
             audio, model, language, str(task), tuple(extra), request, float(deadline), float(seconds)
         )  # fmt: skip
+
+
+def is_time(value: object) -> TypeGuard[int | float]:
+    """Seconds of a time that there may be: JSON has NaN, Infinity, and whole numbers of any size."""
+    return isinstance(value, int | float) and abs(value) < _LATEST
 
 
 def audio_key(digest: str, suffix: str) -> str:
@@ -109,7 +115,7 @@ def job_of(body: str | bytes) -> Job | None:
     try:
         arguments = json.loads(body)[0]
         return Job.from_json(arguments[0])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -136,5 +142,5 @@ def read_failure(data: bytes) -> tuple[str, bool]:
     try:
         document = json.loads(data)
         return str(document["error"]), bool(document["unavailable"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "failed, and what the worker wrote about it is unreadable", False

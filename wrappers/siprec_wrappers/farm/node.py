@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 
 from siprec_wrappers.farm.engine import Cancelled, Engine, RunFailed, check_engine, make_engine
-from siprec_wrappers.farm.job import Job, MalformedJob
+from siprec_wrappers.farm.job import Job, MalformedJob, is_time
 from siprec_wrappers.farm.settings import SettingError, read_engine_settings
 
 log = logging.getLogger("whisper-farm.node")
@@ -76,7 +76,11 @@ async def _work(url: str, headers: dict[str, str], context: ssl.SSLContext, engi
                 if offer is not None:
                     await _Leased(session, url, engine, offer).do()
                 pause = _FIRST_PAUSE_S
-            except (aiohttp.ClientError, OSError, MalformedJob) as error:
+            # ValueError and RecursionError: an answer that is half or none of a dispatcher's. A proxy
+            # says 404 as long as there is no dispatcher behind it.
+            except (
+                aiohttp.ClientError, OSError, ValueError, RecursionError, _LeaseLost
+            ) as error:  # fmt: skip
                 log.warning("%s: %s", url, str(error) or type(error).__name__)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), pause)
@@ -103,14 +107,18 @@ async def _ask(session: aiohttp.ClientSession, url: str) -> dict[str, object] | 
             return None
         await _check(answer)
         document = await answer.json()
-        return document if isinstance(document, dict) else None
+        if not isinstance(document, dict):
+            raise MalformedJob("an offer that is none")
+        return document
 
 
 async def _check(answer: aiohttp.ClientResponse) -> None:
     if answer.status in (401, 403):
         raise _NotLetIn((await answer.text())[:500])
     if answer.status in (404, 410):
-        raise _LeaseLost(await answer.text())
+        raise _LeaseLost(
+            " ".join((await answer.text()).split())[:500] or f"answers {answer.status}"
+        )
     answer.raise_for_status()
 
 
@@ -128,11 +136,7 @@ class _Leased:
             offer.get("lease"), offer.get("lease_seconds"), offer.get("seconds_left"),
         )  # fmt: skip
         job = Job.from_json(offer.get("job"))
-        if not (
-            isinstance(lease, str)
-            and isinstance(seconds, int | float)
-            and isinstance(left, int | float)
-        ):
+        if not (isinstance(lease, str) and is_time(seconds) and is_time(left)):
             raise MalformedJob("a lease that is none")
         self._job = replace(job, deadline=time.time() + left)
         self._session = session
@@ -183,7 +187,7 @@ class _Leased:
                     self._unwanted = bool((await answer.json())["cancelled"])
             except (_LeaseLost, _NotLetIn):
                 self._unwanted = True
-            except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
+            except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue  # it may be back before the lease is over
 
     async def _fetch(self, target: Path) -> None:
