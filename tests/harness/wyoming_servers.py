@@ -26,7 +26,7 @@ _NOBODY = Attribution(name="test", url="")
 class Script:
     """What a server offers and how it behaves."""
 
-    behaviour: str = "answers"  # streams, fails, fails_early, leaves, hangs, mumbles
+    behaviour: str = "answers"  # streams, fails, fails_early, leaves, hangs, mumbles, says_null
     models: tuple[str, ...] = ("tiny",)
     uri: str = ""
     asked: list[Transcribe] = field(default_factory=list)
@@ -74,6 +74,9 @@ class _Handler(AsyncEventHandler):
                 return
             case "mumbles":
                 await self.write_event(Event("transcript", {"words": 3}))
+                return
+            case "says_null":
+                await self.write_event(Event("transcript", {"text": None, "language": 7}))
                 return
             case _:
                 pass

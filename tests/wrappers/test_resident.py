@@ -161,6 +161,14 @@ def test_without_a_server_the_recogniser_is_away(tmp_path: Path, audio: list[Pat
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n<html", 1, "none of siprec-asr's"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", 1, "none of siprec-asr's"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n" + b'{"outputs":[]}', 1, "none of"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n", 1, "none of siprec-asr's"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + 90_000 * b"[", 1, "none of"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n"
+            b'{"outputs":[{"name":"alice","txt":["hi"]}]}',
+            1,
+            "none of",
+        ),
         (b"x" * 200_000, 1, "none of siprec-asr's"),
     ],
 )

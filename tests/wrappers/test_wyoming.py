@@ -94,6 +94,7 @@ async def test_silence_is_an_empty_output(tmp_path: Path) -> None:
         (Script("fails_early"), 1, "says: no room for more (overloaded)"),
         (Script("leaves"), 1, "connection"),
         (Script("mumbles"), 1, "its transcript cannot be read"),
+        (Script("says_null"), 1, "its transcript cannot be read"),
         (Script(models=()), 127, "recognises no speech"),
     ],
 )
@@ -116,6 +117,8 @@ async def test_a_servers_failure_is_told_and_nothing_is_written(
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", 127, "does not speak Wyoming: 'HTTP/1.1 400"),
         (b"220 mail ESMTP\r\n", 127, "does not speak Wyoming"),
+        (90_000 * b"[" + b"\n", 127, "does not speak Wyoming"),
+        (b'{"type": "info", "data": {"asr": []}}\n', 127, "recognises no speech"),
         (b"17\n", 127, "does not speak Wyoming: '17"),
         (b'{"data": {}}\n', 127, "does not speak Wyoming"),
         (b'{"type": "info", "data": {"asr": [{}]}}\n', 127, "cannot be read"),

@@ -195,7 +195,7 @@ def _ask(order: dict[str, object], audio: Sequence[Path], deadline: float) -> li
             file.close()
     if status == 429:
         wait = headers.get("retry-after", "")
-        raise _Busy(f"{url}: 429 {_message(body)}", float(wait) if wait.isdigit() else 5.0)
+        raise _Busy(f"{url}: 429 {_message(body)}", float(wait) if _is_number(wait) else 5.0)
     if status != 200:
         # Stopping, starting, or a proxy without its server: as good as away.
         raise _Failed(
@@ -207,8 +207,10 @@ def _ask(order: dict[str, object], audio: Sequence[Path], deadline: float) -> li
             one["name"]: {form: one[form] for form in order["formats"]}  # type: ignore[attr-defined]
             for one in outputs
         }
+        if not all(isinstance(text, str) for one in given.values() for text in one.values()):
+            raise TypeError("an output is no text")
         return [{"name": one.stem, **given[one.stem]} for one in audio]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Failed(1, f"{url}: the answer is none of siprec-asr's: {error!r}") from error
 
 
@@ -285,17 +287,21 @@ def _response(
         for name, _, value in (line.partition(":") for line in lines[1:])
     }
     length = headers.get("content-length", "")
-    if not (end and version.startswith("HTTP/1.") and rest[:3].isdigit() and length.isdigit()):
+    if not (end and version.startswith("HTTP/1.") and _is_number(rest[:3]) and _is_number(length)):
         raise _Failed(1, f"{url}: the answer is none of siprec-asr's")
     if len(body) < int(length):
         raise _Failed(_UNAVAILABLE, f"{url}: the connection was closed within the answer")
     return int(rest[:3]), headers, body[: int(length)]
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 12
+
+
 def _message(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return body[:500].decode("utf-8", "replace")
 
 
@@ -312,7 +318,7 @@ def _write(arguments: Arguments, outputs: list[dict[str, str]]) -> None:
         for form in arguments.output_formats:
             target = arguments.output_dir / f"{one['name']}.{form}"
             part = target.with_name(f".{target.name}.part")
-            part.write_text(one[form], encoding="utf-8")
+            part.write_text(one[form], encoding="utf-8", errors="replace")  # half a character
             part.replace(target)
 
 

@@ -173,7 +173,8 @@ class Peer:
             event = await async_read_event(self)  # type: ignore[arg-type]
         except asyncio.IncompleteReadError as error:
             raise Failed("the connection ended within an event") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON, but no event
+        # JSON, but no event, or nested without end.
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise Away(f"does not speak Wyoming: {self._shown()}") from error
         except OSError as error:
             raise Failed(f"the connection broke ({error.strerror or error})") from error
@@ -252,15 +253,20 @@ async def _hear(peer: Peer) -> tuple[str, str | None]:
         try:
             if Transcript.is_type(event.type):
                 whole = Transcript.from_event(event)
-                return whole.text, whole.language or language
+                # TypeError where its text is null.
+                return "".join([whole.text]), _name(whole.language) or language
             if TranscriptStart.is_type(event.type):
-                language = TranscriptStart.from_event(event).language
+                language = _name(TranscriptStart.from_event(event).language)
             elif TranscriptChunk.is_type(event.type):
                 chunks.append(TranscriptChunk.from_event(event).text)
             elif TranscriptStop.is_type(event.type):
                 return "".join(chunks), language
         except (KeyError, TypeError) as error:
             raise Failed(f"its {event.type} cannot be read: {event.data!r:.200}") from error
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 if __name__ == "__main__":
