@@ -135,7 +135,8 @@ class Association:
 
     def takes(self, certificate: crypto.X509) -> bool:
         """Whether the peer's certificate is the one that its SDP names."""
-        der = certificate.to_cryptography().public_bytes(serialization.Encoding.DER)
+        # As it came: what OpenSSL takes need not be a certificate to stricter readers.
+        der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
         self._is_theirs = matches(der, self._fingerprints)
         if not self._is_theirs:
             self.failure = "its certificate is not the one of the SDP"

@@ -5,14 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.x509 import load_pem_x509_certificate
 from hypothesis import given
 from hypothesis import strategies as st
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from harness.bridge import command
 from siprec_bridge.dtls import Association, BadCertificate, Certificate, Client, Server
 from siprec_bridge.rtp import SrtpReceiver, SrtpSender, build_packet
-from siprec_bridge.sdp import fingerprint_of
+from siprec_bridge.sdp import Fingerprint, fingerprint_of
 
 OURS, THEIRS = Certificate.make(), Certificate.make()
 PEER = b"192.0.2.1 5000"
@@ -73,6 +75,31 @@ def test_both_ends_have_the_same_keys_and_each_its_own() -> None:
     assert receiver.unprotect(sender.protect(packet)) == packet
     for secret in (ours.keys.local, ours.keys.remote, OURS.pem):
         assert repr(secret)[2:-1] not in repr((ours.keys, OURS))
+
+
+def test_a_certificate_that_only_openssl_can_read_is_held_against_the_sdp_like_others() -> None:
+    der = load_pem_x509_certificate(THEIRS.pem).public_bytes(serialization.Encoding.DER)
+    at = der.index(b"\xa0\x03\x02\x01\x02") + 4  # its version, of which there are three
+    odd = der[:at] + b"\x07" + der[at + 1 :]
+
+    def shake(*named: Fingerprint) -> Association:
+        client, server = Client(THEIRS.pem), Server(OURS.pem)
+        with pytest.warns(DeprecationWarning, match="X509"):  # the only way to such a one
+            client._context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, odd))
+        caller = client.greet([OURS.fingerprint])
+        (hello,) = caller.advance()
+        _, (again,) = server.greet(hello, PEER, named)
+        (hello,) = caller.receive(again)
+        ours, out = server.greet(hello, PEER, named)
+        assert ours is not None
+        while out:
+            out = [
+                one for two in out for three in caller.receive(two) for one in ours.receive(three)
+            ]
+        return ours
+
+    assert shake(THEIRS.fingerprint).failure == "its certificate is not the one of the SDP"
+    assert shake(fingerprint_of(odd)).keys is not None
 
 
 @pytest.mark.parametrize("lost", [3, 4, 5, 6], ids=lambda number: f"datagram {number}")
