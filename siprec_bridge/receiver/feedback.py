@@ -8,7 +8,6 @@ import os
 import random
 import selectors
 import time
-from ipaddress import ip_address
 
 import numpy as np
 
@@ -209,11 +208,8 @@ def _target(rtcp: tuple[str, int] | None, ours: str) -> tuple[str, int] | None:
     """Where to send RTCP. SDP is a stranger's text: a name would be looked up in the loop."""
     if rtcp is None or not 0 < rtcp[1] < 65536:
         return None
-    try:
-        # Zones are ours alone: RFC 4007 §11.2. The socket's own is where its link-local SRC is.
-        address = ip_address(rtcp[0].partition("%")[0])
-    except ValueError:
+    # Zones are ours alone: RFC 4007 §11.2. The socket's own is where its link-local SRC is.
+    host = rtcp[0].partition("%")[0]
+    if source_of(host) is None or (":" in host) != (":" in ours):
         return None
-    if address.is_multicast or address.is_unspecified or (address.version == 6) != (":" in ours):
-        return None
-    return str(address), rtcp[1]
+    return host, rtcp[1]

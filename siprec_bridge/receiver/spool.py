@@ -12,7 +12,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ _CHUNK = 1 << 20
 _MOST_PIECES = 1000  # of one system call
 _LONGEST_HEADER = 1 << 20
 _LAST_KIND = 15
+_LONGEST_BODY = (1 << 16) - 1
 _LATEST_NS = 1 << 62  # in 2116
 _LONGEST_SURE = 2048  # octets of a datagram: a longer one may be something else
 _DAY_NS = 24 * 3600 * 1_000_000_000
@@ -135,9 +136,17 @@ class SpoolWriter:
         return self.write([records])
 
     def event(self, name: str, at_ns: int, codecs: tuple[Codec, ...] = ()) -> None:
-        """Append an event."""
-        body = json.dumps({"event": name, "codecs": [_codec_to_json(one) for one in codecs]})
-        self.write([_record(EVENT, at_ns, body.encode())])
+        """Append an event, or several where a record has no room for all of its codecs."""
+        told = {"event": name, "codecs": [_codec_to_json(one) for one in codecs]}
+        body = json.dumps(told).encode()
+        half = len(codecs) // 2
+        if len(body) <= _LONGEST_BODY:
+            self.write([_record(EVENT, at_ns, body)])
+        elif half:
+            self.event(name, at_ns, codecs[:half])
+            self.event(name, at_ns, codecs[half:])
+        else:  # no codec has parameters that long
+            self.event(name, at_ns, tuple(replace(one, fmtp="") for one in codecs))
 
     def rtcp(self, at_ns: int, data: bytes) -> str | None:
         """Append a datagram of RTCP; returns as `write`."""

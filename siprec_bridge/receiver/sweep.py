@@ -50,9 +50,13 @@ def source_of(host: str) -> Source | None:
         address = ip_address(host.partition("%")[0])
     except ValueError:
         return None
+    if isinstance(address, IPv6Address):
+        packed = address.packed
+        address = address.ipv4_mapped or address
+    else:
+        packed = bytes(10) + b"\xff\xff" + address.packed
     if address.is_unspecified or address.is_multicast:
         return None
-    packed = address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
     high, low = struct.unpack("=QQ", packed)
     return high, low
 

@@ -1,0 +1,66 @@
+"""What an SDP may hand to a worker that no honest one does: it costs the stream at most, and no call."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.media import opened, spec, spooled
+from harness.rtp import packets, send, tone
+from siprec_bridge.media import finish_session
+from siprec_bridge.receiver.spool import SpoolEvent, SpoolReader
+from siprec_bridge.receiver.worker import Worker
+from siprec_bridge.sdp import Codec, parse, plan
+from siprec_bridge.sdp.answer import MediaPolicy
+
+VOICE = packets(tone(440, 0.4))
+
+
+def offered(address: str, port: int = 5000, *more: str) -> tuple[str, int]:
+    """Where the SRC of such an offer has its RTCP."""
+    lines = ["v=0", f"c=IN IP6 {address}", f"m=audio {port} RTP/AVP 0", *more]
+    (one,) = plan(parse("\r\n".join(lines).encode("utf-8", "surrogateescape")), MediaPolicy())
+    assert one.accepted
+    return one.rtcp
+
+
+@pytest.mark.parametrize(
+    ("host", "rtcp"),
+    [
+        ("127.0.0.1", offered("127.0.0.1", 65535)),
+        ("127.0.0.1", offered("127.0.0.1", 5000, "a=rtcp:0")),
+        ("::1", offered("fe80::1%é..")),
+        ("::1", offered("fe80::1%\0")),
+        ("::1", offered("fe80::1%\udc80")),
+        ("::1", offered("::ffff:224.0.0.1")),
+        ("::1", offered("::ffff:0.0.0.0")),
+    ],
+)
+def test_nothing_is_sent_where_no_socket_can_send(
+    tmp_path: Path, worker: Worker, host: str, rtcp: tuple[str, int]
+) -> None:
+    port = opened(worker, replace(spec(tmp_path, host=host), rtcp=rtcp))
+    send(VOICE, port, host)
+
+    worker.sweep(worker._feedback._due[0][0])
+
+    (stream,) = worker._streams.values()
+    assert stream.target in (None, ("fe80::1", 5001))  # of which no link is known
+    assert worker._close(["s1-0"])[0].packets == len(VOICE)
+
+
+def test_codecs_that_no_record_has_room_for_become_several(tmp_path: Path, worker: Worker) -> None:
+    port = opened(worker, spec(tmp_path))
+    send(VOICE[:10], port)
+    many = tuple(Codec(number, "OPUS", 48000, 2, "é" * 200) for number in range(64, 128))
+    codecs = (*many, Codec(8, "PCMA", 8000, 1, "é" * 30_000))
+
+    worker._update(replace(spec(tmp_path), codecs=codecs))
+    send(VOICE[10:], port)
+    worker._close(["s1-0"])
+
+    told = [one for one in SpoolReader(spec(tmp_path).spool) if isinstance(one, SpoolEvent)]
+    known = [codec for one in told for codec in one.codecs]
+    assert known == [*many, Codec(8, "PCMA", 8000)]
+    assert spooled(spec(tmp_path).spool) == VOICE
+    assert finish_session(tmp_path, "s1", 8000).legs[0].packets == len(VOICE)
