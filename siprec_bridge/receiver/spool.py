@@ -169,8 +169,9 @@ class SpoolWriter:
         total = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         if not total:
             return None
-        size = os.fstat(self.descriptor).st_size
+        size = None
         try:
+            size = os.fstat(self.descriptor).st_size
             if len(pieces) <= _MOST_PIECES:
                 written = os.writev(self.descriptor, pieces)
             else:
@@ -184,6 +185,8 @@ class SpoolWriter:
             cause = "no space left"
         if written == total:
             return None
+        if size is None:  # the file system is not there: nothing was written
+            return cause
         try:
             os.ftruncate(self.descriptor, size)  # no half record may be in the middle
         except OSError as error:

@@ -1,5 +1,7 @@
 """A worker whose disk takes nothing for a while: all is written when there is room, in its order."""
 
+import errno
+import os
 import resource
 import struct
 import time
@@ -54,6 +56,26 @@ def test_what_the_disk_takes_no_more_of_is_written_once_it_does(
     assert spooled(one.spool) == VOICE[:40]
     receive(worker, port, VOICE[40:50])
     assert spooled(one.spool) == VOICE[:50]
+
+
+@pytest.mark.parametrize("before", [0, 10])
+def test_what_a_file_server_that_is_away_does_not_take_is_written_when_it_is_back(
+    tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    def away(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    one = spec(tmp_path)
+    port = opened(worker, one)
+    receive(worker, port, VOICE[:before])
+    with monkeypatch.context() as patch:
+        for call in ("write", "writev", "fstat", "ftruncate"):
+            patch.setattr(os, call, away)
+        receive(worker, port, VOICE[before:20])
+        receive(worker, port, VOICE[20:30])
+    receive(worker, port, VOICE[30:40])
+
+    assert spooled(one.spool) == VOICE[:40]
 
 
 def test_a_sender_report_that_the_disk_did_not_take_comes_with_the_next_packets(
