@@ -38,8 +38,14 @@ class Durable:
         while len(self._threads) < min(_AT_ONCE, self._waiting.qsize()):
             # No reason for a worker to stay whose sweep has failed.
             one = threading.Thread(target=self._work, name="durable", daemon=True)
+            try:
+                one.start()
+            except RuntimeError:  # so many processes are not allowed: fewer threads, or this one
+                if not self._threads:
+                    self._waiting.put(None)
+                    self._work()
+                break
             self._threads.append(one)
-            one.start()
 
     def stop(self) -> None:
         """Wait until all are closed."""

@@ -94,6 +94,23 @@ def test_while_closed_spools_wait_for_the_disk_the_other_streams_are_swept(
     assert [one["packets"] for one in closed["reports"]] == 39 * [10]
 
 
+def test_where_no_thread_may_be_started_spools_are_closed_without(
+    tmp_path: Path, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for number in range(2):
+        stream = spec(tmp_path, number)
+        _, port, _ = bridge.ask(do="open", spec=stream.to_json(), port=None, rollovers=[])["port"]
+        send(VOICE, port)
+        (report,) = bridge.ask(do="close", streams=[stream.stream_id])["reports"]
+
+        assert report["packets"] == len(VOICE)
+        assert spooled(stream.spool) == VOICE
+
+
 def test_what_a_full_disk_cost_is_told_when_there_is_room_again(
     tmp_path: Path, bridge: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
