@@ -234,8 +234,8 @@ class PlainReceiver:
         return counts
 
     def _receive(self, one: socket.socket, arena: Arena, start: int) -> int:
-        slot = start
-        while slot < SLOTS:
+        slot, errors = start, 0
+        while slot < SLOTS and errors < _TRIES:
             at = int(arena.offsets[slot])
             try:
                 length, control, flags, (host, port, *_) = one.recvmsg_into(
@@ -244,7 +244,8 @@ class PlainReceiver:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                continue  # an ICMP error of something sent: clears itself
+                errors += 1  # an ICMP error of something sent: clears itself
+                continue
             arrival, drops = time.time_ns(), -1
             for level, kind, value in control:
                 if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:

@@ -56,6 +56,16 @@ def test_datagrams_of_any_mix_of_sizes_come_whole_in_order_and_with_their_sender
 
 
 @each_way
+def test_a_socket_that_only_fails_is_passed_over(fast: bool) -> None:
+    arena = Arena()
+    with bound("127.0.0.1") as broken, bound("127.0.0.1") as one, bound("127.0.0.1") as source:
+        source.sendto(b"voice", one.getsockname())
+        broken.close()
+
+        assert best_receiver(arena, fast=fast).receive([broken, one], 0, arena) == [0, 1]
+
+
+@each_way
 def test_one_that_is_larger_than_any_of_rtp_is_not_taken_for_its_beginning(fast: bool) -> None:
     arena = Arena()
     receiver = best_receiver(arena, fast=fast)
