@@ -13,7 +13,7 @@ from siprec_bridge.receiver.control import StreamReport, StreamSpec, from_ns
 from siprec_bridge.receiver.quality import clock_rate, quality
 from siprec_bridge.receiver.spool import SpoolHeader, SpoolWriter
 from siprec_bridge.rtp import Arrivals, Batch, Jitter, SequenceTracker, SrtpReceiver
-from siprec_bridge.sdp import EVENTS, NOISE
+from siprec_bridge.sdp import EVENTS, NOISE, StreamKeys
 
 Ints = npt.NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class ReceivedStream:
         self._beside = _no_voice(spec)
         if spec.keys is None or self.srtp is None:
             self.srtp = srtp_receiver(spec, {})
-        elif old.keys is None or old.keys.remote != spec.keys.remote:
+        elif old.keys is None or _remote(old.keys) != _remote(spec.keys):
             self.srtp.rekey(spec.keys.suite, spec.keys.remote, spec.keys.mki_length)
         if spec.codecs != old.codecs:
             self.spool.event("codecs", now_ns, spec.codecs)
@@ -101,6 +101,11 @@ class ReceivedStream:
 
 def _no_voice(spec: StreamSpec) -> frozenset[int]:
     return frozenset(one.payload_type for one in spec.codecs if one.name in (EVENTS, NOISE))
+
+
+def _remote(keys: StreamKeys) -> tuple[str, bytes, int]:
+    """What its packets are opened with: some write one key into the lines of all their suites."""
+    return keys.suite, keys.remote, keys.mki_length
 
 
 def open_spool(spec: StreamSpec, now_ns: int) -> SpoolWriter:

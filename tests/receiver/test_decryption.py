@@ -1,7 +1,10 @@
 """Secure streams in a worker's sweep, beside plain ones, with whatever else comes to their ports."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from harness.media import opened, spec, spooled
 from harness.rtp import send
@@ -37,3 +40,24 @@ def test_sources_that_take_turns_are_opened_as_one_is(tmp_path: Path, worker: Wo
     assert spooled(plain.spool) == open_ones
     (report,) = worker._close([secure.stream_id])
     assert (report.packets, report.unauthenticated, report.malformed) == (80, 3, 6)
+
+
+@pytest.mark.parametrize(("suite", "mki"), [("AES_CM_128_HMAC_SHA1_32", 0), (SUITE, 4)])
+def test_one_key_may_go_from_suite_to_suite_and_get_a_name(
+    tmp_path: Path, worker: Worker, suite: str, mki: int
+) -> None:
+    one = spec(tmp_path, keys=StreamKeys(SUITE, KEY, KEY))
+    port = opened(worker, one)
+    before, after = voice(1, range(10)), voice(1, range(10, 20))
+    first, then = SrtpSender(SUITE, KEY), SrtpSender(suite, KEY)
+    send([first.protect(packet) for packet in before], port)
+    worker.sweep(time.monotonic())
+
+    worker._update(replace(one, keys=StreamKeys(suite, KEY, KEY, mki)))
+    sealed = [then.protect(packet) for packet in after]
+    named = [packet[:-10] + bytes(mki) + packet[-10:] for packet in sealed] if mki else sealed
+    send(named, port)
+    (report,) = worker._close([one.stream_id])
+
+    assert spooled(one.spool) == [*before, *after]
+    assert report.unauthenticated == 0
