@@ -12,7 +12,6 @@ import time
 import numpy as np
 
 from siprec_bridge.receiver.arena import Arena
-from siprec_bridge.receiver.control import StreamSpec
 from siprec_bridge.receiver.handshakes import Handshakes, is_dtls
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sources import Sources
@@ -25,7 +24,6 @@ from siprec_bridge.rtp import (
     Replayed,
     ReportBlock,
     SrtpReceiver,
-    SrtpSender,
     read_rtcp,
     receiver_report,
 )
@@ -59,7 +57,7 @@ class Feedback:
     def open(self, stream: LiveStream) -> None:
         """Listen to a stream's RTCP, and report on it."""
         self.listen(stream)
-        self.follow(stream, None)
+        self.follow(stream)
         self._schedule(stream, time.monotonic())
 
     def listen(self, stream: LiveStream) -> None:
@@ -73,17 +71,12 @@ class Feedback:
             self.read_from(stream)
             self._sockets.unregister(stream.rtcp)
 
-    def follow(self, stream: LiveStream, old: StreamSpec | None) -> None:
+    def follow(self, stream: LiveStream) -> None:
         """Take over where its RTCP goes, and with which key."""
         spec = stream.spec
         stream.target = _target(spec.rtcp, spec.host)
-        keys, before = spec.keys, old.keys if old is not None else None
-        if spec.dtls is not None:
-            pass  # with the handshake
-        elif keys is None:
-            stream.sender = None
-        elif before is None or before.local != keys.local:
-            stream.sender = SrtpSender(keys.suite, keys.local)
+        if spec.dtls is None:  # else with the handshake
+            stream.encrypt_with(spec.keys)
 
     def close(self, stream: LiveStream) -> None:
         """Say goodbye to its source."""

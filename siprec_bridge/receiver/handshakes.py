@@ -14,7 +14,7 @@ from siprec_bridge.receiver.control import DtlsTask, StreamSpec, keys_to_json
 from siprec_bridge.receiver.live import LiveStream
 from siprec_bridge.receiver.sweep import Address
 from siprec_bridge.receiver.uplink import Uplink
-from siprec_bridge.rtp import SrtpReceiver, SrtpSender
+from siprec_bridge.rtp import SrtpReceiver
 from siprec_bridge.sdp import StreamKeys
 
 if TYPE_CHECKING:
@@ -188,8 +188,7 @@ class Handshakes:
 
     def _choose_sender(self, stream: LiveStream) -> None:
         spec = stream.spec
-        keys = spec.keys if spec.rtcp_mux else spec.rtcp_keys
-        stream.sender = SrtpSender(keys.suite, keys.local) if keys is not None else None
+        stream.encrypt_with(spec.keys if spec.rtcp_mux else spec.rtcp_keys)
 
     def _server(self, task: DtlsTask) -> "Server":
         # Here and not above: most workers never need OpenSSL, and start sooner without.

@@ -8,6 +8,7 @@ from siprec_bridge.receiver.control import StreamReport, StreamSpec
 from siprec_bridge.receiver.stream import Ints, ReceivedStream
 from siprec_bridge.receiver.sweep import NOBODY, Source
 from siprec_bridge.rtp import Arrivals, Batch, Ledger, Reception, SrtpReceiver, SrtpSender
+from siprec_bridge.sdp import StreamKeys
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class LiveStream(ReceivedStream):
     row: int = field(init=False)
     rtcp_srtp: SrtpReceiver | None = None  # of the RTCP port, where that has its own keys
     sender: SrtpSender | None = None
+    _own: tuple[str, bytes] | None = field(default=None, repr=False)  # suite and key of the sender
     target: tuple[str, int] | None = None  # of our RTCP
     ssrc: int = field(default_factory=lambda: random.getrandbits(32))  # ours
     clocks: dict[int, tuple[int, int]] = field(default_factory=dict)  # SSRC -> NTP of SR, arrival
@@ -67,6 +69,18 @@ class LiveStream(ReceivedStream):
         """Have a datagram of RTCP in the spool; what waits for the disk goes ahead of packets."""
         if self.spool.rtcp(at_ns, data) is not None:
             self.ledger.refuse(self.row)
+
+    def encrypt_with(self, keys: StreamKeys | None) -> None:
+        """Have what is sent to its source encrypted so; with the keys of before it goes on.
+
+        A sender that is new counts from the start: under another SSRC, since no number of a key is to
+        be used twice (RFC 3711 §9.1), and a source drops what it takes for repeated.
+        """
+        own = (keys.suite, keys.local) if keys is not None else None
+        if own != self._own:
+            self._own = own
+            self.sender = SrtpSender(*own) if own is not None else None
+            self.ssrc, self.has_reported = random.getrandbits(32), False
 
     def note_silence(self) -> None:
         """Take its next packet as a thing to tell."""

@@ -275,7 +275,7 @@ class Worker:
             self._follow_mux(stream)
             self._intake.follow(stream)
             self._sources.expect(stream)
-            self._feedback.follow(stream, old)
+            self._feedback.follow(stream)
             self._handshakes.follow(stream, old)
             self._intake.follow_source(stream)
         return {}

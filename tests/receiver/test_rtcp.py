@@ -244,6 +244,25 @@ def test_reports_of_keys_by_dtls_wait_for_them_and_are_encrypted_with_those_of_t
         src.recv(2000)
 
 
+def test_no_number_of_a_key_is_used_twice_when_reports_change_their_port_and_come_back(
+    tmp_path: Path, src: socket.socket, worker: Worker
+) -> None:
+    ours = Certificate.make()
+    of_rtp, of_rtcp = StreamKeys(SUITE, REMOTE, LOCAL), StreamKeys(SUITE, LOCAL, REMOTE)
+    task = DtlsTask((ours.fingerprint,), ours.pem)
+    apart = stream(tmp_path, src, dtls=task, keys=of_rtp, rtcp_keys=of_rtcp)
+    port = opened(worker, apart)
+    source = SrtpSender(SUITE, REMOTE)
+    own, muxed = SrtpReceiver(SUITE, REMOTE), SrtpReceiver(SUITE, LOCAL)
+
+    for number, here in enumerate([own, own, muxed, muxed, own]):
+        worker._update(replace(apart, rtcp_mux=here is muxed))
+        send([source.protect(packet) for packet in VOICE[10 * number : 10 * number + 10]], port)
+        sweep(worker, later=8.0 * (number + 1))
+        # Raises where it has come before.
+        assert kinds(here.unprotect_rtcp(src.recv(2000))) == [201, 202]
+
+
 def test_a_stream_that_waits_for_its_keys_says_nothing_in_the_clear_any_more(
     tmp_path: Path, src: socket.socket, worker: Worker
 ) -> None:
