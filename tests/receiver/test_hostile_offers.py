@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.hosts import has_ipv6
 from harness.media import opened, spec, spooled
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import finish_session
@@ -39,6 +40,8 @@ def offered(address: str, port: int = 5000, *more: str) -> tuple[str, int]:
 def test_nothing_is_sent_where_no_socket_can_send(
     tmp_path: Path, worker: Worker, host: str, rtcp: tuple[str, int]
 ) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("no IPv6 here")
     port = opened(worker, replace(spec(tmp_path, host=host), rtcp=rtcp))
     send(VOICE, port, host)
 
