@@ -68,7 +68,6 @@ class Feedback:
     def leave(self, stream: LiveStream) -> None:
         """Read nothing more from its RTCP port, which is about to be closed."""
         if stream.rtcp is not None:
-            self.read_from(stream)
             self._sockets.unregister(stream.rtcp)
 
     def follow(self, stream: LiveStream) -> None:

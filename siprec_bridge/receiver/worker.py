@@ -267,7 +267,9 @@ class Worker:
     def _update(self, spec: StreamSpec) -> dict[str, object]:
         stream = self._streams.get(spec.stream_id)
         if stream is not None:
+            # What waits was sent before it, to what the stream was before.
             self._intake.sweep([stream])
+            self._feedback.read_from(stream)
             old = stream.spec
             if spec.dtls is not None and old.dtls is not None:
                 spec = replace(spec, keys=old.keys, rtcp_keys=old.rtcp_keys)

@@ -110,6 +110,21 @@ def test_a_port_for_rtcp_is_opened_when_mux_is_dropped_and_closed_when_it_is_agr
     assert report.unauthenticated == (2 if secure else 0)
 
 
+def test_what_waits_for_rtcp_when_the_keys_begin_to_come_by_dtls_is_no_handshake(
+    tmp_path: Path, worker: tuple[Worker, socket.socket]
+) -> None:
+    media, _ = worker
+    ours = Certificate.make()
+    port = opened(media, spec(tmp_path))
+    send([b"\x16\xfe\xfd" + bytes(10) + b"\x01", SR], port + 1)
+
+    task = DtlsTask((ours.fingerprint,), ours.pem)
+    update(media, replace(spec(tmp_path), dtls=task, rtcp_mux=True))
+    (report,) = media._close(["s1-0"])
+
+    assert (report.sender_reports, report.unauthenticated) == (1, 0)
+
+
 def test_where_the_port_for_rtcp_is_another_s_by_then_the_voice_goes_on(
     tmp_path: Path, worker: tuple[Worker, socket.socket]
 ) -> None:
