@@ -147,6 +147,10 @@ class Worker:
                 # Without a file there is no port, here; another worker may have both.
                 kind = "no_port_left" if error.errno == errno.EMFILE else "os"
                 reply = {"error": kind, "cause": f"{error.strerror}: {error.filename or ''}"}
+            except Exception as error:  # noqa: BLE001  ours, and this stream's alone
+                # It would end all others, and again at each start: a new worker is told the same.
+                sys.excepthook(type(error), error, error.__traceback__)
+                reply = {"error": "os", "cause": f"{type(error).__name__}: {error}"}
             self._uplink.tell({"id": command["id"], **reply})
         return True
 
@@ -238,8 +242,9 @@ class Worker:
                 prepare(rtp)
                 if rtcp is not None:
                     prepare_rtcp(rtcp)
+                srtp = srtp_receiver(spec, rollovers)
                 spool = open_spool(spec, time.time_ns())
-            except OSError:
+            except Exception:
                 rtp.close()
                 if rtcp is not None:
                     rtcp.close()
@@ -247,7 +252,7 @@ class Worker:
             known = LiveStream(
                 spec,
                 spool,
-                srtp_receiver(spec, rollovers),
+                srtp,
                 rtp=rtp,
                 rtcp=rtcp,
                 room=room(rtp),

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from harness.hosts import has_ipv6
-from harness.media import opened, spec, spooled
+from harness.media import engine, opened, received, spec, spooled
+from harness.ports import rtp_ports
 from harness.rtp import packets, send, tone
 from siprec_bridge.media import finish_session
 from siprec_bridge.receiver.spool import SpoolEvent, SpoolReader
 from siprec_bridge.receiver.worker import Worker
-from siprec_bridge.sdp import Codec, parse, plan
+from siprec_bridge.sdp import Codec, StreamKeys, parse, plan
 from siprec_bridge.sdp.answer import MediaPolicy
 
 VOICE = packets(tone(440, 0.4))
@@ -67,3 +68,25 @@ def test_codecs_that_no_record_has_room_for_become_several(tmp_path: Path, worke
     assert known == [*many, Codec(8, "PCMA", 8000)]
     assert spooled(spec(tmp_path).spool) == VOICE
     assert finish_session(tmp_path, "s1", 8000).legs[0].packets == len(VOICE)
+
+
+async def test_what_a_worker_stumbles_over_costs_one_stream_and_not_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unknown = StreamKeys("AES_256_CM_HMAC_SHA1_80", bytes(46), bytes(46))
+    good, bad = spec(tmp_path, home="127.0.0.1"), spec(tmp_path, 1, keys=unknown)
+    async with engine(ports=rtp_ports(4)) as (media, events, metrics):
+        pids, port = media.pids, await media.open(good)
+
+        for _ in range(3):  # and holds no port
+            with pytest.raises(OSError, match="KeyError: 'AES_256_CM_HMAC_SHA1_80'"):
+                await media.open(bad)
+        await media.open(spec(tmp_path, 1))
+        send(VOICE, port.rtp_port)
+        await received(metrics, len(VOICE))
+        await media.close([good.stream_id, bad.stream_id])
+
+        assert media.pids == pids
+    assert [one.name for one in events] == ["started"]
+    assert spooled(good.spool) == VOICE
+    assert capfd.readouterr().err.count("Traceback") == 3  # for whoever is to mend it
