@@ -157,7 +157,8 @@ async def _call(
             problems += more
         say(f"answered {answer.status} after {setup * 1000:.0f} ms, talking")
         talked = time.monotonic()
-        packets = await _talk(plan, sockets, media, senders, dialog.remote_bye)
+        packets, unsent = await _talk(plan, sockets, media, senders, dialog.remote_bye)
+        problems += unsent
         by_peer = dialog.remote_bye.is_set()
         bye_status: int | None = None
         if not by_peer:
@@ -329,8 +330,11 @@ async def _talk(
     media: Sequence[Media],
     senders: Sequence[SrtpSender | None],
     stop: asyncio.Event,
-) -> list[int]:
-    """Send every leg's packets at the pace of speech; returns how many went out on each."""
+) -> tuple[list[int], tuple[str, ...]]:
+    """Send every leg's packets at the pace of speech; returns how many went out on each.
+
+    And which ones did not, where there is no way to the place that the answer names.
+    """
     payload_type, name = PAYLOAD_TYPES[plan.codec], plan.codec.upper()
     voices = [encode_g711(name, leg.pcm) for leg in plan.legs]
     secure = plan.srtp is not None or plan.dtls
@@ -345,6 +349,7 @@ async def _talk(
     ]
     starts = [(secrets.randbits(16), secrets.randbits(32), secrets.randbits(32)) for _ in voices]
     sent = [0] * len(voices)
+    unsent: dict[int, str] = {}
     loop = asyncio.get_running_loop()
     begun = loop.time()
     for tick in range(max((len(voice) + _PACKET - 1) // _PACKET for voice in voices)):
@@ -370,10 +375,15 @@ async def _talk(
             )
             if secure and (sender := senders[index]) is not None:
                 packet = sender.protect(packet)
-            with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            try:
                 sockets[index].sendto(packet, goal)
                 sent[index] += 1
-    return sent
+            except (BlockingIOError, ConnectionRefusedError):
+                pass
+            except (OSError, TypeError) as error:  # TypeError: what cannot even be a name
+                cause = getattr(error, "strerror", None) or str(error)
+                unsent[index] = f"stream {index + 1}: nothing can be sent to {goal[0]}: {cause}"
+    return sent, tuple(unsent.values())
 
 
 @contextlib.contextmanager

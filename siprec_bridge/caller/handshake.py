@@ -60,8 +60,11 @@ class Handshaker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 while True:
-                    for datagram in out:
-                        one.sendto(datagram, (host, line.port))
+                    try:
+                        for datagram in out:
+                            one.sendto(datagram, (host, line.port))
+                    except (OSError, TypeError) as error:  # TypeError: what cannot even be a name
+                        return f"no handshake with {host}: {error}"
                     if association.failure is not None:
                         return f"the handshake failed: {association.failure}"
                     if association.keys is not None:
