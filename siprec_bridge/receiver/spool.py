@@ -103,7 +103,11 @@ class SpoolWriter:
             path.rename(path.with_suffix(".damaged.spool"))  # finishing tells of it
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self.descriptor = os.open(path, flags, 0o640)
-        os.ftruncate(self.descriptor, size)
+        try:
+            os.ftruncate(self.descriptor, size)
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self.reopened = size > 0
         if not self.reopened:
             line = json.dumps(_header_to_json(header)).encode()
