@@ -135,7 +135,7 @@ def test_a_job_whose_node_falls_silent_goes_to_another_when_the_lease_is_over(
 def test_a_dispatcher_whose_broker_cut_it_off_takes_a_result_and_gives_back_what_is_over(
     tmp_path: Path, one_farm: Farm
 ) -> None:
-    part, url = dispatcher(one_farm, "--lease", "2s")
+    part, url = dispatcher(one_farm, "--lease", "10s")  # the broker needs some of it to cut
     bearer = token(one_farm)
     done, open_ = (one_farm.client(audio(tmp_path / f"{n}.wav", tone=n)) for n in range(2))
     until(lambda: one_farm.depth()[0] == 2, "two jobs in the queue")
