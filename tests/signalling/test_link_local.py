@@ -91,7 +91,7 @@ async def test_a_call_over_udp_is_answered_and_hung_up_on_its_link(host: str) ->
         async with listening(host) as srs:
             await loop.sock_sendto(src, invite, (ADDRESS, srs.port, 0, LINK))
             accepted = await srs.accept()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 got = [parse(await loop.sock_recv(src, 65536)) for _ in range(2)]
                 srs.listener.request(accepted.dialog, "BYE")
                 bye = parse(await loop.sock_recv(src, 65536))
@@ -127,12 +127,12 @@ async def test_where_its_connection_is_gone_it_is_called_on_its_link(host: str) 
             reader, writer = await asyncio.open_connection(place, srs.port)
             writer.write(invite)
             accepted = await srs.accept()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await reader.readuntil(b"200 OK")
             writer.close()
             await eventually(lambda: not srs.listener._connections, "the end of the connection")
             await srs.hang_up(accepted)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await over.wait()
 
     assert [one.method for one in got] == ["BYE"]
