@@ -1,6 +1,7 @@
 """Out of sockets into the arena: whole, in order, with the kernel's own time and their sender."""
 
 import contextlib
+import os
 import random
 import socket
 import time
@@ -11,6 +12,7 @@ from harness.hosts import has_ipv6
 from siprec_bridge.receiver.arena import LARGEST, SLOTS, Arena
 from siprec_bridge.receiver.control import VERSION, Configuration
 from siprec_bridge.receiver.sweep import address_of, best_receiver, prepare
+from siprec_bridge.receiver.worker import Worker
 
 HOSTS = ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not has_ipv6(), reason="none"))]
 each_way = pytest.mark.parametrize("fast", [True, False], ids=["recvmmsg", "plain"])
@@ -123,3 +125,26 @@ def test_a_worker_understands_no_other_version_than_its_own() -> None:
     assert Configuration.from_json(told.to_json()) == told
     with pytest.raises(ValueError, match=f"version {VERSION + 1}, not {VERSION}"):
         Configuration.from_json(told.to_json() | {"version": VERSION + 1})
+
+
+def stamped() -> int:
+    """How many sockets of this process have the kernel stamp what comes."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with (
+            contextlib.suppress(OSError),  # no socket, or not open any more
+            socket.fromfd(int(name), socket.AF_INET, socket.SOCK_DGRAM) as one,
+        ):
+            count += one.getsockopt(socket.SOL_SOCKET, 35)  # SO_TIMESTAMPNS
+    return count
+
+
+def test_a_worker_without_a_call_has_the_kernel_stamp_so_that_it_does_when_one_begins() -> None:
+    before = stamped()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = Worker(theirs)
+        idle = stamped()
+        worker.stop()
+
+    assert (idle, stamped()) == (before + 1, before)
