@@ -15,10 +15,9 @@ WILDCARDS = ("0.0.0.0", "::")
 def local_address(host: str, zone: int = 0) -> str:
     """Our address on the way to a host: what it can send to, where we listen on all of them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = (host, 9, 0, zone) if zone else (host, 9)
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(address)  # UDP: looks the route up, sends nothing
+            probe.connect(_address(host, 9, zone))  # UDP: looks the route up, sends nothing
         except OSError:
             return "127.0.0.1" if family == socket.AF_INET else "::1"
         return str(probe.getsockname()[0])
@@ -27,6 +26,11 @@ def local_address(host: str, zone: int = 0) -> str:
 def zone_of(address: Sequence[Any]) -> int:
     """Of a socket's address, as Python has it: the number of its link if it is link-local, or 0."""
     return int(address[3]) if len(address) > 3 else 0
+
+
+def _address(host: str, port: int, zone: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What a socket sends to."""
+    return (host, port, 0, zone) if zone else (host, port)
 
 
 class UdpEndpoint(asyncio.DatagramProtocol):
@@ -56,8 +60,7 @@ class UdpEndpoint(asyncio.DatagramProtocol):
     def send(self, data: bytes, peer: Peer) -> None:
         """Send a datagram."""
         if self._transport is not None and not self._transport.is_closing():
-            address = (peer.host, peer.port, 0, peer.zone) if peer.zone else (peer.host, peer.port)
-            self._transport.sendto(data, address)
+            self._transport.sendto(data, _address(peer.host, peer.port, peer.zone))
 
     def close(self) -> None:
         """Unbind."""

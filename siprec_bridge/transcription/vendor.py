@@ -33,12 +33,15 @@ _OUTAGE_FIRST_S, _OUTAGE_LONGEST_S = 0.5, 15.0
 _PROBE_S = 1.0  # length of the tone that a recogniser is probed with
 
 
+Condition = Literal["working", "off", "away", "broken"]
+
+
 @dataclass(frozen=True, slots=True)
 class VendorState:
     """A vendor as operators see it."""
 
     name: str
-    state: Literal["working", "off", "away", "broken"]
+    state: Condition
     cause: str | None
     running: int  # runs
     slots: int | None  # None: no limit
@@ -105,18 +108,19 @@ class Vendor:
             return self._away
         return f"broken: {self.circuit.cause}" if self.circuit.is_open else None
 
+    def _condition(self) -> Condition:
+        if self.off:
+            return "off"
+        if self._away:
+            return "away"
+        return "broken" if self.circuit.is_open else "working"
+
     @property
     def state(self) -> VendorState:
         """All of it for operators."""
         return VendorState(
             name=self.name,
-            state="off"
-            if self.off
-            else "away"
-            if self._away
-            else "broken"
-            if self.circuit.is_open
-            else "working",
+            state=self._condition(),
             cause=self.trouble,
             running=len(self.runs),
             slots=self.provider.max_concurrent,
