@@ -1,10 +1,12 @@
 """Ports of one test process, apart from those of others that run beside it."""
 
+import itertools
 import os
 import socket
 from functools import cache
 
 _FIRST, _EACH, _SHARES = 16400, 1000, 16  # below what the kernel gives away by itself
+_numbers = itertools.count()  # of servers' ports in the share
 
 
 def rtp_ports(count: int = _EACH) -> tuple[int, int]:
@@ -15,6 +17,23 @@ def rtp_ports(count: int = _EACH) -> tuple[int, int]:
     """
     first = _FIRST + _EACH * _share()[0]
     return first, first + count - 1
+
+
+def server_port() -> int:
+    """A TCP port that is free, and that nobody gets while its server starts or is down.
+
+    What the kernel gives away may be given again before a server binds it, which takes some seconds.
+    """
+    first, _ = rtp_ports()  # UDP's: of TCP, these are free
+    for number in itertools.islice(_numbers, _EACH):
+        port = first + number % _EACH
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise OSError(f"no TCP port from {first} on is free")
 
 
 @cache

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
+
+from harness.ports import server_port
 
 PATIENCE_S = 30.0
 _PLACES = Path("/usr/lib/postgresql")
@@ -30,9 +31,7 @@ class Postgresql:
     def __init__(self) -> None:
         # Not in pytest's folder, which is closed to the server's user.
         self._folder = Path(tempfile.mkdtemp(prefix="siprec-pg-"))
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port: int = one.getsockname()[1]
+        self.port = server_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:

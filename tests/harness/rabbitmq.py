@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from harness.certificates import Authority
+from harness.ports import server_port
 
 CERTIFIED = "siprec-bridge"  # a user who may come with a certificate of that name
 PATIENCE_S = 45.0
@@ -32,7 +33,8 @@ class RabbitMq:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port, self.tls_port, self._epmd_port, self._distribution_port = _free_ports(4)
+        self.port, self.tls_port = server_port(), server_port()
+        self._epmd_port, self._distribution_port = server_port(), server_port()
         self.authority: Authority | None = None
         self.node = f"siprec{self.port}@localhost"
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -233,11 +235,3 @@ def _users(*names: str) -> dict[str, object]:
             for name in names
         ],
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
